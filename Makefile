@@ -1,0 +1,24 @@
+# RestoRL: make setup | make demo | make test | make lint | make bench
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Roles share cores: spinning OpenMP threads of one starve the others.
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: setup lock test lint
+setup: $(STAMP)
+
+# DS_BUILD_OPS=0: DeepSpeed ships as source; build no native operator.
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else f"RestoRL needs Python 3.11 or 3.12, this is {v[0]}.{v[1]}; try make PYTHON=python3.11 setup")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q uv
+	DS_BUILD_OPS=0 $(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
+	touch $(STAMP)
+
+lock:
+	uv pip compile pyproject.toml --extra dev --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --custom-compile-command 'make lock' -o requirements.lock

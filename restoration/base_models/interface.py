@@ -1,0 +1,118 @@
+"""What a base model must offer to be rolled out, trained and published."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from restoration.transition import Schedule
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """How a chain visits the training timesteps; `eta` is the noise of DDIM, 1 is DDPM."""
+
+    steps: int = 6
+    eta: float = 1.0
+    spacing: str = "trailing"
+    steps_offset: int = 0
+    guidance_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.spacing not in ("leading", "trailing", "linspace"):
+            raise ValueError(f"sampler.spacing={self.spacing!r}: choose leading, trailing or linspace")
+        if not 0 < self.eta <= 1:
+            raise ValueError(f"sampler.eta={self.eta}: a policy needs noise in its steps; choose 0 < eta <= 1")
+        if self.steps < 1:
+            raise ValueError(f"sampler.steps={self.steps}: at least 1")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the denoiser sees of the LQ images; every tensor has the batch first.
+
+    Attributes:
+        clean: output of the cleaner, float32 [B, 3, H, W] in [0, 1].
+        latent: its scaled VAE latent [B, C, h, w].
+        text: text embedding [B, tokens, width], or None for a model without text.
+        negative_text: embedding of the unconditional branch for guidance, or None.
+    """
+
+    clean: Tensor
+    latent: Tensor
+    text: Tensor | None = None
+    negative_text: Tensor | None = None
+
+    def map(self, f) -> Condition:  # type: ignore[no-untyped-def]
+        """The condition with `f` applied to each tensor (indexing, repeating, moving)."""
+        return Condition(*(None if v is None else f(v) for v in (self.clean, self.latent, self.text, self.negative_text)))
+
+    def __getitem__(self, index: Tensor | slice) -> Condition:
+        return self.map(lambda v: v[index])
+
+    def repeat_interleave(self, times: int) -> Condition:
+        return self.map(lambda v: v.repeat_interleave(times, dim=0))
+
+
+@runtime_checkable
+class BaseModel(Protocol):
+    """A diffusion restoration model. Images are float32 [B, 3, H, W] in [0, 1], latents scaled to unit deviation.
+
+    `policy` holds the networks that `denoise` runs; the part of it that SFT trains is named by
+    `trainable_names`, and only that part is ever trained or published.
+    """
+
+    name: str
+    size_multiple: int  # H and W must be multiples of it
+
+    @property
+    def policy(self) -> nn.Module: ...
+
+    @property
+    def trainable_names(self) -> tuple[str, ...]:
+        """Prefixes, in `policy`'s parameter names, of the part that SFT trains."""
+        ...
+
+    @property
+    def lora_targets(self) -> str:
+        """Regular expression over module names in `policy` that LoRA attaches to."""
+        ...
+
+    def schedule(self, sampler: SamplerSettings) -> Schedule: ...
+
+    def condition(self, lq: Tensor) -> Condition:
+        """Clean condition, its latent and the text; no gradient."""
+        ...
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Scaled latents (posterior mode); no gradient."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images, clamped to [0, 1]; no gradient."""
+        ...
+
+    def start(self, condition: Condition, noise: Tensor) -> Tensor:
+        """x_T for standard normal `noise` of the latent's shape."""
+        ...
+
+    def denoise(self, x_t: Tensor, timestep: float | Tensor, condition: Condition, guidance_scale: float) -> Tensor:
+        """The network's output (epsilon, v or sample) like x_t; float32. timestep: one number, or [B]."""
+        ...
+
+    def sft_loss(self, gt_latent: Tensor, condition: Condition, timestep: Tensor, noise: Tensor) -> Tensor:
+        """The model's own SFT loss L_diff per sample, float32 [B]. timestep: int64 [B]; noise like gt_latent."""
+        ...
+
+    @property
+    def train_timesteps(self) -> int: ...
+
+    def to(self, device: torch.device | str) -> BaseModel: ...
+
+    def save(self, folder: Path) -> None:
+        """A folder that `restoration.base_models.load` reads again."""
+        ...

@@ -1,0 +1,1 @@
+"""Supervised training from scratch of a DiffBIR-type model: VAE, cleaner, then denoiser and ControlNet."""
