@@ -1,0 +1,1 @@
+"""Networks that turn a degraded image into the clean condition."""
