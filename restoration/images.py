@@ -1,0 +1,232 @@
+"""Image files in and out, 8-bit conversion, padding to a multiple and cropping back.
+
+A file of any common kind becomes RGB: grey is repeated, palettes are looked up, EXIF orientation is applied,
+16-bit files keep their depth. **Alpha is composited on black and dropped**: an opaque image is unchanged, and
+colour hidden under transparent pixels, which no viewer shows, can't leak into a comparison.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+from typing import TypeAlias, cast
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
+from torch import Tensor
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+Pixels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
+_ORIENTATION_TAG, _BITS_PER_SAMPLE_TAG = 0x0112, 258
+
+
+class ImageError(ValueError):
+    """An image file that can't be read or written; the message names the file and the reason."""
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Image files under `folder` at any depth, sorted by name; hidden files (temporary ones too) are left out.
+
+    Raises:
+        FileNotFoundError: `folder` is no folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder; give the folder that holds the images")
+    return sorted(
+        p
+        for p in folder.rglob("*")
+        if p.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in p.relative_to(folder).parts)
+        and p.is_file()
+    )
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) as `read_image` would give them, from the file's header only.
+
+    Raises:
+        ImageError: the file is missing, empty or no image.
+    """
+    try:
+        with _open(Path(path)) as photo:
+            width, height = photo.size
+            turned = _orientation(photo) in (5, 6, 7, 8)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _error(path, error) from error
+    return (width, height) if turned else (height, width)
+
+
+def read_pixels(path: Path) -> Pixels:
+    """The image as uint8 or, from a 16-bit file, uint16 [H, W, 3] RGB.
+
+    Raises:
+        ImageError: the file is missing, empty, truncated, no image, or of an unsupported kind (float pixels).
+    """
+    path = Path(path)
+    try:
+        with _open(path) as photo:
+            deep, orientation = _is_deep(photo), _orientation(photo)
+            photo.load()  # fails on a truncated file, which OpenCV would fill with grey
+            # Pillow cuts 16-bit colour to 8 bits; OpenCV keeps it.
+            pixels = _decode_deep(path) if deep else _pillow_pixels(photo)
+    except ImageError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, cv2.error) as error:
+        raise _error(path, error) from error
+    return cast(Pixels, np.ascontiguousarray(_oriented(_without_alpha(pixels), orientation)))
+
+
+def read_image(path: Path) -> Tensor:
+    """The image as float32 [3, H, W] in [0, 1].
+
+    Raises:
+        ImageError: as `read_pixels`.
+    """
+    return to_float(read_pixels(path))
+
+
+def to_float(pixels: Pixels) -> Tensor:
+    """uint8 or uint16 [..., H, W, 3] to float32 [..., 3, H, W] in [0, 1]."""
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"expected uint8 or uint16 pixels, got {pixels.dtype}")
+    scaled = pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(scaled, -1, -3)))
+
+
+def to_uint8(images: Tensor) -> NDArray[np.uint8]:
+    """float [..., 3, H, W] to uint8 [..., H, W, 3], clamped to [0, 1] and rounded to the nearest level.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    images = images.detach().float()
+    if not torch.isfinite(images).all():
+        raise ValueError("the image holds values that are not finite and can't become pixels")
+    levels = images.clamp(0, 1).mul(255).round().to(torch.uint8)
+    return levels.movedim(-3, -1).contiguous().cpu().numpy()
+
+
+def write_image(path: Path, image: Tensor | NDArray[np.uint8]) -> None:
+    """Write float [3, H, W] in [0, 1], or uint8 [H, W, 3], as an 8-bit PNG; a reader never sees half a file.
+
+    Raises:
+        ImageError: the name doesn't end in .png, or the file can't be written (no space, no permission).
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ImageError(f"{path}: results are written lossless; give a name that ends in .png")
+    pixels = to_uint8(image) if isinstance(image, Tensor) else image
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(temporary, format="PNG", compress_level=4)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ImageError(f"{path}: can't be written: {error.strerror or error}") from error
+
+
+def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
+    """Reflect [..., H, W] at the right and bottom edge until both sides are multiples; any size, even 1 x 1.
+
+    `images` itself comes back when nothing is missing. `crop_back` undoes it.
+    """
+    if multiple < 1:
+        raise ValueError(f"multiple={multiple}: at least 1")
+    for axis in (-2, -1):
+        length = images.shape[axis]
+        missing = -length % multiple
+        if missing:
+            # torch's reflect mode refuses a pad of the image's size or more, so bounce to and fro by index.
+            period = max(2 * (length - 1), 1)
+            position = torch.arange(length + missing, device=images.device) % period
+            images = images.index_select(images.ndim + axis, torch.minimum(position, period - position) % length)
+    return images
+
+
+def crop_back(images: Tensor, height: int, width: int) -> Tensor:
+    """The part of padded [..., H, W] that the original of `height` x `width` filled."""
+    return images[..., :height, :width]
+
+
+def _open(path: Path) -> ImageFile.ImageFile:
+    if path.is_file() and path.stat().st_size == 0:
+        raise ImageError(f"{path}: the file is empty (0 bytes)")
+    return Image.open(path)  # type: ignore[return-value]
+
+
+def _error(path: Path, error: Exception) -> ImageError:
+    if isinstance(error, ImageError):
+        return error
+    if isinstance(error, Image.UnidentifiedImageError):
+        return ImageError(f"{path}: no image of a known kind, or its header is damaged")
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return ImageError(f"{path}: can't be read: {reason}")
+
+
+def _orientation(photo: ImageFile.ImageFile) -> int:
+    """EXIF orientation, 1 to 8, without decoding pixels (`getexif` would decode a whole PNG to look behind them)."""
+    if photo.format == "PNG" and not {"exif", "Raw profile type exif"} & photo.info.keys():
+        return 1
+    return int(photo.getexif().get(_ORIENTATION_TAG, 1))
+
+
+def _is_deep(photo: ImageFile.ImageFile) -> bool:
+    """Whether a colour PNG or TIFF has 16 bits a channel, which Pillow's mode doesn't tell."""
+    if photo.mode not in ("RGB", "RGBA", "LA"):
+        return False
+    if photo.format == "PNG":
+        assert photo.fp is not None
+        position = photo.fp.tell()
+        photo.fp.seek(24)  # bit depth in IHDR
+        depth = photo.fp.read(1)
+        photo.fp.seek(position)
+        return depth == b"\x10"
+    tags = getattr(photo, "tag_v2", {})
+    return photo.format == "TIFF" and max(tags.get(_BITS_PER_SAMPLE_TAG, (8,))) == 16
+
+
+def _decode_deep(path: Path) -> NDArray[np.uint16]:
+    decoded = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if decoded is None or decoded.dtype != np.uint16:
+        raise ImageError(f"{path}: can't be read: 16-bit pixels could not be decoded")
+    if decoded.ndim == 2:
+        return np.repeat(decoded[..., None], 3, axis=-1)
+    return np.asarray(decoded[..., [2, 1, 0, 3][: decoded.shape[-1]]])  # BGR(A) to RGB(A)
+
+
+def _pillow_pixels(photo: ImageFile.ImageFile) -> Pixels:
+    """uint8 or uint16 [H, W, 3 or 4]."""
+    if photo.mode.startswith("I"):  # 16-bit grey; mode "I" is its form in 32 bits
+        grey = np.asarray(photo)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError("32-bit integer pixels are not supported; convert the file to 8 or 16 bits")
+        return np.repeat(grey.astype(np.uint16)[..., None], 3, axis=-1)
+    if photo.mode == "F":
+        raise ValueError("float pixels are not supported; convert the file to 8 or 16 bits")
+    transparent = photo.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in photo.info
+    return np.asarray(photo.convert("RGBA" if transparent else "RGB"))
+
+
+def _without_alpha(pixels: Pixels) -> Pixels:
+    if pixels.shape[-1] == 3:
+        return pixels
+    top = np.iinfo(pixels.dtype).max
+    product = pixels[..., :3].astype(np.uint64) * pixels[..., 3:].astype(np.uint64)
+    return cast(Pixels, ((product + top // 2) // top).astype(pixels.dtype))
+
+
+def _oriented(pixels: Pixels, orientation: int) -> Pixels:
+    """Undo the eight EXIF orientations: a transposition for 5 to 8, then mirrors."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
