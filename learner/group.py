@@ -1,0 +1,268 @@
+"""The learner's ranks as Ray actors, driven as one."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from learner import checkpoint
+from learner.batch import BatchError, PairLoader
+from learner.learner import LearnerRank, LearnerSettings
+from learner.weights import WeightsMessage
+from restoration.base_models.interface import BaseModel
+
+
+class LearnerDied(RuntimeError):
+    """A rank's process ended or failed; the group is closed. Start a new one and load the last checkpoint."""
+
+    def __init__(self, rank: int, reason: str) -> None:
+        super().__init__(f"learner rank {rank} died: {reason}; the group is closed, resume from the last checkpoint")
+        self.rank = rank
+
+
+class LearnerUnplaced(RuntimeError):
+    """The cluster has no room for the ranks."""
+
+
+@dataclass(frozen=True)
+class GroupSettings:
+    """How many ranks there are and what each occupies.
+
+    Attributes:
+        resources: custom Ray resources of a rank, e.g. {"learner": 1}.
+        strategy: of the placement group; PACK keeps ranks together, SPREAD puts them on different nodes.
+        start_timeout_s: longest wait for room in the cluster, and then for the ranks to start.
+        step_timeout_s: longest a step may take.
+    """
+
+    ranks: int = 1
+    cpus_per_rank: float = 1.0
+    gpus_per_rank: float = 0.0
+    resources: Mapping[str, float] = field(default_factory=dict)
+    strategy: str = "PACK"
+    start_timeout_s: float = 300.0
+    step_timeout_s: float = 3600.0
+
+    def __post_init__(self) -> None:
+        if self.ranks < 1:
+            raise ValueError(f"learner.ranks={self.ranks}: at least 1")
+        if self.cpus_per_rank < 0 or self.gpus_per_rank < 0:
+            raise ValueError(f"learner: cpus_per_rank={self.cpus_per_rank}, gpus_per_rank={self.gpus_per_rank}: 0 or above")
+        if self.strategy not in ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"):
+            raise ValueError(f"learner.strategy={self.strategy!r}: choose PACK, SPREAD, STRICT_PACK or STRICT_SPREAD")
+        for name in ("start_timeout_s", "step_timeout_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"learner.{name}={getattr(self, name)}: above 0")
+
+
+class _RankProcess:
+    """One rank in its own process. The model is made there: only its maker crosses the border."""
+
+    def __init__(self, make_model: Callable[[], BaseModel], make_pairs: Callable[[], PairLoader]) -> None:
+        self._make_model, self._make_pairs = make_model, make_pairs
+        self._rank: LearnerRank | None = None
+
+    def address(self) -> tuple[str, int]:
+        """This node's IP and a port that is free there now."""
+        with socket.socket() as listener:
+            listener.bind(("", 0))
+            return ray.util.get_node_ip_address(), listener.getsockname()[1]
+
+    def start(self, settings: LearnerSettings, rank: int, world: int, address: str, port: int, device: str) -> None:
+        model, pairs = self._make_model(), self._make_pairs()
+        self._rank = LearnerRank(settings, model, pairs, rank, world, address, port, device)
+
+    def step(self, records: list[ray.ObjectRef]) -> dict[str, float | None]:
+        return self._started().step([memoryview(r) for r in ray.get(records)])
+
+    def weights(self, epoch: int, run_id: str) -> np.ndarray | None:
+        """On rank 0 the published bytes as uint8, which readers on a node share instead of copying."""
+        data = self._started().trainable_bytes(epoch, run_id)
+        return None if data is None else np.frombuffer(data, np.uint8)
+
+    def state_files(self) -> dict[str, bytes]:
+        return self._started().state_files()
+
+    def load_files(self, files: dict[str, bytes]) -> tuple[int, int]:
+        rank = self._started()
+        rank.load_files(files)
+        return rank.iteration, rank.weights_version
+
+    def _started(self) -> LearnerRank:
+        assert self._rank is not None, "start() comes first"
+        return self._rank
+
+
+class LearnerGroup:
+    """All ranks; every method acts on all of them and returns when they are done. Not for several threads.
+
+    A dead rank would leave the others waiting in a collective, so any failure but `BatchError` ends them all.
+    """
+
+    def __init__(
+        self,
+        settings: LearnerSettings,
+        group: GroupSettings,
+        model: str | Path | Callable[[], BaseModel],
+        make_pairs: Callable[[], PairLoader],
+        epoch: int = 0,
+        run_id: str = "",
+    ) -> None:
+        """`model` is a model folder that every node can read, or what makes the model in the rank's process.
+
+        Raises:
+            LearnerUnplaced: no room in the cluster within start_timeout_s.
+            LearnerDied: a rank failed to start.
+        """
+        self.settings, self.group, self.epoch, self.run_id = settings, group, epoch, run_id
+        self.iteration = self.weights_version = 0
+        self._actors: list[Any] = []
+        bundle = {"CPU": group.cpus_per_rank, "GPU": group.gpus_per_rank, **group.resources}
+        bundle = {name: amount for name, amount in bundle.items() if amount}
+        self._placement = placement_group([dict(bundle) for _ in range(group.ranks)], strategy=group.strategy)
+        if not self._placement.wait(group.start_timeout_s):
+            self.close()
+            raise LearnerUnplaced(
+                f"the cluster has no room for {group.ranks} learner ranks of {bundle} within {group.start_timeout_s:g} s; "
+                f"it has {ray.cluster_resources()}, free {ray.available_resources()}"
+            )
+        maker = model if callable(model) else functools.partial(_load_model, str(model))
+        process = ray.remote(_RankProcess)
+        for rank in range(group.ranks):
+            options = process.options(
+                num_cpus=group.cpus_per_rank,
+                num_gpus=group.gpus_per_rank,
+                resources=dict(group.resources),
+                max_restarts=0,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    self._placement, placement_group_bundle_index=rank
+                ),
+                runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
+            )
+            self._actors.append(options.remote(maker, make_pairs))
+        address, port = self._call("address", timeout_s=group.start_timeout_s)[0]
+        device = "cuda:0" if group.gpus_per_rank else "cpu"
+        arguments = [(settings, rank, group.ranks, address, port, device) for rank in range(group.ranks)]
+        self._call("start", each=arguments, timeout_s=group.start_timeout_s)
+
+    def step(self, records: Sequence[Any]) -> dict[str, float | None]:
+        """Learn from a batch of encoded groups (bytes, or references to them); returns the metrics.
+
+        Raises:
+            BatchError: the batch can't be trained on; the group goes on.
+            LearnerDied: a rank died or failed.
+        """
+        references = [r if isinstance(r, ray.ObjectRef) else ray.put(np.frombuffer(r, np.uint8)) for r in records]
+        metrics: dict[str, float | None] = self._call("step", references, timeout_s=self.group.step_timeout_s)[0]
+        self.iteration, self.weights_version = int(metrics["iteration"] or 0), int(metrics["weights_version"] or 0)
+        return metrics
+
+    def publish(self) -> WeightsMessage:
+        """The current weights in the object store, once, for every actor to read; owned by the caller's process."""
+        references = self._call("weights", self.epoch, self.run_id, timeout_s=self.group.step_timeout_s, fetch=False)
+        return WeightsMessage(self.weights_version, self.epoch, references[0])
+
+    def save(self, root: Path, extra: Mapping[str, bytes] | None = None, keep: int = 3) -> Path:
+        """Write a checkpoint of the learner and the caller's `extra` files below `root`; returns its folder.
+
+        Raises:
+            learner.checkpoint.CheckpointError: it can't be written; the previous one stays and the group goes on.
+        """
+        files = self._call("state_files", timeout_s=self.group.step_timeout_s)[0]
+        return checkpoint.write(root, self.iteration, {**files, **(extra or {})}, keep)
+
+    def load(self, folder: Path) -> dict[str, bytes]:
+        """Continue from a checkpoint; returns all its files, so that the caller finds its own.
+
+        Raises:
+            learner.checkpoint.CheckpointError: it is damaged or of another model.
+        """
+        files = checkpoint.read(folder)
+        progress = self._call("load_files", ray.put(files), timeout_s=self.group.start_timeout_s)[0]
+        self.iteration, self.weights_version = progress
+        return files
+
+    def pids(self) -> list[int]:
+        """Process ids of the ranks, in order."""
+
+        def pid(_: Any) -> int:
+            import os
+
+            return os.getpid()
+
+        return list(ray.get([actor.__ray_call__.remote(pid) for actor in self._actors]))
+
+    def close(self) -> None:
+        """End all ranks; may be called again."""
+        for actor in self._actors:
+            with contextlib.suppress(Exception):
+                ray.kill(actor)
+        self._actors = []
+        if self._placement is not None:
+            with contextlib.suppress(Exception):
+                remove_placement_group(self._placement)
+            self._placement = None
+
+    def __enter__(self) -> LearnerGroup:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _call(
+        self,
+        method: str,
+        *arguments: Any,
+        each: Sequence[tuple[Any, ...]] | None = None,
+        timeout_s: float,
+        fetch: bool = True,
+    ) -> list[Any]:
+        """Call a method on every rank and wait for all; the first failure, whichever rank's it is, is raised."""
+        if not self._actors:
+            raise LearnerDied(-1, "the group was closed")
+        calls = each or [arguments] * len(self._actors)
+        references = [getattr(a, method).remote(*c) for a, c in zip(self._actors, calls, strict=True)]
+        ranks = {reference: rank for rank, reference in enumerate(references)}
+        pending, deadline = list(references), time.monotonic() + timeout_s
+        refusal: Exception | None = None
+        while pending:
+            ready, pending = ray.wait(
+                pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()), fetch_local=fetch
+            )
+            if not ready:
+                self.close()
+                raise LearnerDied(ranks[pending[0]], f"no answer to {method} within {timeout_s:g} s")
+            try:
+                if fetch or ranks[ready[0]]:
+                    ray.get(ready[0])
+            # Every rank refuses a bad batch, before any collective; and a checkpoint that doesn't fit likewise.
+            except (BatchError, checkpoint.CheckpointError) as error:
+                refusal = error
+            except ray.exceptions.RayError as error:
+                self.close()
+                raise LearnerDied(ranks[ready[0]], f"{method}: {_first_lines(error)}") from error
+        if refusal is not None:
+            raise refusal
+        return ray.get(references) if fetch else references
+
+
+def _load_model(folder: str) -> BaseModel:
+    from restoration.base_models import load
+
+    return load(Path(folder))
+
+
+def _first_lines(error: Exception) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[0] if len(lines) < 2 else f"{lines[0]} ... {lines[-1]}"

@@ -1,0 +1,274 @@
+"""One learner rank: groups of rollouts in, updated weights out. Knows no Ray; one process is one rank."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from learner import checkpoint
+from learner.advantage import AdvantageSettings, RewardTracks
+from learner.batch import GlobalBatch, PairLoader, Work, assemble, make_work, plan_updates, share
+from learner.engine import Engine, OptimiserSettings, join
+from learner.objective import ObjectiveSettings
+from learner.replay import Loader, PolicyMicro, Replay, SftMicro
+from learner.statistics import Statistics, batch_summary
+from learner.weights import WeightsInfo, to_bytes
+from restoration.adapters import AdaptSettings, make_trainable, trained_parameters
+from restoration.base_models.interface import BaseModel, SamplerSettings
+from trajectories.schema import Trajectories, decode
+
+STATE_FILES = ("weights.safetensors", "optimiser.safetensors", "learner.json")
+
+
+@dataclass(frozen=True)
+class LearnerSettings:
+    """Everything a rank needs besides the model and the pairs.
+
+    Attributes:
+        micro_batch: decisions, or samples of L_diff, of one forward; gradients accumulate over as many as needed.
+        dtype: of the forward's matrix products (autocast); parameters, ratios and losses stay float32.
+        updates_per_batch: optimiser steps a batch is divided into, by groups.
+        inner_epochs: passes over a batch; with more than one update the later ones are off-policy (ratio is not 1).
+        norms_every: iterations between measurements of the RL and SFT gradient norms, each an additional pass over the
+            batch; 0 for never. Not available under ZeRO-3.
+        gradient_checkpointing: recompute activations in the backward, where the networks can.
+        seed: of the timesteps and noise of L_diff.
+        threads: CPU threads of the rank, 0 to leave torch's choice.
+        timeout_s: longest wait for another rank before it counts as lost.
+    """
+
+    adapt: AdaptSettings = field(default_factory=AdaptSettings)
+    sampler: SamplerSettings = field(default_factory=SamplerSettings)
+    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
+    advantage: AdvantageSettings = field(default_factory=AdvantageSettings)
+    optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+    micro_batch: int = 8
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    updates_per_batch: int = 1
+    inner_epochs: int = 1
+    norms_every: int = 10
+    gradient_checkpointing: bool = False
+    seed: int = 0
+    threads: int = 0
+    timeout_s: float = 1800.0
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"learner.dtype={self.dtype!r}: choose float32 or bfloat16")
+        for name, least in (
+            ("micro_batch", 1),
+            ("updates_per_batch", 1),
+            ("inner_epochs", 1),
+            ("norms_every", 0),
+            ("threads", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"learner.{name}={getattr(self, name)}: at least {least}")
+        if not self.timeout_s > 0:
+            raise ValueError(f"learner.timeout_s={self.timeout_s}: above 0")
+        if self.adapt.mode == "full" and self.optimiser.zero_stage == 3 and self.objective.needs_reference:
+            raise ValueError(
+                "objective.kl_beta above 0 with adapt.mode=full and optimiser.zero_stage=3: no reference policy there; "
+                "use LoRA, zero_stage 2 or kl_beta 0"
+            )
+
+
+class LearnerRank:
+    """A rank of the learner. All ranks must call the methods marked "collective", in the same order."""
+
+    def __init__(
+        self,
+        settings: LearnerSettings,
+        model: BaseModel,
+        pairs: PairLoader,
+        rank: int = 0,
+        world: int = 1,
+        address: str = "127.0.0.1",
+        port: int = 29500,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Collective. Joins the ranks at address:port and adapts `model`, whose folder is the same on every rank."""
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        self.settings, self.rank, self.world = settings, rank, world
+        self.device = torch.device(device)
+        join(rank, world, address, port, self.device, settings.timeout_s)
+        self.model = model.to(self.device)
+        make_trainable(self.model, settings.adapt)
+        # Networks with dropout would replay another policy than the one that acted.
+        self.model.policy.eval()
+        if settings.gradient_checkpointing:
+            _enable_checkpointing(self.model)
+        self.schedule = self.model.schedule(settings.sampler)
+        autocast = torch.bfloat16 if settings.dtype == "bfloat16" else None
+        replay = Replay(self.model, self.schedule, settings.objective, settings.sampler.guidance_scale, autocast)
+        self.engine = Engine(replay, trained_parameters(self.model), settings.optimiser)
+        self.loader = Loader(self.model, pairs, self.device)
+        self.tracks = RewardTracks(settings.advantage)
+        self.iteration = 0
+        self.weights_version = 0
+
+    def step(self, groups: Sequence[bytes | memoryview | Trajectories]) -> dict[str, float | None]:
+        """Collective: learn from the whole batch `groups`, the same on every rank; returns the same metrics on all.
+
+        Names that begin with "seconds_" are timings; a value is None where it was not measured.
+
+        Raises:
+            BatchError: the groups can't be trained on; nothing has changed then.
+            FloatingPointError: the loss or the gradient is not finite; load a checkpoint before going on.
+        """
+        started = time.perf_counter()
+        decoded = [g if isinstance(g, Trajectories) else decode(g) for g in groups]
+        before = self.tracks.state_dict()
+        try:
+            batch = assemble(decoded, self.tracks, self.schedule.fingerprint)
+            metrics = self._learn(batch)
+        except BaseException:
+            self.tracks.load_state_dict(before)
+            raise
+        finally:
+            self.loader.clear()
+        self.iteration += 1
+        self.weights_version += 1
+        metrics |= batch_summary(batch)
+        metrics |= {
+            "iteration": self.iteration,
+            "weights_version": self.weights_version,
+            "tracked_images": len(self.tracks),
+            "seconds_learn": time.perf_counter() - started,
+        }
+        return metrics
+
+    def _learn(self, batch: GlobalBatch) -> dict[str, float | None]:
+        statistics = Statistics(self.device)
+        norms: dict[str, float | None] = {"grad_norm_rl": None, "grad_norm_sft": None}
+        works = [
+            make_work(batch, chosen, self.settings.objective)
+            for _ in range(self.settings.inner_epochs)
+            for chosen in plan_updates(batch, self.settings.updates_per_batch)
+        ]
+        every = self.settings.norms_every
+        measure = bool(every) and self.iteration % every == 0 and self.settings.optimiser.zero_stage < 3
+        grad_norm, lr = 0.0, 0.0
+        for update, work in enumerate(works):
+            if not work.policy and not work.sft:
+                continue
+            makers = self._micro_batches(batch, work, (self.settings.seed, self.iteration, update))
+            if measure and update == 0:
+                norms = self._norms_apart(makers)
+            loss = torch.zeros((), device=self.device)
+            for i, make in enumerate(makers):
+                micro = make()
+                parts = self.engine.accumulate(micro, last=i == len(makers) - 1)
+                loss += sum(parts[name].sum() for name in ("rl", "sft", "kl_loss") if name in parts)
+                if micro.counted:
+                    statistics.add(parts)
+            dist.all_reduce(loss)  # a loss that is not finite on one rank stops them all, before the step
+            self._require_finite("loss", float(loss))
+            grad_norm, lr = self.engine.step(self.iteration)
+            self._require_finite("gradient norm", grad_norm)
+        result = statistics.reduce(len(works))
+        result |= {"grad_norm": grad_norm, "lr": lr, "updates": float(len(works)), **norms}
+        difficulty = torch.cat([w.difficulty for w in works])
+        result["difficulty_mean"] = float(difficulty.mean())
+        return result
+
+    def _require_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"learner iteration {self.iteration}: {what} is {value}; resume from the last checkpoint with a lower "
+                "optimiser.lr, or look for NaN in the data"
+            )
+
+    def _micro_batches(
+        self, batch: GlobalBatch, work: Work, seed: tuple[int, ...]
+    ) -> list[Callable[[], PolicyMicro | SftMicro]]:
+        """What makes this rank's micro-batches: as many, of the same kinds and in the same order, on every rank."""
+        size = self.settings.micro_batch
+        makers: list[Callable[[], PolicyMicro | SftMicro]] = []
+        for part in share(work.policy, self.rank, self.world, size):
+            items, filler = part or [work.policy[0]], not part
+            makers.append(lambda items=items, filler=filler: self.loader.policy(batch, items, filler))  # type: ignore[misc]
+        for chunk in share(work.sft, self.rank, self.world, size):
+            rows, filler = chunk or [work.sft[0]], not chunk
+            makers.append(lambda rows=rows, filler=filler: self.loader.sft(batch, rows, seed, filler))  # type: ignore[misc]
+        return makers
+
+    def _norms_apart(self, makers: Sequence[Callable[[], PolicyMicro | SftMicro]]) -> dict[str, float | None]:
+        """Norms over all ranks of the RL (with KL) and the SFT gradient, by passes that leave the engine alone."""
+        parameters = list(self.engine.trained.values())
+        sums: dict[str, list[Tensor]] = {}
+        for make in makers:
+            micro = make()
+            loss, _ = self.engine.evaluate(micro)
+            name = "grad_norm_rl" if isinstance(micro, PolicyMicro) else "grad_norm_sft"
+            total = sums.setdefault(name, [torch.zeros_like(p, dtype=torch.float32) for p in parameters])
+            for t, g in zip(total, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
+                if g is not None:
+                    t += g
+        norms: dict[str, float | None] = {"grad_norm_rl": None, "grad_norm_sft": None}
+        for name in sorted(sums):
+            flat = torch.cat([t.flatten() for t in sums[name]])
+            dist.all_reduce(flat)
+            norms[name] = float(flat.norm())
+        return norms
+
+    def trainable_bytes(self, epoch: int, run_id: str = "") -> bytes | None:
+        """Collective: the trained tensors as safetensors bytes on rank 0, None elsewhere."""
+        weights = self.engine.weights()
+        return to_bytes(weights, WeightsInfo(self.weights_version, epoch, run_id)) if self.rank == 0 else None
+
+    def state_files(self) -> dict[str, bytes]:
+        """Collective: the rank-independent state as the contents of `STATE_FILES` on rank 0, {} elsewhere."""
+        weights, optimiser = self.engine.weights(), self.engine.optimiser_state()
+        if self.rank:
+            return {}
+        progress = {
+            "iteration": self.iteration,
+            "weights_version": self.weights_version,
+            "tracks": self.tracks.state_dict(),
+            "torch_rng": torch.get_rng_state().tolist(),
+        }
+        contents = (safetensors.torch.save(weights), safetensors.torch.save(optimiser), json.dumps(progress).encode())
+        return dict(zip(STATE_FILES, contents, strict=True))
+
+    def load_files(self, files: Mapping[str, bytes]) -> None:
+        """Collective: continue from `state_files`; bit-identical with the same number of ranks.
+
+        Raises:
+            checkpoint.CheckpointError: a file is missing or doesn't fit this model and its adaptation.
+        """
+        try:
+            weights, optimiser = (safetensors.torch.load(files[name]) for name in STATE_FILES[:2])
+            progress: dict[str, Any] = json.loads(files[STATE_FILES[2]])
+            self.engine.load(weights, optimiser)
+            self.tracks.load_state_dict(progress["tracks"])
+            self.iteration, self.weights_version = progress["iteration"], progress["weights_version"]
+            torch.set_rng_state(torch.tensor(progress["torch_rng"], dtype=torch.uint8))
+        except (KeyError, ValueError, safetensors.SafetensorError) as error:
+            raise checkpoint.CheckpointError(f"this checkpoint doesn't continue this run: {error}") from error
+
+    def save(self, root: Path, keep: int = 3) -> Path | None:
+        """Collective: rank 0 writes a checkpoint below `root` and returns its folder; None elsewhere."""
+        files = self.state_files()
+        return checkpoint.write(root, self.iteration, files, keep) if self.rank == 0 else None
+
+    def load(self, folder: Path) -> None:
+        """Collective: continue from a checkpoint that every rank can read."""
+        self.load_files(checkpoint.read(folder))
+
+
+def _enable_checkpointing(model: BaseModel) -> None:
+    for module in model.policy.children():
+        if hasattr(module, "enable_gradient_checkpointing"):
+            module.enable_gradient_checkpointing()

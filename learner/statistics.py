@@ -1,0 +1,88 @@
+"""Numbers of an iteration, summed over micro-batches and ranks."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from learner.batch import GlobalBatch
+from learner.objective import effective_sample_size
+
+_SUMS = ("rl", "sft", "kl_loss", "ratio", "ratio_square", "clipped", "approx_kl", "kl", "l_diff", "pairs", "samples")
+
+
+class Statistics:
+    """Accumulates the parts that micro-batches return; float64."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in _SUMS}
+        self._least = torch.full((), math.inf, dtype=torch.float64, device=device)
+        self._most = torch.full((), -math.inf, dtype=torch.float64, device=device)
+
+    def add(self, parts: dict[str, Tensor]) -> None:
+        """`parts`: per-item values of one micro-batch, see `Replay`."""
+        for name, values in parts.items():
+            self._sums[name] += values.double().sum()
+        if "ratio" in parts:
+            ratio = parts["ratio"].double()
+            self._sums["ratio_square"] += ratio.square().sum()
+            self._sums["pairs"] += len(ratio)
+            self._least = torch.minimum(self._least, ratio.min())
+            self._most = torch.maximum(self._most, ratio.max())
+        if "l_diff" in parts:
+            self._sums["samples"] += len(parts["l_diff"])
+
+    def reduce(self, updates: int) -> dict[str, float | None]:
+        """Collective: metrics over all ranks; losses are means over the `updates`. None: that term isn't used."""
+        sums = torch.stack([self._sums[name] for name in _SUMS])
+        extremes = torch.stack([-self._least, self._most])
+        dist.all_reduce(sums)
+        dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+        s = dict(zip(_SUMS, sums.tolist(), strict=True))
+        pairs, samples = s["pairs"], s["samples"]
+
+        def mean(name: str, count: float) -> float | None:
+            return s[name] / count if count else None
+
+        return {
+            "loss": (s["rl"] + s["sft"] + s["kl_loss"]) / updates,
+            "loss_rl": s["rl"] / updates,
+            "loss_sft": s["sft"] / updates,
+            "loss_kl": s["kl_loss"] / updates,
+            "ratio_mean": mean("ratio", pairs),
+            "ratio_min": -float(extremes[0]) if pairs else None,
+            "ratio_max": float(extremes[1]) if pairs else None,
+            "clip_fraction": mean("clipped", pairs),
+            "ess": effective_sample_size(s["ratio"], s["ratio_square"], pairs) if pairs else None,
+            "approx_kl": mean("approx_kl", pairs),
+            "kl": mean("kl", pairs),
+            "l_diff": mean("l_diff", samples),
+            "decisions": pairs,
+        }
+
+
+def batch_summary(batch: GlobalBatch) -> dict[str, float | None]:
+    """Rewards, advantages and errors of the batch; equal on every rank."""
+    rewards = torch.cat([torch.as_tensor(g.rewards)[torch.as_tensor(g.scored)] for g in batch.groups]).double()
+    final = torch.cat([torch.as_tensor(g.final_reward) for g in batch.groups]).double()
+    advantages = torch.tensor([a for g in batch.advantages for row in g for a in row.values()], dtype=torch.float64)
+    within = [torch.as_tensor(g.final_reward).double().std(correction=0) for g in batch.groups]
+    scored = len(rewards) > 0
+    return {
+        "groups": float(len(batch.groups)),
+        "trajectories": float(batch.rows),
+        "reward_mean": float(final.mean()),
+        "reward_std": float(final.std(correction=0)),
+        "reward_std_within": float(torch.stack(within).mean()),
+        "reward_all_steps": float(rewards.mean()) if scored else None,
+        "advantage_mean": float(advantages.mean()) if scored else None,
+        "advantage_std": float(advantages.std(correction=0)) if scored else None,
+        "advantage_max": float(advantages.abs().max()) if scored else None,
+        "error_l2": float(torch.cat([torch.as_tensor(g.error_l2) for g in batch.groups]).double().mean()),
+        "error_l1": float(torch.cat([torch.as_tensor(g.error_l1) for g in batch.groups]).double().mean()),
+        "shift": float(torch.cat([torch.as_tensor(g.shift).flatten() for g in batch.groups]).double().mean()),
+    }
