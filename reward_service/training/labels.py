@@ -1,0 +1,74 @@
+"""Quality labels: a full-reference measure mapped to 1..5, and DeQA-Score's soft labels over five levels."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LEVELS = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0])  # excellent, good, fair, poor, bad
+
+
+def soft_labels(quality: Tensor, deviation: float) -> Tensor:
+    """Probabilities [N, 5] of the levels for mean opinions `quality` [N] in [1, 5].
+
+    A normal density at the levels, then alpha * p + beta so that the sum is one and the mean is `quality`; where
+    that is impossible (a negative probability, or a mean off by more than 0.1) the two nearest levels share it.
+    """
+    mu = quality.double()[:, None]
+    levels = LEVELS.double()
+    p = torch.exp(-0.5 * ((levels - mu) / deviation) ** 2)
+    p = p / (deviation * (2 * torch.pi) ** 0.5)
+    total, first = p.sum(1, keepdim=True), (p * levels).sum(1, keepdim=True)
+    middle = first - 3 * total  # zero at quality 3, where alpha only has to fix the sum
+    alpha = torch.where(middle.abs() > 1e-6, (mu - 3) / middle, 1 / total)
+    q = (alpha * p + (1 - alpha * total) / 5).clamp_min(0)
+    bad = ((q @ levels)[:, None] - mu).abs() > 0.1
+    two_points = (1 - (levels - mu).abs()).clamp_min(0)
+    q = torch.where(bad | (deviation < 0.2), two_points, q)
+    return (q / q.sum(1, keepdim=True)).float()
+
+
+def _luma(x: Tensor) -> Tensor:
+    return (x * x.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+
+
+def _window() -> Tensor:
+    g = torch.exp(-0.5 * ((torch.arange(11) - 5) / 1.5) ** 2)
+    return torch.outer(g, g)[None, None] / g.sum() ** 2
+
+
+def structure_loss(x: Tensor, y: Tensor) -> Tensor:
+    """1 - SSIM of the luma, mean of full and half size; [B]."""
+    losses = []
+    for scale in (1, 2):
+        a, b = (_luma(F.avg_pool2d(z, scale) if scale > 1 else z) for z in (x, y))
+        w = _window()
+        ma, mb = F.conv2d(a, w), F.conv2d(b, w)
+        va, vb = F.conv2d(a * a, w) - ma**2, F.conv2d(b * b, w) - mb**2
+        cov = F.conv2d(a * b, w) - ma * mb
+        ssim = (2 * ma * mb + 1e-4) * (2 * cov + 9e-4) / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4))
+        losses.append(1 - ssim.mean((1, 2, 3)))
+    return torch.stack(losses).mean(0)
+
+
+def tone_loss(x: Tensor, y: Tensor) -> Tensor:
+    """Root mean square difference of 8x8 means: brightness and colour; [B]."""
+    return F.avg_pool2d(x - y, 8).square().mean((1, 2, 3)).sqrt()
+
+
+def feature_loss(x: list[Tensor], y: list[Tensor]) -> Tensor:
+    """Mean squared distance of unit-normalised feature vectors, summed over the maps; [B]."""
+    parts = [(F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean((1, 2)) for a, b in zip(x, y, strict=True)]
+    return torch.stack(parts).sum(0)
+
+
+# Chosen so that the restoration tasks span about 3.3 to 1.3 and the mildest distortions lie above 4.5.
+WEIGHTS = {"feature": 0.25, "structure": 0.9, "tone": 1.5}
+CLEAN = 4.8  # not 5: a softmax can't put its mean on the end, and what lies near clean is what a policy climbs
+
+
+def quality(feature: Tensor, structure: Tensor, tone: Tensor) -> Tensor:
+    """1..CLEAN from the three losses [B]: exponential, so that the first small damages cost the most."""
+    harm = WEIGHTS["feature"] * feature + WEIGHTS["structure"] * structure + WEIGHTS["tone"] * tone
+    return 1 + (CLEAN - 1) * torch.exp(-harm)

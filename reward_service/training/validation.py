@@ -1,0 +1,100 @@
+"""Whether a scorer may be a reward: on photographs it has not seen, does it order and rank damage?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+from scipy.stats import spearmanr
+
+from restoration.degradations import KINDS as TASKS
+from restoration.pretrain.crops import PHOTO_SUFFIXES, PhotoCrops
+from reward_service.scorers.lite0 import Lite0Features
+from reward_service.scorers.lite0_levels import LevelHead, expected_level, statistics
+from reward_service.training.distortions import DISTORTIONS, distort
+from reward_service.training.variants import Variants
+
+SEVERITIES = (0.1, 0.325, 0.55, 0.775, 1.0)
+ORDER, RANK = 0.95, 0.8  # what the restoration tasks must reach
+
+
+def _one_photo(folder: Path, name: str, crop: int, scale: tuple[float, float]) -> PhotoCrops:
+    crops = PhotoCrops(folder, crop, scale, seed=7)
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES)
+    crops.levels = [crops.levels[[f.name for f in files].index(name)]]
+    return crops
+
+
+@torch.inference_mode()
+def validate(
+    network: Lite0Features,
+    head: LevelHead,
+    photos: Path,
+    crop: int,
+    scale: tuple[float, float],
+    variants: Variants,
+    crops_per_photo: int = 8,
+) -> dict[str, dict[str, float]]:
+    """Per kind: share of pairs with clean above damaged, Spearman with falling severity, mean scores.
+
+    `spearman` is taken within photo and kind (its crops pooled), then averaged; `spearman_crop` within each single
+    crop; `spearman_pooled` over everything of that kind. The clean images are in none of them.
+    """
+    rng = np.random.default_rng(11)
+    kinds = [*DISTORTIONS] + (["vae"] if variants.vae is not None else [])
+    scores: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
+    clean_scores: list[float] = []
+    photo_of: list[str] = []
+    for file in track(sorted(p for p in photos.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES), "validation"):
+        source = _one_photo(photos, file.name, crop, scale)
+        for _ in range(crops_per_photo):
+            clean = source.one().astype(np.float32) / 255
+            images = [clean]
+            for kind in kinds:
+                if kind == "vae":
+                    images += [variants.decode([clean], 0.6 * s, rng)[0] for s in SEVERITIES]
+                else:
+                    images += [distort(clean, kind, s, rng) for s in SEVERITIES]
+            x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+            s = torch.cat([expected_level(head(statistics(network(part)))) for part in x.split(8)]).numpy()
+            clean_scores.append(float(s[0]))
+            photo_of.append(file.stem)
+            for kind, row in zip(kinds, s[1:].reshape(len(kinds), -1), strict=True):
+                scores[kind].append(row)
+    clean_column = np.array(clean_scores)[:, None]
+    rows: dict[str, dict[str, float]] = {}
+    for kind in kinds:
+        table_ = np.stack(scores[kind])
+        rows[kind] = {
+            "ordered": float((clean_column > table_).mean()),
+            "ordered_mildest": float((clean_column[:, 0] > table_[:, 0]).mean()),
+            "spearman": float(np.mean([_rank(table_[np.array(photo_of) == p]) for p in sorted(set(photo_of))])),
+            "spearman_crop": float(np.mean([_rank(row[None]) for row in table_])),
+            "spearman_pooled": _rank(table_),
+            "clean": float(clean_column.mean()),
+            "mildest": float(table_[:, 0].mean()),
+            "worst": float(table_[:, -1].mean()),
+        }
+    for name, members in (("tasks", list(TASKS)), ("restorers", [k for k in kinds if k not in TASKS])):
+        rows[name] = {key: float(np.mean([rows[k][key] for k in members])) for key in rows[kinds[0]]}
+    return {kind: {k: round(v, 4) for k, v in row.items()} for kind, row in rows.items()}
+
+
+def _rank(scores: np.ndarray) -> float:
+    """Spearman of scores [crops, severities] with falling severity."""
+    severity = np.broadcast_to(SEVERITIES, scores.shape)
+    return float(spearmanr(-severity.ravel(), scores.ravel()).statistic)
+
+
+def passes(rows: dict[str, dict[str, Any]]) -> bool:
+    return all(rows[k]["ordered"] >= ORDER and rows[k]["spearman"] >= RANK for k in TASKS)
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    keys = list(next(iter(rows.values())))
+    lines = [f"{'':14}" + "".join(f"{k:>17}" for k in keys)]
+    lines += [f"{kind:14}" + "".join(f"{row[k]:17.3f}" for k in keys) for kind, row in rows.items()]
+    return "\n".join(lines)
