@@ -1,0 +1,117 @@
+"""Evaluation gives one row an image, independent of batching, and refuses bad scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from restoration.base_models.interface import SamplerSettings
+from restoration.datasets.paired import PairedFolder
+from restoration.evaluate import Row, evaluate_folders, evaluate_pairs, mean_values, read_csv, write_csv
+from restoration.metrics import measure
+from tests.restoration.tiny_model import TinyModel
+
+SAMPLER = SamplerSettings(steps=3)
+COLUMNS = ["psnr", "ssim", "light", "input_psnr", "input_ssim", "input_light", "gt_light"]
+
+
+def light(images):
+    assert images.dtype == np.uint8 and images.ndim == 4
+    return images.mean((1, 2, 3)).astype(np.float32)
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    rng = np.random.default_rng(0)
+    for i, size in enumerate([(24, 32), (16, 16), (24, 32), (24, 32), (19, 21)]):
+        gt = np.full((*size, 3), 60 + 40 * i, np.uint8)
+        lq = np.clip(gt + rng.normal(0, 20, gt.shape), 0, 255).astype(np.uint8)
+        for side, pixels in (("input", lq), ("target", gt)):
+            (tmp_path / side).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / side / f"{i}.png")
+    return PairedFolder(tmp_path / "input", tmp_path / "target")
+
+
+def test_rows_hold_result_input_and_gt_in_the_order_of_the_pairs(pairs):
+    images = {}
+    rows = evaluate_pairs(
+        TinyModel(), pairs, SAMPLER, {"light": light}, on_image=lambda name, *three: images.update({name: three})
+    )
+    assert [r.image_id for r in rows] == ["0", "1", "2", "3", "4"]
+    for row in rows:
+        lq, restored, gt = images[row.image_id]
+        assert list(row.values) == COLUMNS
+        assert {k: row.values[k] for k in ("psnr", "ssim")} == pytest.approx(measure("lowlight_rgb", restored, gt))
+        assert row.values["input_psnr"] == pytest.approx(measure("lowlight_rgb", lq, gt)["psnr"])
+        assert row.values["psnr"] > row.values["input_psnr"] + 3  # means of 4 x 4 remove noise
+        assert row.values["gt_light"] == pytest.approx(gt.mean())
+        assert restored.shape == gt.shape
+
+
+def test_batching_and_order_do_not_change_the_figures(pairs):
+    model = TinyModel(noise=0.05)
+    whole, single = (evaluate_pairs(model, pairs, SAMPLER, {"light": light}, batch=b) for b in (8, 1))
+    for a, b in zip(whole, single, strict=True):
+        assert a.values == pytest.approx(b.values, rel=1e-3)
+    other = evaluate_pairs(model, pairs, SAMPLER, {"light": light}, seed=1)
+    assert all(a.values["psnr"] != b.values["psnr"] for a, b in zip(whole, other, strict=True))
+
+
+def test_without_a_model_the_input_is_the_result(pairs):
+    for row in evaluate_pairs(None, pairs, SAMPLER, {"light": light}, "derain_y"):
+        assert all(row.values[k] == row.values[f"input_{k}"] for k in ("psnr", "ssim", "light"))
+
+
+def test_figures_that_no_model_changes_are_taken_over(pairs):
+    scored = []
+
+    def counting(images):
+        scored.append(len(images))
+        return light(images)
+
+    base = evaluate_pairs(TinyModel(), pairs, SAMPLER, {"light": counting})
+    assert sum(scored) == 15
+    tuned = evaluate_pairs(TinyModel(gain=0.9), pairs, SAMPLER, {"light": counting}, known=base)
+    assert sum(scored) == 20
+    for a, b in zip(base, tuned, strict=True):
+        assert a.values["psnr"] != b.values["psnr"]
+        assert all(a.values[k] == b.values[k] for k in COLUMNS[3:])
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        (lambda images: np.full(len(images), np.nan), "scorer bad gave a value that is not finite for 0, 2"),
+        (lambda images: np.zeros(1 + len(images)), "scorer bad gave values of shape"),
+    ],
+)
+def test_bad_scores_are_refused_by_name(pairs, score, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_pairs(TinyModel(), pairs, SAMPLER, {"bad": score})
+
+
+def test_finished_results_are_measured_against_originals(pairs):
+    rows = evaluate_folders(pairs.lq, pairs.gt, {"light": light})
+    assert [list(r.values) for r in rows] == [["psnr", "ssim", "light", "gt_light"]] * 5
+    reference = evaluate_pairs(None, pairs, SAMPLER, {})
+    assert [r.values["psnr"] for r in rows] == pytest.approx([r.values["psnr"] for r in reference])
+
+
+def test_csv_files_hold_the_rows_exactly(tmp_path, pairs):
+    rows = evaluate_pairs(None, pairs, SAMPLER, {"light": light})
+    write_csv(tmp_path / "evaluation" / "base.csv", rows)
+    assert read_csv(tmp_path / "evaluation" / "base.csv") == rows
+    assert (tmp_path / "evaluation" / "base.csv").read_text().splitlines()[0] == ",".join(["image_id", *COLUMNS])
+    assert [p.name for p in (tmp_path / "evaluation").iterdir()] == ["base.csv"]
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"other\.csv is no evaluation"):
+        read_csv(tmp_path / "other.csv")
+    with pytest.raises(ValueError, match="equal columns"):
+        write_csv(tmp_path / "x.csv", [Row("a", {"psnr": 1.0}), Row("b", {"ssim": 1.0})])
+
+
+def test_means_are_taken_over_images():
+    assert mean_values([Row("a", {"psnr": 20.0}), Row("b", {"psnr": 30.0})]) == {"psnr": 25.0}
+    with pytest.raises(ValueError, match="no rows"):
+        mean_values([])

@@ -1,0 +1,171 @@
+"""Images of any size and kind are restored to PNG files; bad ones are reported and the rest goes on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from restoration import restore as restore_module
+from restoration.base_models.interface import BaseModel, SamplerSettings
+from restoration.images import ImageError, read_image
+from restoration.restore import restore, restore_folder, sample, seeded_generator
+from tests.restoration.tiny_model import TinyModel
+
+SAMPLER = SamplerSettings(steps=3)
+
+
+def put(path, size=(20, 9), level=120, mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, level if mode in ("L", "P", "I;16") else (level,) * len(mode)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a.png", "b.jpg", "sub/c.png"):
+        put(tmp_path / "in" / name)
+    return tmp_path / "in"
+
+
+def test_the_tiny_model_is_a_base_model():
+    assert isinstance(TinyModel(), BaseModel)
+
+
+def test_a_chain_ends_in_what_the_network_predicts():
+    lq = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+    model = TinyModel(gain=0.5)
+    restored = sample(model, lq, SAMPLER, seeded_generator("x", 0))
+    assert restored.dtype == torch.float32
+    assert torch.allclose(restored, model.decode(model.encode(lq) * 0.5), atol=1e-6)
+
+
+def test_equal_seeds_give_equal_images_and_other_seeds_others():
+    lq, model = torch.full((1, 3, 16, 16), 0.5), TinyModel(noise=0.1)
+    first, again, other = (sample(model, lq, SAMPLER, seeded_generator("x", s)) for s in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_with_a_generator_an_image_its_company_does_not_matter():
+    lq, model = torch.rand(3, 3, 16, 16), TinyModel(noise=0.1)
+    together = sample(model, lq, SAMPLER, [seeded_generator(str(i), 0) for i in range(3)])
+    alone = sample(model, lq[2:], SAMPLER, [seeded_generator("2", 0)])
+    assert torch.allclose(together[2:], alone, atol=1e-6)
+    with pytest.raises(ValueError, match="1 generators for 3 images"):
+        sample(model, lq, SAMPLER, [seeded_generator("0", 0)])
+
+
+def test_sampling_refuses_a_size_that_is_no_multiple():
+    with pytest.raises(ValueError, match="20x16 is no multiple of 8"):
+        sample(TinyModel(), torch.zeros(1, 3, 16, 20), SAMPLER, seeded_generator("x", 0))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 20), (16, 16), (31, 9)])
+def test_any_size_is_padded_for_the_model_and_cropped_back(size):
+    model, lq = TinyModel(), torch.full((3, *size), 0.25)
+    restored = restore(model, lq, SAMPLER, seeded_generator("x", 0))
+    assert restored.shape == lq.shape and torch.allclose(restored, lq, atol=1e-5)
+    assert model.seen == [(1, 3, -(-size[0] // 8) * 8, -(-size[1] // 8) * 8)]
+
+
+def test_a_folder_is_restored_with_its_structure_and_progress(folder, tmp_path):
+    calls = []
+    summary = restore_folder(
+        TinyModel(), folder, tmp_path / "out", sampler=SAMPLER, progress=lambda *call: calls.append(call)
+    )
+    written = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file())
+    assert written == ["a.png", "b.png", "sub/c.png"]
+    assert len(summary.restored) == 3 and summary.exit_status == 0
+    assert [(done, total) for done, total, _ in calls] == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert read_image(tmp_path / "out" / "sub" / "c.png").shape == (3, 9, 20)
+
+
+def test_a_result_depends_on_name_and_seed_only(folder, tmp_path):
+    model = TinyModel(noise=0.1)
+    for out, seed in (("1", 5), ("2", 5), ("3", 6)):
+        restore_folder(model, folder, tmp_path / out, sampler=SAMPLER, seed=seed)
+    (folder / "a.png").unlink()
+    restore_folder(model, folder, tmp_path / "4", sampler=SAMPLER, seed=5)
+    first, again, other, fewer = ((tmp_path / n / "sub" / "c.png").read_bytes() for n in "1234")
+    assert first == again == fewer != other
+    assert not torch.equal(read_image(tmp_path / "1" / "a.png"), read_image(tmp_path / "1" / "sub" / "c.png"))
+
+
+def test_existing_results_are_skipped_only_when_asked(folder, tmp_path):
+    put(tmp_path / "out" / "a.png", level=1)
+    kept = (tmp_path / "out" / "a.png").read_bytes()
+    summary = restore_folder(TinyModel(), folder, tmp_path / "out", sampler=SAMPLER, skip_existing=True)
+    assert len(summary.restored) == 2 and [p.name for p in summary.skipped] == ["a.png"]
+    assert (tmp_path / "out" / "a.png").read_bytes() == kept
+    summary = restore_folder(TinyModel(), folder, tmp_path / "out", sampler=SAMPLER, skip_existing=False)
+    assert len(summary.restored) == 3 and (tmp_path / "out" / "a.png").read_bytes() != kept
+
+
+def test_unreadable_files_in_a_folder_are_reported_and_the_rest_goes_on(folder, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "truncated.png")
+    (folder / "truncated.png").write_bytes((folder / "truncated.png").read_bytes()[:900])
+    (folder / "empty.jpg").touch()
+    summary = restore_folder(TinyModel(), folder, tmp_path / "out", sampler=SAMPLER)
+    assert len(summary.restored) == 3 and summary.exit_status == 1
+    assert sorted(p.name for p, _ in summary.failed) == ["empty.jpg", "truncated.png"]
+    assert "3 restored, 0 skipped, 2 failed" in str(summary) and "0 bytes" in str(summary)
+    assert not (tmp_path / "out" / "truncated.png").exists()
+
+
+def test_a_single_file_is_restored_to_a_file_or_into_a_folder(folder, tmp_path):
+    restore_folder(TinyModel(), folder / "b.jpg", tmp_path / "x" / "named.png", sampler=SAMPLER)
+    restore_folder(TinyModel(), folder / "b.jpg", tmp_path / "y", sampler=SAMPLER)
+    assert (tmp_path / "x" / "named.png").read_bytes() == (tmp_path / "y" / "b.png").read_bytes()
+    (folder / "b.jpg").write_bytes(b"damaged")
+    with pytest.raises(ImageError, match=r"b\.jpg"):
+        restore_folder(TinyModel(), folder / "b.jpg", tmp_path / "z", sampler=SAMPLER)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "I;16"])
+def test_grey_alpha_palette_and_16_bit_files_are_restored_as_rgb(tmp_path, mode):
+    put(tmp_path / "in.png", mode=mode)
+    restore_folder(TinyModel(), tmp_path / "in.png", tmp_path / "out.png", sampler=SAMPLER)
+    with Image.open(tmp_path / "out.png") as result:
+        assert result.mode == "RGB" and result.size == (20, 9)
+
+
+def test_what_would_lose_files_is_refused_before_any_work(folder, tmp_path):
+    model = TinyModel()
+    with pytest.raises(ImageError, match="among the inputs"):
+        restore_folder(model, folder, folder, sampler=SAMPLER)
+    with pytest.raises(ImageError, match="overwrite its input"):
+        restore_folder(model, folder / "a.png", folder, sampler=SAMPLER)
+    put(folder / "a.jpg")
+    with pytest.raises(ImageError, match=r"a\.jpg and .*a\.png would both become"):
+        restore_folder(model, folder, tmp_path / "out", sampler=SAMPLER)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ImageError, match="empty: the folder holds no image"):
+        restore_folder(model, tmp_path / "empty", tmp_path / "out", sampler=SAMPLER)
+    with pytest.raises(FileNotFoundError, match="gone does not exist"):
+        restore_folder(model, tmp_path / "gone", tmp_path / "out", sampler=SAMPLER)
+    assert model.seen == [] and not (tmp_path / "out").exists()
+
+
+def test_results_inside_the_input_folder_are_not_restored_again(folder):
+    for _ in range(2):
+        summary = restore_folder(TinyModel(), folder, folder / "restored", sampler=SAMPLER, skip_existing=False)
+        assert len(summary.restored) == 3
+
+
+def test_an_interrupted_run_leaves_only_whole_results(folder, tmp_path, monkeypatch):
+    calls = []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return restore(*args)
+
+    monkeypatch.setattr(restore_module, "restore", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        restore_folder(TinyModel(), folder, tmp_path / "out", sampler=SAMPLER)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.png"]
+    monkeypatch.undo()
+    summary = restore_folder(TinyModel(), folder, tmp_path / "out", sampler=SAMPLER)
+    assert len(summary.skipped) == 1 and len(summary.restored) == 2
