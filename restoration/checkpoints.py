@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+Network = TypeVar("Network", bound=nn.Module)
 _CONTAINERS = ("state_dict", "params_ema", "params", "model", "module")
 
 
@@ -71,35 +72,46 @@ def unwrap(raw: Any, file: Path) -> dict[str, Tensor]:
     return state
 
 
-def load_strict(network: nn.Module, state: Mapping[str, Tensor], file: Path | str) -> None:
-    """Copy `state` into `network`; every key must be there, none too many, shapes equal.
+def empty(build: Callable[[], Network]) -> Network:
+    """What `build` makes, without memory or initialisation for its weights; `load_strict` fills it."""
+    with torch.device("meta"):
+        return build()
+
+
+def load_strict(
+    network: nn.Module, state: Mapping[str, Tensor], file: Path | str, shown: Callable[[str], str] = str
+) -> None:
+    """Put `state` into `network` as float32; every key must be there, none too many, shapes equal.
+
+    Args:
+        shown: the name in `file` of one of the network's keys, for error messages.
 
     Raises:
         CheckpointError: naming the first few keys that don't fit.
     """
-    wanted = {k: tuple(v.shape) for k, v in network.state_dict().items()}
-    check_keys(wanted, {k: tuple(v.shape) for k, v in state.items()}, file, type(network).__name__)
-    network.load_state_dict(dict(state), strict=True)
+    check_fit(network, {k: tuple(v.shape) for k, v in state.items()}, file, shown)
+    full = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    network.load_state_dict(full, strict=True, assign=any(p.is_meta for p in network.parameters()))
 
 
-def check_keys(
-    wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], file: Path | str, what: str
+def check_fit(
+    network: nn.Module, found: Mapping[str, tuple[int, ...]], file: Path | str, shown: Callable[[str], str] = str
 ) -> None:
-    """Raises CheckpointError unless both have the same keys with the same shapes."""
+    """Raises CheckpointError unless `found` {key: shape} has exactly the network's keys and shapes."""
+    wanted = {k: tuple(v.shape) for k, v in network.state_dict().items()}
     problems = []
     if missing := sorted(wanted.keys() - found.keys()):
-        problems.append(f"{len(missing)} missing: {_few(missing)}")
+        problems.append(f"{len(missing)} missing: {_few(map(shown, missing))}")
     if unexpected := sorted(found.keys() - wanted.keys()):
-        problems.append(f"{len(unexpected)} unexpected: {_few(unexpected)}")
-    if wrong := [f"{k} {found[k]} instead of {wanted[k]}" for k in wanted if k in found and wanted[k] != found[k]]:
+        problems.append(f"{len(unexpected)} unexpected: {_few(map(shown, unexpected))}")
+    differing = [k for k in wanted if k in found and wanted[k] != found[k]]
+    if wrong := [f"{shown(k)} {found[k]} instead of {wanted[k]}" for k in differing]:
         problems.append(f"{len(wrong)} of another shape: {_few(wrong)}")
     if problems:
-        raise CheckpointError(
-            f"{file} does not fit {what}: {'; '.join(problems)}. Check that the file belongs to this model and its "
-            "configuration"
-        )
+        what = f"{file} does not fit {type(network).__name__}: {'; '.join(problems)}"
+        raise CheckpointError(f"{what}. Check that the file belongs to this model and its configuration")
 
 
-def _few(names: Collection[str], count: int = 3) -> str:
+def _few(names: Iterable[str], count: int = 3) -> str:
     names = list(names)
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from restoration.backbones.restormer import Restormer, RestormerConfig
 from restoration.base_models.interface import Condition, SamplerSettings
-from restoration.checkpoints import CheckpointError, load_strict, read_json, read_state
-from restoration.transition import Prediction, Schedule, ddim_schedule, scaled_linear_alphas
+from restoration.checkpoints import CheckpointError, empty, load_strict, read_json, read_state
+from restoration.transition import Prediction, Schedule, ddim_schedule, ddim_step, scaled_linear_alphas
 
 KIND = "diffbir"
 SETTINGS_FILE = "restorl_model.json"
@@ -63,6 +63,33 @@ class DiffBIRSettings:
             raise ValueError(f"beta_start={self.beta_start}, beta_end={self.beta_end}: 0 < start <= end < 1")
         if self.train_timesteps < 1:
             raise ValueError(f"train_timesteps={self.train_timesteps}: at least 1")
+
+
+def linspace_timesteps(train_timesteps: int, steps: int) -> list[int]:
+    """Timesteps DiffBIR's sampler visits, noisiest first.
+
+    They are summed up in floating point as DiffBIR does: at 21, 23, 31 steps and some more a half-way value then
+    rounds to the other side than in diffusers.
+
+    Raises:
+        ValueError: steps outside [1, train_timesteps].
+    """
+    if not 1 <= steps <= train_timesteps:
+        raise ValueError(f"steps={steps} must lie between 1 and the {train_timesteps} training steps")
+    if steps == 1:
+        return [train_timesteps - 1]
+    stride, position, visited = (train_timesteps - 1) / (steps - 1), 0.0, []
+    for _ in range(steps):
+        visited.append(round(position))
+        position += stride
+    return visited[::-1]
+
+
+def linspace_schedule(alphas: np.ndarray, steps: int, eta: float, prediction: Prediction) -> Schedule:
+    """DiffBIR's chain over `alphas` (cumulative, [train steps]), ending noiselessly in the clean estimate."""
+    visited = linspace_timesteps(len(alphas), steps)
+    at = [float(alphas[t]) for t in visited] + [1.0]
+    return Schedule(tuple(ddim_step(i, t, at[i], at[i + 1], eta, prediction) for i, t in enumerate(visited)))
 
 
 class _NoHint(nn.Module):
@@ -111,6 +138,22 @@ class Policy(nn.Module):
         return output.float()
 
 
+def encode_images(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Scaled posterior mode, float32 [B,C,h,w], of images [B,3,H,W] in [0, 1]."""
+    mode = vae.encode((images * 2 - 1).to(vae.dtype)).latent_dist.mode()
+    return mode.float() * vae.config.scaling_factor
+
+
+def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Pixels about [-1, 1], not clamped, float32 [B,3,H,W], of scaled latents."""
+    return vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample.float()
+
+
+def guided(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance; scale 1 is the conditional output."""
+    return unconditional + scale * (conditional - unconditional)
+
+
 class DiffBIR:
     """A `BaseModel`. `text` and `negative_text` are embeddings [1, tokens, width]; guidance needs the second."""
 
@@ -134,10 +177,13 @@ class DiffBIR:
             if embedding is not None and (embedding.ndim != 3 or embedding.shape[0] != 1):
                 raise ValueError(f"DiffBIR: {what} has shape {tuple(embedding.shape)}, expected [1, tokens, width]")
         self.settings = settings or DiffBIRSettings()
+        self.name = self.settings.name
         self._policy = Policy(unet, controlnet)
         self.vae = vae.eval().requires_grad_(False)
         self.cleaner = cleaner.eval().requires_grad_(False)
         self.text, self.negative_text = text.float(), None if negative_text is None else negative_text.float()
+        unet_factor = 2 ** (len(unet.config.block_out_channels) - 1)
+        self.size_multiple = math.lcm(self.vae_factor * unet_factor, self.cleaner.size_multiple)
         self.alphas: np.ndarray = scaled_linear_alphas(
             self.settings.beta_start,
             self.settings.beta_end,
@@ -146,18 +192,9 @@ class DiffBIR:
         )
 
     @property
-    def name(self) -> str:
-        return self.settings.name
-
-    @property
     def vae_factor(self) -> int:
         """Pixels per latent cell, along one side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
-
-    @property
-    def size_multiple(self) -> int:
-        unet_factor = 2 ** (len(self._policy.unet.config.block_out_channels) - 1)
-        return math.lcm(self.vae_factor * unet_factor, self.cleaner.size_multiple)
 
     @property
     def policy(self) -> nn.Module:
@@ -177,6 +214,9 @@ class DiffBIR:
         return self.settings.train_timesteps
 
     def schedule(self, sampler: SamplerSettings) -> Schedule:
+        """The chain; spacing linspace with eta 1 is DiffBIR's own sampler (ancestral DDPM on respaced steps)."""
+        if sampler.spacing == "linspace":
+            return linspace_schedule(self.alphas, sampler.steps, sampler.eta, self.settings.prediction)
         return ddim_schedule(
             self.alphas,
             sampler.steps,
@@ -196,13 +236,11 @@ class DiffBIR:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        mode = self.vae.encode((images * 2 - 1).to(self.vae.dtype)).latent_dist.mode()
-        return mode.float() * self.vae.config.scaling_factor
+        return encode_images(self.vae, images)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        pixels = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
-        return (pixels.float() / 2 + 0.5).clamp(0, 1)
+        return (decode_latents(self.vae, latents) / 2 + 0.5).clamp(0, 1)
 
     def start(self, condition: Condition, noise: Tensor) -> Tensor:
         """DiffBIR starts from pure noise."""
@@ -233,7 +271,7 @@ class DiffBIR:
             scale,
         )
         unconditional, conditional = both.chunk(2)
-        return unconditional + guidance_scale * (conditional - unconditional)
+        return guided(unconditional, conditional, guidance_scale)
 
     def add_noise(self, gt_latent: Tensor, timestep: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """x_t and the target of the network's output there; timestep int64 [B], the rest [B,C,h,w]."""
@@ -292,11 +330,11 @@ class DiffBIR:
         raw.pop("kind", None)
         try:
             settings = DiffBIRSettings(**raw)
-            cleaner = Restormer(RestormerConfig(**read_json(folder / "cleaner" / "config.json")))
+            config = RestormerConfig(**read_json(folder / "cleaner" / "config.json"))
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{folder}: invalid setting: {error}") from error
         parts = {name: _load_network(name, folder / name) for name in _NETWORKS}
-        cleaner_file = folder / "cleaner" / "model.safetensors"
+        cleaner, cleaner_file = empty(lambda: Restormer(config)), folder / "cleaner" / "model.safetensors"
         load_strict(cleaner, read_state(cleaner_file), cleaner_file)
         texts = read_state(folder / TEXT_FILE)
         if "text" not in texts:
@@ -316,7 +354,8 @@ def _save_state(state: dict[str, Tensor], file: Path, dtype: torch.dtype) -> Non
 
 def _load_network(name: str, folder: Path) -> Any:
     kind = _NETWORKS[name]
-    network = kind.from_config(read_json(folder / "config.json"))
+    config = read_json(folder / "config.json")
+    network = empty(lambda: kind.from_config(config))
     if isinstance(network, ControlNetModel):
         without_hint(network)
     file = folder / "diffusion_pytorch_model.safetensors"
@@ -328,10 +367,10 @@ def build_small(
     vae: AutoencoderKL,
     cleaner: Restormer,
     *,
-    channels: tuple[int, ...] = (48, 96),
+    channels: tuple[int, ...] = (40, 80),
     attention: tuple[bool, ...] | None = None,
     layers_per_block: int = 1,
-    head_channels: int = 12,
+    head_channels: int = 16,
     tokens: int = 4,
     text_width: int = 32,
     settings: DiffBIRSettings | None = None,
@@ -340,7 +379,8 @@ def build_small(
     """An untrained small model of the same architecture around a trained VAE and cleaner; all of it trains.
 
     Args:
-        channels: width of each level of UNet and ControlNet.
+        channels: width of each level of UNet and ControlNet, multiples of 8.
+        head_channels: width of an attention head; divides the width of each level that has attention.
         attention: which levels have transformer blocks; by default the coarsest (the middle block always has one).
         tokens, text_width: size of the stored text embedding, a fixed random one.
         seed: seeds weights and text embedding.
@@ -348,6 +388,9 @@ def build_small(
     attention = attention or tuple(i + 1 == len(channels) for i in range(len(channels)))
     if len(attention) != len(channels):
         raise ValueError(f"attention={attention} needs one entry for each of channels={channels}")
+    attending = [c for c, a in zip(channels, attention, strict=True) if a] + [channels[-1]]
+    if any(c % head_channels for c in attending) or any(c % 8 for c in channels):
+        raise ValueError(f"channels={channels}: multiples of 8, and of head_channels={head_channels} where they attend")
     latent = vae.config.latent_channels
     shared: dict[str, Any] = {
         "block_out_channels": channels,

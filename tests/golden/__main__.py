@@ -1,0 +1,83 @@
+"""`python -m tests.golden DIR`: hold our code against every golden file in DIR; exit 1 on a difference."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from tests.golden import networks, transitions
+from tests.golden.case import Golden, Outputs, Verdict, compare
+
+RUNNERS: dict[str, tuple[Callable[[Golden], Outputs], set[str]]] = {
+    "diffbir_vae": (networks.diffbir_vae, {"image01", "z"}),
+    "diffbir_cliptext": (networks.diffbir_cliptext, {"tokens"}),
+    "diffbir_sampler": (transitions.diffbir_sampler, {"x_T", "noises"}),
+    "diffbir_plosses": (networks.diffbir_plosses, {"x_start", "noise", "t", "c_txt", "c_img"}),
+    "diffbir": (networks.diffbir, {"x_t", "c_img", "c_txt", "t"}),
+    "restormer": (networks.restormer, {"x"}),
+    "ddim_logprob": (transitions.ddim_logprob, set()),
+    "flow_sde_logprob": (transitions.flow_sde_logprob, set()),
+}
+"""Beginning of a file's name -> what computes its outputs, and the inputs that it needs."""
+
+
+def runner_of(golden: Golden) -> Callable[[Golden], Outputs] | None:
+    """By the name inside the file, else by the file's own; the longest beginning wins."""
+    for name in (str(golden.meta.get("name", "")), golden.name):
+        for beginning in sorted(RUNNERS, key=len, reverse=True):
+            run, needed = RUNNERS[beginning]
+            if name.startswith(beginning) and needed <= golden.inputs.keys():
+                return run
+    return None
+
+
+def check_file(file: Path) -> Verdict:
+    """The verdict on one golden file; an exception in our code is a FAIL that names it."""
+    try:
+        if file.name.endswith(".full_keys.json"):
+            return _check_keys(file)
+        if not file.with_suffix(".safetensors").exists():
+            return Verdict(file.stem, "FAIL", note=f"{file.with_suffix('.safetensors').name} is missing")
+        golden = Golden.read(file)
+        run = runner_of(golden)
+        return Verdict(file.stem, "not implemented") if run is None else compare(golden, run(golden))
+    except Exception as error:
+        return Verdict(file.stem, "FAIL", note=f"{type(error).__name__}: {error}")
+
+
+def _check_keys(file: Path) -> Verdict:
+    described = json.loads(file.read_text())
+    shapes = {k: tuple(v) for k, v in described["state"].items()}
+    note = networks.full_keys(str(described.get("name") or file.stem), shapes)
+    return Verdict(file.stem, "not implemented") if note is None else Verdict(file.stem, "ok", 0.0, 0.0, note)
+
+
+def verdicts(folder: Path) -> Iterator[Verdict]:
+    """One for each golden file in `folder`, by name."""
+    for file in sorted(folder.glob("*.json")):
+        yield check_file(file)
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1 or not Path(arguments[0]).is_dir():
+        print("usage: python -m tests.golden DIR   (a folder of golden files: NAME.json with NAME.safetensors)")
+        return 2
+    torch.manual_seed(0)
+    counts: Counter[str] = Counter()
+    for verdict in verdicts(Path(arguments[0])):
+        print(verdict, flush=True)
+        counts[verdict.status] += 1
+    if not counts:
+        print(f"no golden file in {arguments[0]}")
+        return 2
+    print(f"total: {counts['ok']} ok, {counts['FAIL']} FAIL, {counts['not implemented']} not implemented")
+    return 1 if counts["FAIL"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

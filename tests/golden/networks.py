@@ -1,0 +1,146 @@
+"""Golden files of networks, run through the loaders for the released key layout."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+
+from restoration.backbones.restormer import Restormer, RestormerConfig
+from restoration.base_models import text
+from restoration.base_models.diffbir import DiffBIR, DiffBIRSettings, Policy, decode_latents, encode_images
+from restoration.base_models.interface import Condition
+from restoration.base_models.released import (
+    controlnet_from_released,
+    empty_controlnet,
+    empty_restormer,
+    empty_unet,
+    empty_vae,
+    restormer_from_released,
+    unet_from_released,
+    vae_from_released,
+)
+from restoration.checkpoints import check_fit, empty
+from restoration.ldm_layout import UNET_PREFIX, VAE_PREFIX, controlnet_layout, part, unet_layout, vae_layout
+from restoration.transition import Prediction
+from tests.golden.case import Golden, Outputs
+
+PREDICTIONS: dict[str, Prediction] = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+
+
+def heads_of(config: dict[str, Any]) -> dict[str, int | None]:
+    """What a checkpoint does not say about its attention: width of a head, or number of heads."""
+    width = config.get("num_head_channels", -1)
+    return (
+        {"head_channels": width, "heads": None}
+        if width != -1
+        else {"head_channels": None, "heads": config["num_heads"]}
+    )
+
+
+def policy_of(golden: Golden) -> Policy:
+    unet = unet_from_released(part(golden.state("unet"), UNET_PREFIX), golden.name, **heads_of(golden.config["unet"]))
+    controlnet = controlnet_from_released(
+        golden.state("controlnet"), golden.name, **heads_of(golden.config["controlnet"])
+    )
+    return Policy(unet, controlnet).eval()
+
+
+@torch.no_grad()
+def diffbir(golden: Golden) -> Outputs:
+    policy = policy_of(golden)
+    x_t, t, latent, words = (golden.inputs[k] for k in ("x_t", "t", "c_img", "c_txt"))
+    ours = {f"control_{i}": c for i, c in enumerate(policy.controls(x_t, t, latent, words))}
+    for name in golden.outputs:
+        if name == "model_output_no_control":
+            ours[name] = policy(x_t, t, latent, words, control_scale=0.0)
+        elif match := re.fullmatch(r"model_output(?:_scale([\d.]+))?", name):
+            ours[name] = policy(x_t, t, latent, words, control_scale=float(match[1] or 1))
+    return ours
+
+
+@torch.no_grad()
+def diffbir_plosses(golden: Golden) -> Outputs:
+    policy = policy_of(golden)
+    # sft_loss needs no autoencoder and no cleaner, but a DiffBIR has them
+    latents = policy.unet.config.in_channels
+    vae = AutoencoderKL(latent_channels=latents, block_out_channels=(8,), norm_num_groups=8)
+    cleaner = Restormer(RestormerConfig(dim=8, num_blocks=(1, 1, 1, 1), num_refinement_blocks=1))
+    x, noise, t, words, c_img = (golden.inputs[k] for k in ("x_start", "noise", "t", "c_txt", "c_img"))
+    condition = Condition(clean=torch.zeros(x.shape[0], 3, 8, 8), latent=c_img, text=words)
+    ours: Outputs = {}
+    for name, prediction in PREDICTIONS.items():
+        settings = DiffBIRSettings(prediction=prediction, zero_terminal_snr=name == "v")
+        model = DiffBIR(vae, policy.unet, policy.controlnet, cleaner, words[:1], settings=settings)
+        ours[f"loss_{name}"] = model.sft_loss(x, condition, t, noise).mean().reshape(1)
+        ours[f"x_noisy_{name}"], ours[f"target_{name}"] = model.add_noise(x, t, noise)
+    return ours
+
+
+@torch.no_grad()
+def diffbir_vae(golden: Golden) -> Outputs:
+    scale = golden.config.get("latent_scale_factor", 0.18215)
+    vae = vae_from_released(part(golden.state("vae"), VAE_PREFIX), golden.name, scale)
+    image, z = golden.inputs["image01"], golden.inputs["z"]
+    posterior = vae.encode(image * 2 - 1).latent_dist
+    return {
+        "c_img": encode_images(vae, image),
+        "logvar": posterior.logvar,
+        "std": posterior.std,
+        "decoded": decode_latents(vae, z),
+    }
+
+
+@torch.no_grad()
+def diffbir_cliptext(golden: Golden) -> Outputs:
+    clip = golden.config["clip"]
+    encoder = text.from_released(
+        part(golden.state("clip"), text.TEXT_PREFIX),
+        golden.name,
+        heads=clip["text_cfg"]["heads"],
+        skip_last=int(clip.get("layer", "penultimate") == "penultimate"),
+    )
+    return {"c_txt": encoder(golden.inputs["tokens"])}
+
+
+@torch.no_grad()
+def restormer(golden: Golden) -> Outputs:
+    network = restormer_from_released(golden.state("net"), golden.name)
+    return {"y": network(golden.inputs["x"])}
+
+
+def full_keys(name: str, shapes: dict[str, tuple[int, ...]]) -> str | None:
+    """Map a full-size released layout onto our network without weights; a note, or None for an unknown one.
+
+    Raises:
+        CheckpointError: a key or shape does not fit.
+    """
+    if name.startswith("diffbir_unet"):
+        inner = part(shapes, UNET_PREFIX)
+        layout = unet_layout(inner)
+        check_fit(empty_unet(layout), layout.shapes(inner), name, layout.released)
+    elif name.startswith("diffbir_controlnet"):
+        inner = shapes
+        layout = controlnet_layout(inner)
+        check_fit(empty_controlnet(layout), layout.shapes(inner), name, layout.released)
+    elif name.startswith("diffbir_vae"):
+        inner = part(shapes, VAE_PREFIX)
+        layout = vae_layout(inner)
+        check_fit(empty_vae(layout), layout.shapes(inner), name, layout.released)
+    elif name.startswith("diffbir_cliptext"):
+        inner = part(shapes, text.TEXT_PREFIX)
+        config = text.config_from_shapes(inner)
+        used = {k: inner[k] for k in text.used_keys(list(inner), config)}
+        check_fit(empty(lambda: text.TextEncoder(config)), used, name)
+        return f"{len(used)} keys mapped, {len(shapes) - len(used)} not needed for the embedding"
+    elif name.startswith("restormer"):
+        inner = shapes
+        check_fit(empty_restormer(inner, name), inner, Path(name))
+    else:
+        return None
+    if len(inner) != len(shapes):
+        raise ValueError(f"{len(shapes) - len(inner)} keys lie outside the part")
+    return f"{len(inner)} keys mapped"
