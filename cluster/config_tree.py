@@ -56,7 +56,7 @@ def fields_of(section: type) -> dict[str, Any]:
     if issubclass(section, pydantic.BaseModel):
         return {f.alias or name: f.annotation for name, f in section.model_fields.items()}
     hints = typing.get_type_hints(section, include_extras=True)
-    return {f.name: hints[f.name] for f in dataclasses.fields(section) if f.init}
+    return {f.name: hints[f.name] for f in dataclasses.fields(section) if f.init}  # type: ignore[arg-type]
 
 
 def sections_in(annotation: Any) -> Iterator[tuple[type, Key]]:

@@ -111,9 +111,21 @@ def test_overrides_win_over_the_file_and_are_yaml(tmp_path: Path) -> None:
         ),
         ("eta: 0.5", "", "eta (recipe.yaml:2): unknown key; did you mean rollout.sampler.eta?"),
         ("leaner: {lr: 1}", "", "leaner (recipe.yaml:2): unknown key; did you mean learner?"),
-        ("scorers: [{}, {stepz: 2}]", "", "scorers.1.stepz (recipe.yaml:2): unknown key; did you mean scorers.[].steps?"),
-        ("", "rollout.smapler.eta=1", "rollout.smapler.eta (command line): unknown key; did you mean rollout.sampler.eta?"),
-        ("", "learner.lr.x=1", "learner.lr.x (command line): learner.lr is a value and has no keys; set learner.lr=... itself"),
+        (
+            "scorers: [{}, {stepz: 2}]",
+            "",
+            "scorers.1.stepz (recipe.yaml:2): unknown key; did you mean scorers.[].steps?",
+        ),
+        (
+            "",
+            "rollout.smapler.eta=1",
+            "rollout.smapler.eta (command line): unknown key; did you mean rollout.sampler.eta?",
+        ),
+        (
+            "",
+            "learner.lr.x=1",
+            "learner.lr.x (command line): learner.lr is a value and has no keys; set learner.lr=... itself",
+        ),
         ("", "rollout={smpler: {}}", "rollout.smpler: unknown key; did you mean rollout.sampler?"),
     ],
 )

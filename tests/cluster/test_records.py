@@ -17,7 +17,9 @@ def train(iteration: int, **more: object) -> dict[str, object]:
 
 def test_each_record_is_one_line_that_keeps_every_digit(tmp_path: Path) -> None:
     with MetricsLog(tmp_path, tensorboard=False) as log:
-        log.append(train(1, reward=np.float64(0.1) + 0.2, steps=np.int64(3), loss=torch.tensor(0.5), by=[1, {"a": 2.5}]))
+        log.append(
+            train(1, reward=np.float64(0.1) + 0.2, steps=np.int64(3), loss=torch.tensor(0.5), by=[1, {"a": 2.5}])
+        )
         # Visible to another reader before the log is closed.
         assert read_metrics(tmp_path) == [train(1, reward=0.1 + 0.2, steps=3, loss=0.5, by=[1, {"a": 2.5}])]
 

@@ -1,0 +1,160 @@
+"""The one test module of these parts that starts Ray (about 10 s); everything that needs it shares one cluster."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.jobs import (
+    ClusterError,
+    ClusterSettings,
+    Connection,
+    attach,
+    connect,
+    effective_address,
+    entrypoint,
+)
+from cluster.metrics import METRICS, PHASES, RunMetrics
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(scope="module")
+def cluster(run_folder: Path) -> Iterator[Connection]:
+    with connect(ClusterSettings(num_cpus=1, dashboard=False, object_store_mb=80), run_folder) as connection:
+        yield connection
+
+
+def test_a_local_cluster_asks_for_a_token_that_only_its_user_can_read(cluster: Connection, run_folder: Path) -> None:
+    assert cluster.local and cluster.address.rpartition(":")[2].isdigit()
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert stat.S_IMODE((run_folder / "ray_token").stat().st_mode) == 0o600
+    # Another user's process: same address, no token.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(run_folder)}
+    code = (
+        "from cluster.jobs import *\n"
+        f"try: connect(ClusterSettings({cluster.address!r}, auth='disabled'))\n"
+        "except ClusterError as error: print(error)\n"
+    )
+    stranger = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert "refused the token" in stranger.stdout, stranger
+
+
+def test_another_process_joins_through_the_run_folder(cluster: Connection, run_folder: Path) -> None:
+    code = (
+        f"import sys, pathlib, ray; from cluster.jobs import attach\n"
+        f"with attach(pathlib.Path({str(run_folder)!r})) as c: print(c.local, ray.get_runtime_context().namespace)\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    other = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert other.stdout.split() == ["False", "restorl"], other
+
+
+def test_metrics_of_driver_and_actors_appear_on_the_metrics_port(cluster: Connection) -> None:
+    import ray
+
+    @ray.remote(num_cpus=0)
+    class Actor:
+        def work(self) -> float:
+            self.metrics = RunMetrics("actor")  # kept: Ray exports what lives
+            with self.metrics.phase("rollout") as took:
+                time.sleep(0.02)
+            self.metrics.published(4)
+            self.metrics.reward_failed(TimeoutError())
+            return took.seconds
+
+    actor = Actor.remote()  # type: ignore[attr-defined]
+    assert ray.get(actor.work.remote()) >= 0.02
+    driver = RunMetrics()
+    driver.dropped("stale", 3)
+    driver.dropped("stale", 0)
+    driver.queue(7, 1000)
+    driver.staleness(1)
+    wanted = {
+        ("trajectories", 'what="published"', "4.0"),
+        ("reward_failures", 'kind="TimeoutError"', "1.0"),
+        ("dropped_samples", 'reason="stale"', "3.0"),
+        ("queue_depth", 'role="driver"', "7.0"),
+        ("phase_passes", 'phase="rollout"', "1.0"),
+        ("staleness_versions_bucket", 'le="1.5"', "1.0"),
+        ("phase_seconds_count", 'phase="rollout"', "1.0"),
+    }
+    deadline = time.monotonic() + 45
+    text = ""
+    while time.monotonic() < deadline:
+        text = "".join(
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
+            for port in cluster.metrics_ports
+        )
+        lines = [line for line in text.splitlines() if line.startswith("ray_restorl_")]
+        found = {w for w in wanted for s in lines if f"_{w[0]}" in s and w[1] in s and s.endswith(" " + w[2])}
+        if found == wanted:
+            return
+        time.sleep(1)
+    pytest.fail(f"missing {wanted - found} in\n" + "\n".join(lines))
+
+
+def test_without_ray_phases_are_timed_and_nothing_else_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.metrics.ray_is_running", lambda: False)
+    metrics = RunMetrics()
+    with pytest.raises(ZeroDivisionError), metrics.phase("step") as took:
+        _ = 1 / 0
+    assert 0 < took.seconds < 1 and not metrics._made
+    with (
+        pytest.raises(ValueError, match="none of rollout, reward_wait, learner_wait, step, publish"),
+        metrics.phase("x"),
+    ):
+        pass
+    assert len(PHASES) == 5 and all(kind in ("counter", "gauge", "histogram") for kind, _, _ in METRICS.values())
+
+
+def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
+    start = time.monotonic()
+    with pytest.raises(ClusterError, match="127.0.0.1:9 can't be reached .* or set cluster.address=local"):
+        connect(ClusterSettings("127.0.0.1:9", auth="disabled"))
+    with pytest.raises(ClusterError, match="no such file; give the token file"):
+        connect(ClusterSettings("127.0.0.1:9", token_path=str(tmp_path / "none")))
+    with pytest.raises(ClusterError, match="no run is running there"):
+        attach(tmp_path)
+    assert time.monotonic() - start < 5
+
+
+def test_within_a_ray_job_a_local_address_means_the_cluster_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        monkeypatch.delenv(name, raising=False)
+    assert effective_address(ClusterSettings()) == "local"
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert effective_address(ClusterSettings()) == "auto"
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert effective_address(ClusterSettings()) == "auto"
+    assert effective_address(ClusterSettings("ray://10.0.0.2:10001")) == "ray://10.0.0.2:10001"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"address": "somewhere"}, "cluster.address='somewhere'; give local, auto"),
+        ({"auth": "none"}, "cluster.auth='none'; choose"),
+        ({"num_cpus": 0}, "cluster.num_cpus=0; give a positive"),
+        ({"namespace": ""}, "cluster.namespace is empty"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        ClusterSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_job_runs_this_interpreter() -> None:
+    assert entrypoint(["train", "a b.yaml"]) == f"{sys.executable} -m cluster.cli train 'a b.yaml'"
