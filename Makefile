@@ -22,3 +22,11 @@ $(STAMP): requirements.lock pyproject.toml
 lock:
 	uv pip compile pyproject.toml --extra dev --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --custom-compile-command 'make lock' -o requirements.lock
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest --durations=15

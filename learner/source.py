@@ -40,7 +40,13 @@ class SourceSettings:
 
 @dataclass(frozen=True)
 class Batch:
-    """Groups ordered by id, so that a batch doesn't depend on who arrived first."""
+    """Groups ordered by id, so that a batch doesn't depend on who arrived first.
+
+    Attributes:
+        staleness: versions that each group lies behind.
+        dropped: groups refused on the way, by reason.
+        waited_s: seconds until the batch was whole.
+    """
 
     groups: list[Trajectories]
     staleness: list[int]
@@ -53,8 +59,8 @@ class BatchSource:
 
     def __init__(self, stream: TrajectoryStream, consumer: str, settings: SourceSettings, fingerprint: str) -> None:
         self.stream, self.consumer, self.settings, self.fingerprint = stream, consumer, settings, fingerprint
-        self.waiting: list[Entry] = []
-        self.used: dict[str, tuple[str, int]] = {}  # group id -> (entry id, step), trained but not yet durable
+        self.waiting: list[tuple[str, Trajectories]] = []  # entry id, record
+        self.used: dict[str, int] = {}  # entry id -> step that trained on it, not yet durable
 
     def collect(self, version: int) -> Batch:
         """B groups not older than `max_staleness` behind `version`.
@@ -73,31 +79,33 @@ class BatchSource:
             missing = self.settings.groups_per_step - len(self.waiting)
             for entry in self.stream.read(self.consumer, missing, block_ms=int(min(left, 1.0) * 1000)):
                 reason = self._refusal(entry, version)
-                if reason is None:
-                    self.waiting.append(entry)
+                if reason is None and not isinstance(entry.record, SchemaError):
+                    self.waiting.append((entry.entry_id, entry.record))
                 else:
-                    self.stream.settle([entry.entry_id], f"dropped:{reason}")
-                    dropped[reason] += 1
-        entries, self.waiting = self.waiting, []
-        groups = sorted((e.trajectories for e in entries), key=lambda t: t.meta.group_id)  # type: ignore[union-attr, arg-type]
-        for entry in entries:
-            self.used[entry.trajectories.meta.group_id] = (entry.entry_id, version + 1)  # type: ignore[union-attr]
-        staleness = [max(0, version - g.meta.weights_version) for g in groups]
+                    self.stream.settle([entry.entry_id], f"dropped:{reason}", token=f"dropped:{reason}")
+                    dropped[str(reason)] += 1
+        taken, self.waiting = self.waiting, []
+        self.used |= {entry_id: version + 1 for entry_id, _ in taken}
+        groups = sorted((record for _, record in taken), key=lambda record: record.meta.group_id)
+        staleness = [max(0, version - group.meta.weights_version) for group in groups]
         return Batch(groups, staleness, dict(dropped), time.monotonic() - began)
 
-    def settle(self) -> int:
-        """Acknowledge everything trained so far; call after the checkpoint that holds it is on disk."""
+    def settle(self, used: dict[str, int] | None = None) -> None:
+        """Acknowledge what was trained on; call it after the checkpoint that holds the steps is on disk.
+
+        `used` is what a checkpoint recorded: a learner that resumes repeats that settlement, which has no effect
+        where it was done before.
+        """
         by_step: dict[int, list[str]] = {}
-        for entry_id, step in self.used.values():
+        for entry_id, step in (self.used if used is None else used).items():
             by_step.setdefault(step, []).append(entry_id)
         for step, entries in sorted(by_step.items()):
-            self.stream.settle(entries, f"consumed:step={step}")
-        count = len(self.used)
-        self.used.clear()
-        return count
+            self.stream.settle(entries, f"consumed:step={step}", token=f"step={step}")
+        if used is None:
+            self.used = {}
 
     def _refusal(self, entry: Entry, version: int) -> str | None:
-        record = entry.trajectories
+        record = entry.record
         if isinstance(record, SchemaError):
             return "schema"
         if record.meta.scheduler_fingerprint != self.fingerprint:

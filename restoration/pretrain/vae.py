@@ -18,7 +18,7 @@ from restoration.pretrain.trainer import train
 class VaeRecipe:
     channels: tuple[int, ...] = (32, 64, 64)  # one level each; downscaling is 2 ** (levels - 1)
     latent_channels: int = 4
-    iterations: int = 6000
+    iterations: int = 4000
     batch_size: int = 16
     crop: int = 64
     scale: tuple[float, float] = (0.4, 1.0)

@@ -1,0 +1,207 @@
+"""Roll out denoising chains: a pure function of model, batch and random generator.
+
+A chain of T steps costs T evaluations of the denoiser: the evaluation that makes step t+1 is also the
+better clean estimate of step t (method.md 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from restoration.base_models.interface import BaseModel, SamplerSettings
+from restoration.images import to_uint8
+from restoration.transition import (
+    Schedule,
+    enhanced_action,
+    gaussian_log_prob,
+    transition,
+)
+from trajectories.schema import STORAGE_DTYPES, RecordMeta, Trajectories
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """What is rolled out and which of its clean estimates are scored.
+
+    Attributes:
+        images_per_batch: images (groups) an actor denoises together.
+        rollouts_per_image: K, chains of one image, the size of a group.
+        crop: side of the random square crop taken of each pair, in pixels; 0 takes the whole image.
+        action_target: `enhanced` trains towards the better estimate, `sampled` towards x_{t-1}.
+        reward_at: score the clean estimate of `every_step`, or only x_0 (`final`) for all steps.
+        reward_stride: score every k-th decision and the last.
+        storage_dtype: of latents in the record.
+    """
+
+    images_per_batch: int = 4
+    rollouts_per_image: int = 8
+    crop: int = 128
+    action_target: str = "enhanced"
+    reward_at: str = "every_step"
+    reward_stride: int = 1
+    storage_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.action_target not in ("enhanced", "sampled"):
+            raise ValueError(f"action_target={self.action_target!r}: choose enhanced or sampled")
+        if self.reward_at not in ("every_step", "final"):
+            raise ValueError(f"reward_at={self.reward_at!r}: choose every_step or final")
+        if self.storage_dtype not in STORAGE_DTYPES:
+            raise ValueError(f"storage_dtype={self.storage_dtype!r}: choose one of {', '.join(STORAGE_DTYPES)}")
+        for name in ("images_per_batch", "rollouts_per_image", "reward_stride"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: at least 1")
+
+    def scored(self, decisions: int) -> list[int]:
+        """Decisions (counted from the noisiest) whose clean estimate is scored; the last always is."""
+        if self.reward_at == "final":
+            return [decisions - 1]
+        return sorted(set(range(0, decisions, self.reward_stride)) | {decisions - 1})
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """LQ/GT crops, float32 [N, 3, H, W] in [0, 1], and where they came from."""
+
+    image_ids: Sequence[str]
+    crops: Sequence[tuple[int, int, int, int]]
+    flips: Sequence[bool]
+    lq: Tensor
+    gt: Tensor
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Chains of N images x K rollouts (rows image-major, R = N K) over S decisions, still without rewards.
+
+    Attributes:
+        states, actions, targets: [R, S, C, h, w] in the storage dtype.
+        log_probs: float32 [R, S] of `targets` under the behaviour policy.
+        shift: float32 [R, S], mean |targets - actions| / std.
+        blocks: scored decision -> uint8 images [R, H, W, 3].
+        error_l1, error_l2: float32 [R], norms of final output minus GT.
+    """
+
+    batch: PairBatch
+    settings: RolloutSettings
+    schedule: Schedule
+    states: Tensor
+    actions: Tensor
+    targets: Tensor
+    log_probs: Tensor
+    shift: Tensor
+    blocks: dict[int, np.ndarray]
+    error_l1: Tensor
+    error_l2: Tensor
+
+
+@torch.no_grad()
+def rollout(
+    model: BaseModel,
+    batch: PairBatch,
+    sampler: SamplerSettings,
+    settings: RolloutSettings,
+    generator: torch.Generator,
+) -> Rollout:
+    """Sample K chains for each image. Random numbers come from `generator` (CPU) alone."""
+    dtype = STORAGE_DTYPES[settings.storage_dtype]
+    schedule = model.schedule(sampler)
+    condition = model.condition(batch.lq).repeat_interleave(settings.rollouts_per_image)
+
+    def normal() -> Tensor:
+        return torch.randn(condition.latent.shape, generator=generator).to(condition.latent.device)
+
+    x = model.start(condition, normal()).to(dtype).float()
+    states, actions, targets, log_probs, shifts = [], [], [], [], []
+    estimates: list[Tensor] = []  # better clean estimate of each decision
+    previous = None  # (step, x_t, transition) that waits for its better estimate
+
+    def settle(better: Tensor) -> None:
+        step, x_t, taken = previous  # type: ignore[misc]
+        target = taken.action
+        if settings.action_target == "enhanced":
+            target = enhanced_action(step, x_t, taken.x0, better, taken.action).to(dtype).float()
+        states.append(x_t.to(dtype))
+        actions.append(taken.action.to(dtype))
+        targets.append(target.to(dtype))
+        log_probs.append(gaussian_log_prob(target, taken.mean, step.std))
+        shifts.append((target - taken.action).abs().flatten(1).mean(1) / step.std)
+        estimates.append(better)
+
+    for step in schedule.steps:
+        output = model.denoise(x, step.timestep, condition, sampler.guidance_scale)
+        taken = transition(step, output, x, noise=normal(), storage_dtype=dtype)
+        if previous is not None:
+            settle(taken.x0)
+        previous = (step, x, taken) if step.is_decision else None
+        x = taken.action
+    if previous is not None:  # a noisy last step has no later evaluation: x_0 itself is its estimate
+        settle(x)
+
+    wanted = settings.scored(len(estimates))
+    blocks = {}
+    for index in wanted:
+        images = model.decode(x if index == len(estimates) - 1 else estimates[index])
+        blocks[index] = to_uint8(images)
+    error = images - batch.gt.repeat_interleave(settings.rollouts_per_image, dim=0)
+    return Rollout(
+        batch=batch,
+        settings=settings,
+        schedule=schedule,
+        states=torch.stack(states, 1).cpu(),
+        actions=torch.stack(actions, 1).cpu(),
+        targets=torch.stack(targets, 1).cpu(),
+        log_probs=torch.stack(log_probs, 1).cpu(),
+        shift=torch.stack(shifts, 1).cpu(),
+        blocks=blocks,
+        error_l1=error.abs().flatten(1).sum(1).cpu(),
+        error_l2=error.flatten(1).norm(dim=1).cpu(),
+    )
+
+
+def complete(
+    rolled: Rollout,
+    scores: dict[int, np.ndarray],
+    gt_scores: np.ndarray | None,
+    metas: Sequence[RecordMeta],
+) -> list[Trajectories]:
+    """Attach scores (decision -> float32 [R]) and cut the rollout into one record per image.
+
+    `metas` holds one entry per image; `gt_scores` is float32 [N] or None.
+    """
+    rows, decisions = rolled.log_probs.shape
+    rewards = torch.full((rows, decisions), torch.nan)
+    for index, values in scores.items():
+        rewards[:, index] = torch.from_numpy(np.array(values, dtype=np.float32))
+    if rolled.settings.reward_at == "final":
+        rewards[:] = rewards[:, -1:]
+    scored = ~rewards.isnan()
+    k = rolled.settings.rollouts_per_image
+    step_index = torch.tensor([s.index for s in rolled.schedule.decisions], dtype=torch.int32)
+    records = []
+    for n, meta in enumerate(metas):
+        cut = slice(n * k, (n + 1) * k)
+        records.append(
+            Trajectories(
+                meta=meta,
+                trajectory_ids=[f"{meta.group_id}/{i}" for i in range(k)],
+                states=rolled.states[cut],
+                actions=rolled.actions[cut],
+                targets=rolled.targets[cut],
+                step_index=step_index,
+                log_probs=rolled.log_probs[cut],
+                rewards=rewards[cut],
+                scored=scored[cut],
+                final_reward=rewards[cut, -1],
+                gt_reward=None if gt_scores is None else float(gt_scores[n]),
+                error_l1=rolled.error_l1[cut],
+                error_l2=rolled.error_l2[cut],
+                shift=rolled.shift[cut],
+            )
+        )
+    return records

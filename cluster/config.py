@@ -1,0 +1,144 @@
+"""The configuration of a run: every switch has its one home here or in the room that reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from actors.rollout import RolloutSettings
+from cluster.jobs import ClusterSettings
+from learner.advantage import AdvantageSettings
+from learner.engine import OptimiserSettings
+from learner.learner import LearnerSettings, StepSettings
+from learner.objective import ObjectiveSettings
+from learner.source import SourceSettings
+from restoration.adapters import AdaptSettings
+from restoration.base_models.interface import SamplerSettings
+from reward_service.settings import RewardSettings
+from trajectories.settings import StoreSettings
+
+
+@dataclass(frozen=True)
+class RoleSettings:
+    """Processes of a role and what Ray reserves for each.
+
+    Attributes:
+        count: actors, or learner ranks.
+        num_cpus, num_gpus, resources: reserved for each; custom resources such as {"actor": 1} label node groups.
+        threads: CPU threads each computes with; the sum over roles should not exceed a machine's cores.
+    """
+
+    count: int = 1
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    resources: dict[str, float] = field(default_factory=dict)
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (("count", 1), ("num_cpus", 0), ("num_gpus", 0), ("threads", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: at least {least}")
+
+    @property
+    def options(self) -> dict[str, object]:
+        """Ray's options for one process."""
+        return {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus, "resources": dict(self.resources)}
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.num_gpus > 0 else "cpu"
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Paired folders: `root`/`train`/{input,target} or LOL's {Low,Normal}; `heldout` is never trained on.
+
+    Attributes:
+        match: how LQ and GT are paired: by `stem`, by the `digits` in their names, or `sorted` order.
+        heldout_limit: evaluate the first this many held-out pairs; 0 for all.
+    """
+
+    root: Path = Path("data/demo/rain")
+    train: str = "train"
+    heldout: str = "test"
+    match: str = "stem"
+    heldout_limit: int = 0
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Held-out evaluation, before training, every `every` iterations (0: only at the ends) and at the end.
+
+    Attributes:
+        protocol: named metric protocol of PSNR and SSIM.
+        strips: image strips written at every evaluation.
+    """
+
+    every: int = 10
+    protocol: str = "lowlight_rgb"
+    batch: int = 16
+    seed: int = 0
+    strips: int = 4
+
+
+class RunConfig(BaseModel):
+    """One run. Paths are relative to the working directory."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field("run", description="label of the run in reports")
+    seed: int = 0
+    iterations: int = Field(50, ge=1, description="learner steps")
+    model: Path = Field(description="folder of the base model")
+    data: DataSettings = DataSettings()
+    sampler: SamplerSettings = SamplerSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    reward: RewardSettings = RewardSettings()
+    adapt: AdaptSettings = AdaptSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    advantage: AdvantageSettings = AdvantageSettings()
+    optimiser: OptimiserSettings = OptimiserSettings()
+    source: SourceSettings = SourceSettings()
+    learner: StepSettings = StepSettings()
+    actors: RoleSettings = RoleSettings()
+    ranks: RoleSettings = RoleSettings()
+    store: StoreSettings = StoreSettings()
+    cluster: ClusterSettings = ClusterSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    checkpoint_every: int = Field(1, ge=1, description="iterations between checkpoints; trajectories stay until one")
+    keep_checkpoints: int = Field(3, ge=1)
+    stall_timeout_s: float = Field(1800.0, gt=0, description="longest time without any progress before giving up")
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        batch, item = self.source.groups_per_step, self.rollout.images_per_batch
+        if batch % item:
+            raise ValueError(
+                f"source.groups_per_step={batch} must be a multiple of rollout.images_per_batch={item}: "
+                "a learner batch is made of whole rollout batches"
+            )
+        held = batch * (self.checkpoint_every + self.source.max_staleness + 1)
+        if self.store.max_entries < held:
+            raise ValueError(
+                f"store.max_entries={self.store.max_entries} can't hold the {held} groups between two checkpoints "
+                f"(source.groups_per_step={batch} x (checkpoint_every={self.checkpoint_every} + "
+                f"source.max_staleness={self.source.max_staleness} + 1)); raise it or checkpoint more often"
+            )
+        needs_groups = self.advantage.batch_scope == "same_image" or self.advantage.stats == "track"
+        if needs_groups and self.rollout.rollouts_per_image < 2:
+            raise ValueError("rollout.rollouts_per_image=1 leaves no other rollout of an image to compare with")
+        return self
+
+    def learner_settings(self) -> LearnerSettings:
+        return LearnerSettings(
+            adapt=self.adapt,
+            sampler=self.sampler,
+            objective=self.objective,
+            advantage=self.advantage,
+            optimiser=self.optimiser,
+            step=self.learner,
+            seed=self.seed,
+        )
