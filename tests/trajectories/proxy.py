@@ -1,0 +1,53 @@
+"""A TCP relay that can cut connections at the worst moment: after the server has acted, before the client knows."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable
+
+
+class CuttingProxy:
+    """Relays to 127.0.0.1:`port`. `cut_when(request)` true: the request is delivered, its answer is not."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self.cut_when: Callable[[bytes], bool] | None = None
+        self.cuts = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._relay, args=(client,), daemon=True).start()
+
+    def _relay(self, client: socket.socket) -> None:
+        server = socket.create_connection(("127.0.0.1", self._target))
+        doomed = threading.Event()
+
+        def forward() -> None:
+            with contextlib.suppress(OSError):
+                while data := client.recv(1 << 20):
+                    if self.cut_when is not None and self.cut_when(data):
+                        self.cut_when = None
+                        self.cuts += 1
+                        doomed.set()
+                    server.sendall(data)
+
+        threading.Thread(target=forward, daemon=True).start()
+        with contextlib.suppress(OSError):
+            while data := server.recv(1 << 20):
+                if doomed.is_set():
+                    break
+                client.sendall(data)
+        for end in (client, server):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import pickle
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.trajectories.records import assert_same, make_record
+from trajectories import errors
+from trajectories.errors import SchemaError
+from trajectories.schema import SCHEMA_VERSION, STORAGE_DTYPES, Trajectories, decode, encode, encode_buffer
+
+
+@pytest.mark.parametrize("dtype", STORAGE_DTYPES)
+def test_a_record_of_any_dtype_comes_back_bit_for_bit_without_warnings(dtype: str) -> None:
+    record = make_record(dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_same(decode(encode(record)), record)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(1, 4)] * 5),
+    dtype=st.sampled_from(list(STORAGE_DTYPES)),
+    seed=st.integers(0, 2**63 - 1),
+    gt_reward=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    name=st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=1, max_size=30),
+    epoch=st.integers(0, 2**40),
+)
+def test_a_record_of_any_shape_and_names_comes_back_bit_for_bit(
+    shape: Any, dtype: str, seed: int, gt_reward: float | None, name: str, epoch: int
+) -> None:
+    record = make_record(name, epoch=epoch, dtype=dtype, shape=shape, seed=seed, gt_reward=gt_reward)
+    assert_same(decode(encode(record)), record)
+
+
+def test_views_and_gradients_are_encoded_as_their_values() -> None:
+    record = make_record(shape=(4, 3, 2, 4, 4))
+    halves = record.states.transpose(3, 4).requires_grad_()
+    assert_same(decode(encode(replace(record, states=halves))), replace(record, states=halves.detach().contiguous()))
+
+
+def test_latents_are_decoded_without_a_copy() -> None:
+    buffer = encode_buffer(make_record(shape=(2, 3, 4, 16, 16)))
+    for tensor in (decode(buffer).states, decode(buffer).targets):
+        assert buffer.address < tensor.data_ptr() < buffer.address + buffer.size
+
+
+def test_a_decoded_record_keeps_its_bytes_alive() -> None:
+    record = make_record()
+    decoded = [decode(encode(record)) for _ in range(50)]
+    assert all(torch.equal(one.states, record.states) for one in decoded)
+
+
+def test_unscored_rewards_are_null_in_arrow_and_nan_in_torch() -> None:
+    rewards = torch.tensor([[0.5, torch.nan, 1.0], [torch.nan, torch.nan, 0.0]])
+    record = make_record(rewards=rewards, scored=~rewards.isnan())
+    column = pa.ipc.open_stream(encode(record)).read_next_batch().column("rewards")
+    assert column.to_pylist() == [[0.5, None, 1.0], [None, None, 0.0]]
+    assert torch.equal(decode(encode(record)).rewards.isnan(), rewards.isnan())
+
+
+def test_the_metadata_is_readable_with_arrow_alone() -> None:
+    metadata = pa.ipc.open_stream(encode(make_record())).schema.metadata
+    assert metadata[b"restorl.schema_version"] == str(SCHEMA_VERSION).encode()
+    assert b'"weights_version": 7' in metadata[b"restorl.record"]
+
+
+def with_metadata(payload: bytes, **changes: bytes | None) -> bytes:
+    """The same batch with other schema metadata."""
+    batch = pa.ipc.open_stream(payload).read_next_batch()
+    metadata = {**batch.schema.metadata, **{f"restorl.{k}".encode(): v for k, v in changes.items()}}
+    schema = batch.schema.with_metadata({k: v for k, v in metadata.items() if v is not None})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=schema))
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def test_another_schema_version_is_refused_naming_both_versions() -> None:
+    with pytest.raises(SchemaError, match=f"schema version 0, this RestoRL reads version {SCHEMA_VERSION}"):
+        decode(with_metadata(encode(make_record()), schema_version=b"0"))
+    record = make_record()
+    with pytest.raises(SchemaError, match="can't write schema version 2"):
+        encode(replace(record, meta=replace(record.meta, schema_version=2)))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"\x80\x04\x95garbage",
+        pickle.dumps({"states": 1}),
+        np.random.default_rng(0).bytes(5000),
+        with_metadata(encode(make_record()), schema_version=None),
+        with_metadata(encode(make_record()), record=b"{"),
+        with_metadata(encode(make_record()), record=b"[" * 100_000),
+        with_metadata(encode(make_record()), record=b'{"meta": {}}'),
+        with_metadata(encode(make_record(shape=(2, 3, 2, 4, 4))), record=None),
+    ],
+)
+def test_bytes_that_are_no_record_raise_a_schema_error(payload: bytes) -> None:
+    with pytest.raises(SchemaError):
+        decode(payload)
+
+
+def test_a_truncated_record_raises_a_schema_error_wherever_it_is_cut() -> None:
+    payload = encode(make_record())
+    end_of_stream = 8  # the marker behind the batch carries nothing
+    for length in range(0, len(payload) - end_of_stream, 7):
+        with pytest.raises(SchemaError):
+            decode(payload[:length])
+
+
+def test_flipped_bits_give_a_schema_error_or_a_record_but_never_another_failure() -> None:
+    payload, random = encode(make_record(shape=(1, 1, 1, 1, 1))), np.random.default_rng(0)
+    refused = 0
+    for _ in range(1500):
+        damaged = bytearray(payload)
+        for place in random.integers(0, len(payload), random.integers(1, 4)):
+            damaged[place] ^= 1 << random.integers(0, 8)
+        try:
+            assert isinstance(decode(bytes(damaged)), Trajectories)
+        except SchemaError:
+            refused += 1
+    assert refused > 150
+
+
+def test_a_record_whose_metadata_disagrees_with_its_columns_is_refused() -> None:
+    small, large = encode(make_record(shape=(2, 3, 2, 4, 4))), encode(make_record(shape=(2, 3, 2, 8, 8)))
+    metadata = pa.ipc.open_stream(large).schema.metadata[b"restorl.record"]
+    with pytest.raises(SchemaError, match="disagree"):
+        decode(with_metadata(small, record=metadata))
+
+
+def broken(**fields: Any) -> dict[str, Any]:
+    return fields
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (broken(states=torch.zeros(2, 3, 2, 4, 5)), "actions is .* wanted"),
+        (broken(states=torch.zeros(3, 3, 2, 4, 4)), r"states have shape .* wanted \[K=2"),
+        (broken(states=torch.zeros(2, 0, 2, 4, 4)), "states have shape"),
+        (broken(targets=torch.zeros(2, 3, 2, 4, 4).half()), "targets is torch.float16"),
+        (broken(step_index=torch.arange(3)), "step_index is torch.int64"),
+        (broken(step_index=torch.tensor([-1, 0, 1], dtype=torch.int32)), "step_index must be >= 0"),
+        (broken(log_probs=torch.full((2, 3), torch.nan)), "log_probs holds NaN"),
+        (broken(shift=torch.full((2, 3), torch.inf)), "shift holds NaN or infinity"),
+        (broken(final_reward=torch.tensor([0.0, torch.nan])), "final_reward holds NaN"),
+        (broken(rewards=torch.full((2, 3), torch.nan), scored=torch.ones(2, 3, dtype=torch.bool)), "rewards must be"),
+        (broken(rewards=torch.full((2, 3), torch.inf), scored=torch.zeros(2, 3, dtype=torch.bool)), "rewards must be"),
+        (broken(gt_reward=float("nan")), "gt_reward"),
+        (broken(trajectory_ids=["a", "a"]), "all different"),
+        (broken(trajectory_ids=[]), "at least one"),
+    ],
+)
+def test_a_record_that_breaks_a_rule_is_refused_naming_group_and_field(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(SchemaError, match=f"group 'g0': .*{message}"):
+        encode(make_record(**fields))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("group_id", "a\tb"), ("group_id", ""), ("image_id", "x" * 500), ("dtype", "float64"), ("epoch", -1)),
+        *(("weights_version", 1.5), ("crop", (0, 0, 8)), ("flip", 1), ("seed", "1")),
+    ],
+)
+def test_metadata_that_breaks_a_rule_is_refused_naming_the_field(field: str, value: Any) -> None:
+    record = make_record()
+    with pytest.raises(SchemaError, match=f"meta.{field}"):
+        encode(replace(record, meta=replace(record.meta, **{field: value})))
+
+
+def test_errors_survive_pickling_as_ray_needs() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    assert len(kinds) >= 8
+    for kind in kinds:
+        copy = pickle.loads(pickle.dumps(kind("what, where, what to do")))
+        assert (type(copy), str(copy)) == (kind, "what, where, what to do")

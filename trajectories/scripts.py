@@ -1,0 +1,143 @@
+"""The store's state and the Lua scripts that change it.
+
+Keys of a run (one hash tag, so they share a slot of a Redis cluster):
+
+    entries     stream: one small entry a group (g group id, n bytes, r rows); consumer group `learner`
+    payload:G   string: the Arrow record of group G, present from publication to settlement
+    groups      hash: group id -> entry id
+    published   hash: entry id -> "group TAB rows TAB bytes TAB epoch"
+    settled     hash: entry id -> lines "token TAB outcome"; a second line is a double settlement
+    bytes       sum of the payloads that are present
+    epoch       the fencing token
+
+Why the payload is no field of the stream entry: a script (needed, because publication checks before it writes) would
+copy megabytes into Lua and out again, while SET keeps the received buffer. MULTI makes the two one.
+
+A script runs atomically and writes either all or nothing, also into the append-only file. `allow-oom` lets the ledger
+be written when the server is at its memory limit: settlements free memory, and a payload already set must not lack
+its entry. Publication is still refused then, because SET is.
+"""
+
+from __future__ import annotations
+
+GROUP = "learner"  # name of the consumer group
+
+
+class Keys:
+    """Names of a run's keys."""
+
+    def __init__(self, run_id: str) -> None:
+        prefix = f"restorl:{{{run_id}}}:"
+        self.entries, self.groups, self.published, self.settled, self.bytes, self.epoch = (
+            prefix + name for name in ("entries", "groups", "published", "settled", "bytes", "epoch")
+        )
+        self.payload_prefix = prefix + "payload:"
+
+    def payload(self, group_id: str) -> str:
+        return self.payload_prefix + group_id
+
+    @property
+    def state(self) -> list[str]:
+        """In the order in which all scripts take them."""
+        return [self.entries, self.groups, self.published, self.settled, self.bytes, self.epoch]
+
+
+_HEADER = """#!lua flags=allow-oom
+local entries, groups, published, settled, bytes, epoch =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local function number(key) return tonumber(redis.call('GET', key) or '0') end
+"""
+
+# ARGV: group, payload key, bytes, epoch, max entries, max bytes, [rows]
+_CHECK = """
+local group, payload, size = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local function verdict()
+  local current = number(epoch)
+  if tonumber(ARGV[4]) ~= current then return {'epoch', tostring(current)} end
+  local known = redis.call('HGET', groups, group)
+  if known then return {'known', known} end
+  local count, held = redis.call('XLEN', entries), number(bytes)
+  if count >= tonumber(ARGV[5]) or held + size > tonumber(ARGV[6]) then
+    return {'full', tostring(count), tostring(held)}
+  end
+end
+"""
+
+ADMIT = _HEADER + _CHECK + "return verdict() or {'room'}"
+"""May this group be published now? Asked before megabytes are sent."""
+
+COMMIT = (
+    _HEADER
+    + _CHECK
+    + """
+local refused = verdict()
+if refused then
+  -- The payload was set just before (NX): take it away, unless it is that of the group's earlier publication.
+  local known = redis.call('HGET', groups, group)
+  if not known or redis.call('HEXISTS', settled, known) == 1 then redis.call('UNLINK', payload) end
+  return refused
+end
+local id = redis.call('XADD', entries, '*', 'g', group, 'n', ARGV[3], 'r', ARGV[7])
+redis.call('HSET', groups, group, id)
+redis.call('HSET', published, id, table.concat({group, ARGV[7], ARGV[3], ARGV[4]}, '\\t'))
+redis.call('INCRBY', bytes, ARGV[3])
+return {'published', id}
+"""
+)
+"""Second half of a publication, in one MULTI with `SET payload NX`."""
+
+SETTLE = (
+    _HEADER
+    + """
+-- ARGV: consumer group, payload prefix, token, outcome, epoch or '', entry ids
+if ARGV[5] ~= '' and tonumber(ARGV[5]) ~= number(epoch) then return {'epoch', tostring(number(epoch))} end
+local token, results = ARGV[3], {'ok'}
+for i = 6, #ARGV do
+  local id = ARGV[i]
+  local record, before = redis.call('HGET', published, id), redis.call('HGET', settled, id)
+  if before and string.find('\\n' .. before, '\\n' .. token .. '\\t', 1, true) then
+    results[#results + 1] = 'repeated'
+  else
+    local line = token .. '\\t' .. ARGV[4]
+    redis.call('HSET', settled, id, before and (before .. '\\n' .. line) or line)
+    redis.call('XACK', entries, ARGV[1], id)
+    redis.call('XDEL', entries, id)
+    if record and not before then
+      local group, size = string.match(record, '^([^\\t]*)\\t%d+\\t(%d+)\\t')
+      redis.call('UNLINK', ARGV[2] .. group)
+      redis.call('DECRBY', bytes, size)
+    end
+    results[#results + 1] = not record and 'unknown' or before and 'twice' or 'settled'
+  end
+end
+return results
+"""
+)
+"""Acknowledge, delete and note the outcome of entries; the same token a second time changes nothing."""
+
+SNAPSHOT = (
+    _HEADER
+    + """
+-- ARGV: consumer group, payload prefix
+local waiting, pending, left = {}, {}, {}
+for _, entry in ipairs(redis.call('XRANGE', entries, '-', '+')) do
+  local group = ''
+  for i = 1, #entry[2], 2 do if entry[2][i] == 'g' then group = entry[2][i + 1] end end
+  waiting[#waiting + 1] = {entry[1], group, redis.call('STRLEN', ARGV[2] .. group)}
+end
+local owned = redis.pcall('XPENDING', entries, ARGV[1], '-', '+', 1000000000)
+if not owned.err then
+  for _, entry in ipairs(owned) do pending[#pending + 1] = {entry[1], entry[2]} end
+end
+local lines = redis.call('HGETALL', published)
+for i = 2, #lines, 2 do
+  local group = string.match(lines[i], '^[^\\t]*')
+  if redis.call('HEXISTS', settled, lines[i - 1]) == 1 and redis.call('EXISTS', ARGV[2] .. group) == 1 then
+    left[#left + 1] = lines[i - 1]
+  end
+end
+return {lines, redis.call('HGETALL', settled), waiting, pending, left,
+        tostring(number(bytes)), tostring(number(epoch))}
+"""
+)
+"""The whole ledger at one instant."""

@@ -1,0 +1,309 @@
+"""The stream between actors and learner: publish, read, settle, reclaim, account.
+
+One entry is one group (K rollouts of one image). An entry lives from `publish` to `settle`; in between it belongs
+to the consumer that read it, and passes to another one by `reclaim`. All operations have deadlines and may be
+repeated after a broken connection without effect on the count: nothing is lost and nothing is used twice.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import redis
+
+from trajectories.audit import AuditReport, Ledger, audit, ledger_from_snapshot
+from trajectories.client import StoreClient
+from trajectories.consumer import PAGE, Deliveries, Entry
+from trajectories.errors import BackPressureTimeout, RecordTooLarge, SchemaError, StaleEpoch
+from trajectories.schema import Trajectories, encode_buffer
+from trajectories.scripts import ADMIT, COMMIT, GROUP, SETTLE, SNAPSHOT, Keys
+from trajectories.settings import StoreAddress, StoreSettings
+
+_OUTCOME = re.compile(r"(consumed|dropped):[ -~]+")
+_TOKEN = re.compile(r"[!-~]{1,200}")
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A group is in the store.
+
+    Attributes:
+        repeated: the store had the group already (published before, or the answer to a first attempt was lost).
+        waited_s: time spent in back-pressure.
+    """
+
+    entry_id: str
+    repeated: bool
+    waited_s: float
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Unsettled groups in the stream, bytes of their records, and how many of them a consumer has read."""
+
+    entries: int
+    nbytes: int
+    pending: int
+
+
+class TrajectoryStream:
+    """A run's stream in the store at `address`. Use one instance a process; threads may share it to publish.
+
+    An instance remembers which entries it has handed to which consumer, so that `read` gives each once. A new
+    instance (a restarted process) starts with the entries its consumer has read and not settled.
+
+    Raises (constructor):
+        StoreUnreachable, StoreAuthError, StoreError: no usable server there; says what to change.
+    """
+
+    def __init__(self, address: StoreAddress, run_id: str, settings: StoreSettings | None = None) -> None:
+        if not run_id or not re.fullmatch(r"[\w.:@+-]+", run_id):
+            raise ValueError(f"run_id={run_id!r}: use letters, digits and . _ : @ + -")
+        self.run_id, self.settings, self.keys = run_id, settings or StoreSettings(), Keys(run_id)
+        self.client = StoreClient(address, self.settings)
+        self._deliveries = Deliveries(self.client, self.keys, run_id)
+        try:
+            self.client.check_server()
+            self.client.call("creating the consumer group", self._create_group)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self.client.close()
+
+    def __enter__(self) -> TrajectoryStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # epochs (fencing)
+
+    def begin_epoch(self) -> int:
+        """Start a new epoch and return it: publishers and settlers of earlier ones are refused from now on."""
+        return int(self.client.call("beginning an epoch", lambda r: r.incr(self.keys.epoch)))  # type: ignore[arg-type]
+
+    def epoch(self) -> int:
+        """The current epoch; 0 before the first `begin_epoch`."""
+        return int(self.client.call("reading the epoch", lambda r: r.get(self.keys.epoch)) or 0)  # type: ignore[arg-type]
+
+    # actors
+
+    def publish(self, record: Trajectories, timeout_s: float | None = None) -> Receipt:
+        """Put a group into the stream; wait while the stream is at its bound.
+
+        Publishing a group id again changes nothing. Room is checked and taken in one step; only records already
+        under way when the last room goes (one a publisher) are sent in vain.
+
+        Raises:
+            SchemaError: the record breaks the schema.
+            BackPressureTimeout: no room within `timeout_s` (default `publish_timeout_s`).
+            StaleEpoch: `meta.epoch` is not the current epoch.
+            RecordTooLarge, StoreFull, StoreUnreachable, StoreError.
+        """
+        if record.meta.run_id != self.run_id:
+            raise SchemaError(
+                f"group {record.meta.group_id!r} is of run {record.meta.run_id!r}, the stream of {self.run_id!r}"
+            )
+        meta = record.meta
+        return self.publish_payload(meta.group_id, encode_buffer(record), record.rows, meta.epoch, timeout_s)
+
+    def publish_payload(
+        self, group_id: str, payload: bytes | pa.Buffer, rows: int, epoch: int, timeout_s: float | None = None
+    ) -> Receipt:
+        """`publish` for a record that is already encoded; the bytes are not looked at."""
+        data = memoryview(payload)
+        if data.nbytes > self.settings.max_bytes:
+            raise RecordTooLarge(
+                f"group {group_id!r} has {data.nbytes} bytes, the whole stream may hold max_bytes="
+                f"{self.settings.max_bytes}: raise store.max_bytes, or use fewer rollouts or float16 storage"
+            )
+        settings, key = self.settings, self.keys.payload(group_id)
+        argv = [group_id, key, data.nbytes, epoch, settings.max_entries, settings.max_bytes, rows]
+
+        def commit(r: redis.Redis) -> Any:
+            with r.pipeline(transaction=True) as pipe:
+                pipe.set(key, data, nx=True)  # type: ignore[arg-type]
+                pipe.eval(COMMIT, len(self.keys.state), *self.keys.state, *argv)  # type: ignore[arg-type]
+                return pipe.execute()[1]
+
+        start, pause = time.monotonic(), 0.005
+        limit = settings.publish_timeout_s if timeout_s is None else timeout_s
+        while True:
+            verdict, *details = self._eval("publish", ADMIT, argv)
+            if verdict == b"room":
+                verdict, *details = self.client.call("publish", commit)
+            waited = time.monotonic() - start
+            if verdict in (b"published", b"known"):
+                return Receipt(details[0].decode(), verdict == b"known", waited)
+            if verdict == b"epoch":
+                raise self._stale(f"publishing group {group_id!r}", epoch, details[0])
+            if waited + pause > limit:
+                raise BackPressureTimeout(
+                    f"no room for group {group_id!r} ({data.nbytes} bytes) in {waited:.1f} s: the stream holds "
+                    f"{int(details[0])} of {settings.max_entries} groups and {int(details[1])} of {settings.max_bytes} "
+                    "bytes; the learner is slower than the actors or has stopped"
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+
+    # learner
+
+    def read(self, consumer: str, count: int, block_ms: int = 0, own_pending_first: bool = True) -> list[Entry]:
+        """Up to `count` entries for `consumer`, in the order of publication.
+
+        First come entries that this consumer has read but not settled and that this instance has not handed out
+        yet (a restart, or an answer that was lost); then new ones. Waits up to `block_ms` for the first entry
+        (0: not at all) and does not wait for more.
+
+        Args:
+            own_pending_first: False reads new entries only.
+
+        Raises:
+            StoreUnreachable, StoreAuthError, StoreError.
+        """
+        if count < 1:
+            raise ValueError(f"count={count}: at least 1")
+        deadline = time.monotonic() + block_ms / 1000
+        while True:
+            # Well below the socket's deadline, which would otherwise end the wait as an error.
+            slice_ms = min(1000 * (deadline - time.monotonic()), 500 * self.settings.op_timeout_s)
+            wait = int(slice_ms) if slice_ms >= 1 else None
+            attempt = partial(
+                self._deliveries.read, consumer=consumer, count=count, block=wait, own_first=own_pending_first
+            )
+            entries = self._deliveries.deliver(consumer, "read", attempt)
+            if entries or wait is None:
+                return entries
+
+    def settle(
+        self, entry_ids: Iterable[str], outcome: str, token: str | None = None, epoch: int | None = None
+    ) -> list[str]:
+        """Acknowledge and delete entries and note their outcome. Call it when the outcome is durable.
+
+        Args:
+            outcome: `consumed:...` (`consumed:step=12`) or `dropped:REASON` (`dropped:stale`).
+            token: names this settlement. A second call with the same token changes nothing, so a learner resumed
+                from a checkpoint repeats the checkpoint's settlement safely with a token such as `step=12`.
+                Default: a new one, so that settling an entry in two calls shows in the audit.
+            epoch: refuse unless it is the current one (a learner that was cut off).
+
+        Returns:
+            For each entry `settled`, `repeated` (same token), `twice` (settled before: a fault) or `unknown`
+            (never published: a fault).
+
+        Raises:
+            StaleEpoch, StoreUnreachable, StoreError; ValueError for a malformed outcome or token.
+        """
+        if not _OUTCOME.fullmatch(outcome):
+            raise ValueError(f"outcome={outcome!r}: write consumed:... or dropped:REASON")
+        token = uuid.uuid4().hex if token is None else token
+        if not _TOKEN.fullmatch(token):
+            raise ValueError(f"token={token!r}: 1 to 200 printable characters without spaces")
+        ids, results = list(entry_ids), list[str]()
+        for start in range(0, len(ids), PAGE):
+            page = ids[start : start + PAGE]
+            head = [GROUP, self.keys.payload_prefix, token, outcome, "" if epoch is None else epoch]
+            verdict, *details = self._eval("settle", SETTLE, [*head, *page])
+            if verdict == b"epoch":
+                raise self._stale(f"settling {len(ids)} entries", epoch, details[0])
+            results += [d.decode() for d in details]
+        self._deliveries.settled(ids)
+        return results
+
+    def reclaim(self, consumer: str, min_idle_ms: int, count: int = 64) -> list[Entry]:
+        """Take over entries that other consumers read at least `min_idle_ms` ago and never settled (they died).
+
+        Choose `min_idle_ms` above the longest time from read to settle, or live consumers lose their entries too.
+        """
+
+        return self._deliveries.deliver(
+            consumer, "reclaim", lambda r: self._deliveries.claim_idle(r, consumer, min_idle_ms, count)
+        )
+
+    def reclaim_from(self, dead: str, consumer: str, count: int | None = None) -> list[Entry]:
+        """Take over all (up to `count`) unsettled entries of a consumer that is known to be dead, at once.
+
+        Raises:
+            ValueError: `dead` is `consumer`; use `read` with its name instead.
+        """
+        if dead == consumer:
+            raise ValueError(f"consumer {consumer!r} can't reclaim from itself; read() gives its unsettled entries")
+
+        return self._deliveries.deliver(
+            consumer, "reclaim", lambda r: self._deliveries.claim_from(r, dead, consumer, count)
+        )
+
+    def rewind(self, consumer: str) -> None:
+        """Let `read` hand out this consumer's unsettled entries again (learner went back to a checkpoint)."""
+        self._deliveries.forget(consumer)
+
+    # accounts
+
+    def pending_count(self, consumer: str | None = None) -> int:
+        """Entries read and not settled, by one consumer or by all."""
+        summary: Any = self.client.call("counting", lambda r: r.xpending(self.keys.entries, GROUP))
+        if consumer is None:
+            return int(summary["pending"])
+        owned = {c["name"].decode(): int(c["pending"]) for c in summary["consumers"]}
+        return owned.get(consumer, 0)
+
+    def depth(self) -> Depth:
+        """How full the stream is."""
+
+        def count(r: redis.Redis) -> Any:
+            with r.pipeline(transaction=True) as pipe:
+                pipe.xlen(self.keys.entries)
+                pipe.get(self.keys.bytes)
+                pipe.xpending(self.keys.entries, GROUP)
+                return pipe.execute()
+
+        entries, held, pending = self.client.call("counting", count)
+        return Depth(int(entries), int(held or 0), int(pending["pending"]))
+
+    def ledger(self) -> Ledger:
+        """All publications and settlements up to this instant."""
+        answer = self._eval("reading the ledger", SNAPSHOT, [GROUP, self.keys.payload_prefix])
+        return ledger_from_snapshot(self.run_id, answer)
+
+    def audit(self) -> AuditReport:
+        """Check that each published group was consumed once, dropped with a reason, or is pending."""
+        return audit(self.ledger())
+
+    def export_ledger(self, path: Path) -> AuditReport:
+        """Write the ledger as JSON for `audit_file`, and return its audit."""
+        ledger = self.ledger()
+        ledger.write(path)
+        return audit(ledger)
+
+    # inside
+
+    def _eval(self, what: str, script: str, argv: Sequence[Any]) -> list[Any]:
+        # The whole script, not its hash: a restarted server has forgotten the hashes.
+        keys = self.keys.state
+        return self.client.call(what, lambda r: r.eval(script, len(keys), *keys, *argv))  # type: ignore[arg-type,return-value]
+
+    def _stale(self, what: str, given: int | None, current: bytes) -> StaleEpoch:
+        return StaleEpoch(
+            f"{what}: epoch {given} of run {self.run_id!r} is not the current epoch {int(current)}; this process was "
+            "replaced and must stop"
+        )
+
+    def _create_group(self, r: redis.Redis) -> None:
+        try:
+            r.xgroup_create(self.keys.entries, GROUP, id="0", mkstream=True)
+        except redis.ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
