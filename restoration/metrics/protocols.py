@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from restoration.images import to_uint8
 
@@ -57,9 +56,6 @@ class Protocol:
                 f"SSIM needs images of at least {SSIM_WINDOW} px a side, "
                 f"got {a.shape[-1]}x{a.shape[-2]} (width x height)"
             )
-        batch, channels = a.shape[:2]
-        # The channels are independent, so they go through the window as one batch of grey pictures.
-        a, b = (v.flatten(0, 1).unsqueeze(1) for v in (a, b))
         mean_a, mean_b = _smooth(a), _smooth(b)
         variance_a = _smooth(a * a) - mean_a.square()
         variance_b = _smooth(b * b) - mean_b.square()
@@ -67,7 +63,7 @@ class Protocol:
         c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
         luminance = (2 * mean_a * mean_b + c1) / (mean_a.square() + mean_b.square() + c1)
         structure = (2 * covariance + c2) / (variance_a + variance_b + c2)
-        per_image = (luminance * structure).view(batch, channels, -1).mean((1, 2))
+        per_image = (luminance * structure).flatten(1).mean(1)
         return np.asarray(per_image.cpu().numpy(), dtype=np.float64)
 
     def _levels(self, x: Images, y: Images) -> tuple[Tensor, Tensor]:
@@ -127,8 +123,17 @@ def _matlab_luma(levels: Tensor) -> Tensor:
 
 
 def _smooth(images: Tensor) -> Tensor:
-    """Gaussian mean over each window that fits; [N, 1, H, W] to [N, 1, H-10, W-10]."""
-    offset = torch.arange(SSIM_WINDOW, dtype=images.dtype, device=images.device) - SSIM_WINDOW // 2
+    """Gaussian mean over each window that fits; [..., H, W] to [..., H-10, W-10].
+
+    Sums of shifted views: torch has no fast float64 convolution on CPU.
+    """
+    offset = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
     window = torch.exp(-offset.square() / (2 * SSIM_SIGMA**2))
-    window = window / window.sum()
-    return F.conv2d(F.conv2d(images, window.view(1, 1, 1, -1)), window.view(1, 1, -1, 1))
+    weights = (window / window.sum()).tolist()
+    for axis in (-2, -1):
+        length = images.shape[axis] - SSIM_WINDOW + 1
+        total = images.narrow(axis, 0, length) * weights[0]
+        for shift in range(1, SSIM_WINDOW):
+            total.add_(images.narrow(axis, shift, length), alpha=weights[shift])
+        images = total
+    return images
