@@ -77,11 +77,10 @@ class Block(nn.Module):
 
 
 class Lite0Features(nn.Module):
-    """Feature maps after the stem and after chosen blocks.
+    """Feature maps after the stem (-1) and after chosen blocks (their index).
 
     Args:
-        taps: indices of the blocks whose output is returned; -1 is the stem. Blocks behind the last one
-            are not built.
+        taps: default of `forward`; blocks behind the last one are not built.
     """
 
     def __init__(self, taps: tuple[int, ...]) -> None:
@@ -91,17 +90,18 @@ class Lite0Features(nn.Module):
         self._bn0 = nn.BatchNorm2d(32, BN_EPS)
         self._blocks = nn.ModuleList(Block(*spec) for spec in BLOCKS[: max(taps) + 1])
 
-    @property
-    def channels(self) -> list[int]:
-        return [32 if tap < 0 else BLOCKS[tap][4] for tap in self.taps]
+    @staticmethod
+    def channels(taps: tuple[int, ...]) -> list[int]:
+        return [32 if tap < 0 else BLOCKS[tap][4] for tap in taps]
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """float32 [B, 3, H, W] in [0, 1] -> one [B, C, h, w] for each tap."""
+    def forward(self, images: Tensor, taps: tuple[int, ...] | None = None) -> list[Tensor]:
+        """float32 [B, 3, H, W] in [0, 1] -> one [B, C, h, w] for each tap, in rising order."""
+        taps = self.taps if taps is None else taps
         x = F.relu6(self._bn0(self._conv_stem((images * 255 - 127) / 128)))
-        maps = [x] if -1 in self.taps else []
-        for index, block in enumerate(self._blocks):
-            x = block(x)
-            if index in self.taps:
+        maps = [x] if -1 in taps else []
+        for index in range(max(taps) + 1):
+            x = self._blocks[index](x)
+            if index in taps:
                 maps.append(x)
         return maps
 

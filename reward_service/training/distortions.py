@@ -42,7 +42,9 @@ def jpeg(image: Image, severity: float, rng: np.random.Generator) -> Image:
     quality = round(85 - 77 * severity**0.6)
     pixels = (np.clip(image[..., ::-1], 0, 1) * 255).round().astype(np.uint8)
     _, code = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return _f32(cv2.imdecode(code, cv2.IMREAD_COLOR)[..., ::-1]) / 255
+    decoded = cv2.imdecode(code, cv2.IMREAD_COLOR)
+    assert decoded is not None  # OpenCV wrote it one line above
+    return _f32(_f32(decoded)[..., ::-1] / 255)
 
 
 def smooth(image: Image, severity: float, rng: np.random.Generator) -> Image:

@@ -59,7 +59,8 @@ def tone_loss(x: Tensor, y: Tensor) -> Tensor:
 
 def feature_loss(x: list[Tensor], y: list[Tensor]) -> Tensor:
     """Mean squared distance of unit-normalised feature vectors, summed over the maps; [B]."""
-    parts = [(F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean((1, 2)) for a, b in zip(x, y, strict=True)]
+    pairs = [(F.normalize(a, dim=1), F.normalize(b, dim=1)) for a, b in zip(x, y, strict=True)]
+    parts = [(a - b).square().sum(1).mean((1, 2)) for a, b in pairs]
     return torch.stack(parts).sum(0)
 
 

@@ -23,25 +23,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from restoration.pretrain.crops import PhotoCrops
-from reward_service.scorers.lite0 import Lite0Features, load_lite0
 from reward_service.scorers.lite0_levels import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     LevelHead,
-    build_head,
+    Lite0Statistics,
     digest,
     expected_level,
-    statistics,
 )
 from reward_service.training.labels import (
     CLEAN,
     WEIGHTS,
-    feature_loss,
-    quality,
     soft_labels,
-    structure_loss,
-    tone_loss,
 )
+from reward_service.training.measure import measure
 from reward_service.training.validation import passes, table, validate
 from reward_service.training.variants import Variants
 
@@ -49,6 +44,7 @@ from reward_service.training.variants import Variants
 @dataclass(frozen=True)
 class Recipe:
     taps: tuple[int, ...] = (-1, 0, 2, 4, 7, 10)
+    half_taps: tuple[int, ...] = (-1, 0, 2, 4, 7, 10)
     hidden: tuple[int, ...] = (256, 64)
     crop: int = 128
     scale: tuple[float, float] = (0.4, 1.0)
@@ -65,22 +61,7 @@ class Recipe:
     seed: int = 0
 
 
-def images_to_tensor(images: list[np.ndarray]) -> Tensor:
-    """float32 [H, W, 3] each -> [B, 3, H, W], channels last."""
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-
-
-@torch.inference_mode()
-def measure(network: Lite0Features, images: list[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Statistics [V, F] and quality [V] of the versions of one crop; the first image is the reference."""
-    x = images_to_tensor(images)
-    maps = network(x)
-    reference = x[:1].expand_as(x)
-    features = feature_loss(maps, [m[:1].expand_as(m) for m in maps])
-    return statistics(maps), quality(features, structure_loss(x, reference), tone_loss(x, reference))
-
-
-def collect(network: Lite0Features, recipe: Recipe, photos: Path, variants: Variants) -> dict[str, Tensor]:
+def collect(network: Lite0Statistics, recipe: Recipe, photos: Path, variants: Variants) -> dict[str, Tensor]:
     """{"features": [crops, V, F], "quality": [crops, V]}."""
     crops = PhotoCrops(photos, recipe.crop, recipe.scale, recipe.seed)
     rng = np.random.default_rng(recipe.seed + 1)
@@ -102,9 +83,9 @@ def fidelity_loss(scores: Tensor, truth: Tensor, deviation: float) -> Tensor:
     return loss.mean()
 
 
-def fit(data: dict[str, Tensor], network: Lite0Features, recipe: Recipe, log: Path) -> LevelHead:
+def fit(data: dict[str, Tensor], network: Lite0Statistics, recipe: Recipe, log: Path) -> LevelHead:
     torch.manual_seed(recipe.seed)
-    head = build_head(asdict(recipe), network, recipe.dropout)
+    head = LevelHead(network.features, recipe.hidden, recipe.dropout)
     features, truth = data["features"], data["quality"]
     flat = features.flatten(0, 1)
     head.mean.copy_(flat.mean(0))
@@ -134,7 +115,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(prog="python -m reward_service.training.lite0", description=__doc__)
     parser.add_argument("--photos", type=Path, required=True, help="folder with train/ and heldout/")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--vae", type=Path, help="diffusers AutoencoderKL folder: its reconstructions join the versions")
+    parser.add_argument("--vae", type=Path, help="AutoencoderKL folder: its reconstructions join the versions")
     parser.add_argument("--cache", type=Path, help="safetensors file that keeps the statistics between runs")
     parser.add_argument("--crops", type=int, default=Recipe.crops)
     parser.add_argument("--steps", type=int, default=Recipe.steps)
@@ -146,7 +127,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     args.out.mkdir(parents=True, exist_ok=True)
     log = args.out / "lite0_levels.log"
     log.unlink(missing_ok=True)
-    network = load_lite0(recipe.taps).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = Lite0Statistics(asdict(recipe))
     variants = Variants(args.vae)
     if args.cache and args.cache.is_file():
         from safetensors.torch import load_file

@@ -12,9 +12,9 @@ from scipy.stats import spearmanr
 
 from restoration.degradations import KINDS as TASKS
 from restoration.pretrain.crops import PHOTO_SUFFIXES, PhotoCrops
-from reward_service.scorers.lite0 import Lite0Features
-from reward_service.scorers.lite0_levels import LevelHead, expected_level, statistics
+from reward_service.scorers.lite0_levels import LevelHead, Lite0Statistics, expected_level
 from reward_service.training.distortions import DISTORTIONS, distort
+from reward_service.training.measure import measure
 from reward_service.training.variants import Variants
 
 SEVERITIES = (0.1, 0.325, 0.55, 0.775, 1.0)
@@ -30,7 +30,7 @@ def _one_photo(folder: Path, name: str, crop: int, scale: tuple[float, float]) -
 
 @torch.inference_mode()
 def validate(
-    network: Lite0Features,
+    network: Lite0Statistics,
     head: LevelHead,
     photos: Path,
     crop: int,
@@ -38,32 +38,36 @@ def validate(
     variants: Variants,
     crops_per_photo: int = 8,
 ) -> dict[str, dict[str, float]]:
-    """Per kind: share of pairs with clean above damaged, Spearman with falling severity, mean scores.
+    """Per kind: share of pairs with clean above damaged, rank correlations, mean scores.
 
-    `spearman` is taken within photo and kind (its crops pooled), then averaged; `spearman_crop` within each single
-    crop; `spearman_pooled` over everything of that kind. The clean images are in none of them.
+    Spearman of the score with falling severity: `spearman` within each held-out crop, then averaged; with a photo's
+    crops pooled `spearman_photo`; over everything `spearman_pooled`. `label_crop` is what the full-reference label
+    reaches in place of the score, and `label_pooled` the score's Spearman with it. Clean images are in none of them.
     """
     rng = np.random.default_rng(11)
     kinds = [*DISTORTIONS] + (["vae"] if variants.vae is not None else [])
     scores: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
+    labels: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
     clean_scores: list[float] = []
     photo_of: list[str] = []
     for file in track(sorted(p for p in photos.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES), "validation"):
         source = _one_photo(photos, file.name, crop, scale)
         for _ in range(crops_per_photo):
-            clean = source.one().astype(np.float32) / 255
+            clean = np.asarray(source.one() / np.float32(255), dtype=np.float32)
             images = [clean]
             for kind in kinds:
                 if kind == "vae":
                     images += [variants.decode([clean], 0.6 * s, rng)[0] for s in SEVERITIES]
                 else:
                     images += [distort(clean, kind, s, rng) for s in SEVERITIES]
-            x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-            s = torch.cat([expected_level(head(statistics(network(part)))) for part in x.split(8)]).numpy()
+            features, label = measure(network, images)
+            s, q = expected_level(head(features)).numpy(), label.numpy()
             clean_scores.append(float(s[0]))
             photo_of.append(file.stem)
             for kind, row in zip(kinds, s[1:].reshape(len(kinds), -1), strict=True):
                 scores[kind].append(row)
+            for kind, row in zip(kinds, q[1:].reshape(len(kinds), -1), strict=True):
+                labels[kind].append(row)
     clean_column = np.array(clean_scores)[:, None]
     rows: dict[str, dict[str, float]] = {}
     for kind in kinds:
@@ -71,9 +75,11 @@ def validate(
         rows[kind] = {
             "ordered": float((clean_column > table_).mean()),
             "ordered_mildest": float((clean_column[:, 0] > table_[:, 0]).mean()),
-            "spearman": float(np.mean([_rank(table_[np.array(photo_of) == p]) for p in sorted(set(photo_of))])),
-            "spearman_crop": float(np.mean([_rank(row[None]) for row in table_])),
+            "spearman_photo": float(np.mean([_rank(table_[np.array(photo_of) == p]) for p in sorted(set(photo_of))])),
+            "spearman": float(np.mean([_rank(row[None]) for row in table_])),
             "spearman_pooled": _rank(table_),
+            "label_crop": float(np.mean([_rank(row[None]) for row in labels[kind]])),
+            "label_pooled": float(spearmanr(np.stack(labels[kind]).ravel(), table_.ravel()).statistic),
             "clean": float(clean_column.mean()),
             "mildest": float(table_[:, 0].mean()),
             "worst": float(table_[:, -1].mean()),
@@ -95,6 +101,6 @@ def passes(rows: dict[str, dict[str, Any]]) -> bool:
 
 def table(rows: dict[str, dict[str, float]]) -> str:
     keys = list(next(iter(rows.values())))
-    lines = [f"{'':14}" + "".join(f"{k:>17}" for k in keys)]
-    lines += [f"{kind:14}" + "".join(f"{row[k]:17.3f}" for k in keys) for kind, row in rows.items()]
+    lines = [f"{'':14}" + "".join(f"{k:>16}" for k in keys)]
+    lines += [f"{kind:14}" + "".join(f"{row[k]:16.3f}" for k in keys) for kind, row in rows.items()]
     return "\n".join(lines)

@@ -58,7 +58,12 @@ class Variants:
 
     def draw(self, clean: np.ndarray, count: int, rng: np.random.Generator) -> list[np.ndarray]:
         """`count` versions of the float32 [H, W, 3] crop in [0, 1]."""
-        versions = [self.one(clean, rng) for _ in range(count)]
+        # Two kinds at two or three severities each: pairs that differ in strength only, as a policy's group does.
+        versions: list[np.ndarray] = []
+        for kind, times in ((rng.choice(TASKS), 3), (rng.choice([*TASKS, *RESTORERS]), 2)):
+            severities = rng.uniform(0.02, 1, times)
+            versions += [distort(clean, str(kind), float(s), rng) for s in severities]
+        versions = (versions + [self.one(clean, rng) for _ in range(max(0, count - len(versions)))])[:count]
         if self.vae is not None:
             sources = [clean, versions[0], *versions[1:2]]
             spread = float(rng.choice([0.0, rng.uniform(0, 0.6)]))

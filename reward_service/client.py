@@ -1,0 +1,154 @@
+"""How other processes ask for rewards: submit blocks, collect tickets, synchronously."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ray import exceptions as ray_exceptions
+from ray import serve
+from ray.serve import exceptions as serve_exceptions
+from ray.serve.handle import DeploymentHandle
+
+from reward_service.errors import InvalidBlock, RewardTimeout, RewardUnavailable, ScorerFailed, from_data
+from reward_service.scorers.interface import check_block
+from reward_service.settings import RewardApp
+
+# The replica, its node or the reply is gone; the request itself may be fine. Scoring is pure, so it may run twice.
+_LOST = (
+    ray_exceptions.RayActorError,
+    ray_exceptions.WorkerCrashedError,
+    ray_exceptions.NodeDiedError,
+    ray_exceptions.ObjectLostError,
+    ray_exceptions.TaskCancelledError,
+    ray_exceptions.RpcError,
+    serve_exceptions.DeploymentUnavailableError,
+    serve_exceptions.ReplicaUnavailableError,
+    serve_exceptions.BackPressureError,
+)
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
+
+
+@dataclass(frozen=True)
+class RewardResult:
+    """scores: float32 [N], finite. reward_version: of the scorer that gave them."""
+
+    scores: np.ndarray
+    reward_version: str
+
+
+class RewardTicket:
+    """A block on its way. Its deadline runs from submission."""
+
+    def __init__(self, client: RewardClient, images: np.ndarray) -> None:
+        self._client = client
+        self._images: np.ndarray | None = images
+        self._expires = time.monotonic() + client.app.deadline_s
+        self._response: Any = None  # a DeploymentResponse
+        self._lost: Exception | None = None
+        self._send()
+
+    def _send(self) -> None:
+        """Hand the block to Serve; what fails here is treated in `result`, where retries are."""
+        self._response, self._lost = None, None
+        try:
+            self._response = self._client.handle.score.remote(self._images, self._left())
+        except (ray_exceptions.RayError, serve_exceptions.RayServeException) as error:
+            self._client.forget()
+            self._lost = error
+
+    def _left(self) -> float:
+        return self._expires - time.monotonic()
+
+    def result(self) -> RewardResult:
+        """Wait for the scores; for synchronous code (Serve refuses to block an event loop).
+
+        Raises:
+            RewardTimeout: the deadline passed.
+            ScorerFailed: the scorer raised. Not retried.
+            InvalidReward: it gave NaN or infinity; `indexes` says for which images. Not retried.
+            InvalidBlock: it can't take such images.
+            RewardUnavailable: replicas died or were missing more often than `retries`.
+        """
+        attempt = 0
+        while True:
+            error = self._lost
+            if self._response is not None:
+                try:
+                    reply = self._response.result(timeout_s=max(self._left(), 1e-3))
+                    break
+                except _LOST as lost:
+                    error = lost
+                except ray_exceptions.RayError as failure:
+                    if isinstance(failure, TimeoutError):
+                        raise self._late() from None
+                    raise ScorerFailed(f"reward service {self._client.app.name!r}: {failure}") from failure
+                except TimeoutError:
+                    raise self._late() from None
+            attempt += 1
+            if attempt > self._client.app.retries:
+                raise RewardUnavailable(
+                    f"reward service {self._client.app.name!r} gave no reply in {attempt} attempts: {error}"
+                ) from error
+            pause = min(FIRST_PAUSE_S * 2 ** (attempt - 1), LONGEST_PAUSE_S) * random.uniform(0.75, 1.25)
+            if pause >= self._left():
+                raise self._late() from error
+            time.sleep(pause)
+            self._client.repeated += 1
+            self._send()
+        self._images = None  # nothing to repeat any more: let the block go
+        if "error" in reply:
+            raise from_data(reply)
+        return RewardResult(reply["scores"], reply["version"])
+
+    def _late(self) -> RewardTimeout:
+        if self._response is not None:
+            self._response.cancel()
+        app = self._client.app
+        return RewardTimeout(f"reward service {app.name!r} gave no reply within deadline_s={app.deadline_s:g}")
+
+
+class RewardClient:
+    """Asks a deployed reward service. Any number of tickets may be outstanding.
+
+    Args:
+        app: what `deploy` returned, or the name of a running service.
+        deadline_s, retries: in place of those of the app.
+    """
+
+    def __init__(
+        self, app: RewardApp | str = RewardApp.name, deadline_s: float | None = None, retries: int | None = None
+    ) -> None:
+        app = RewardApp(app) if isinstance(app, str) else app
+        self.app = RewardApp(
+            app.name,
+            app.deadline_s if deadline_s is None else deadline_s,
+            app.retries if retries is None else retries,
+        )
+        self.repeated = 0  # requests sent again so far
+        self._handle: DeploymentHandle[Any] | None = None
+
+    @property
+    def handle(self) -> DeploymentHandle[Any]:
+        if self._handle is None:
+            self._handle = serve.get_app_handle(self.app.name)
+        return self._handle
+
+    def forget(self) -> None:
+        """Look the service up again at the next request: it may have been started anew."""
+        self._handle = None
+
+    def submit(self, images: np.ndarray) -> RewardTicket:
+        """Send a block uint8 [N, H, W, 3]; returns at once. Don't write to it before its result is there.
+
+        Raises:
+            InvalidBlock: another type or shape; nothing was sent.
+        """
+        try:
+            check_block(images)
+        except ValueError as error:
+            raise InvalidBlock(str(error)) from None
+        return RewardTicket(self, images)

@@ -1,0 +1,40 @@
+"""A scorer that does what the first pixel of an image orders."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+NAN, RAISE, SLOW, BATCH_SIZE = 255, 254, 253, 252
+
+
+class Ordered:
+    """Scores the mean of the second channel; an order in pixel [0, 0, 0] makes it misbehave."""
+
+    name = "ordered"
+    version = "ordered-1"
+    range = (0.0, 255.0)
+
+    def __init__(self, slow_s: float = 3.0, pause_s: float = 0.0) -> None:
+        self.slow_s, self.pause_s = slow_s, pause_s
+        self.batches: list[int] = []
+
+    def score(self, images: np.ndarray) -> np.ndarray:
+        self.batches.append(len(images))
+        orders = images[:, 0, 0, 0]
+        time.sleep(self.pause_s + (self.slow_s if (orders == SLOW).any() else 0))
+        if (orders == RAISE).any():
+            raise RuntimeError("ordered to raise")
+        scores = images[..., 1].mean((1, 2), dtype=np.float64)
+        scores[orders == NAN] = np.nan
+        scores[orders == BATCH_SIZE] = len(images)
+        return scores.astype(np.float32)
+
+
+def block(values: list[int], order: int = 0, side: int = 8) -> np.ndarray:
+    """uint8 [N, side, side, 3] whose scores are `values`; the order goes to the first image."""
+    images = np.zeros((len(values), side, side, 3), np.uint8)
+    images[..., 1] = np.array(values, np.uint8)[:, None, None]
+    images[0, 0, 0, 0] = order
+    return images

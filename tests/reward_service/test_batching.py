@@ -1,0 +1,135 @@
+"""Merging blocks of several callers, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from reward_service.batching import Batcher, BatchReport, Reply
+from reward_service.errors import from_data
+from tests.reward_service.fakes import NAN, RAISE, SLOW, Ordered, block
+
+
+def score_all(scorer: Ordered, blocks: Sequence[object], budget_s: float = 30, **options: float) -> list[Reply]:
+    """Replies to blocks that callers submit at the same moment."""
+
+    async def run() -> list[Reply]:
+        batcher = Batcher(scorer, int(options.pop("max_batch", 64)), options.pop("max_wait_s", 0.05), **options)
+        return list(await asyncio.gather(*(batcher.score(b, budget_s) for b in blocks)))  # type: ignore[arg-type]
+
+    return asyncio.run(run())
+
+
+def test_blocks_of_several_callers_become_one_batch_and_each_gets_its_own_scores() -> None:
+    scorer = Ordered()
+    replies = score_all(scorer, [block([1, 2]), block([3]), block([4, 5, 6])])
+    assert scorer.batches == [6]
+    assert [r["scores"].tolist() for r in replies] == [[1, 2], [3], [4, 5, 6]]
+    assert all(r["scores"].dtype == np.float32 and r["version"] == "ordered-1" for r in replies)
+
+
+def test_a_batch_never_exceeds_max_batch_and_no_block_is_lost() -> None:
+    scorer = Ordered()
+    replies = score_all(scorer, [block([i] * 3) for i in range(7)], max_batch=8)
+    assert max(scorer.batches) <= 8 and sum(scorer.batches) == 21
+    assert [r["scores"][0] for r in replies] == list(range(7))
+
+
+def test_a_block_larger_than_max_batch_is_scored_in_parts() -> None:
+    scorer = Ordered()
+    (reply,) = score_all(scorer, [block(list(range(10)))], max_batch=4)
+    assert scorer.batches == [4, 4, 2]
+    assert reply["scores"].tolist() == list(range(10))
+
+
+def test_blocks_that_arrive_while_the_scorer_works_form_the_next_batch() -> None:
+    scorer = Ordered(pause_s=0.1)
+
+    async def run() -> None:
+        batcher = Batcher(scorer, 64, 0.0)
+        first = asyncio.create_task(batcher.score(block([1]), 30))
+        await asyncio.sleep(0.05)
+        await asyncio.gather(first, *(batcher.score(block([i]), 30) for i in range(5)))
+
+    asyncio.run(run())
+    assert scorer.batches == [1, 5]
+
+
+def test_images_of_different_sizes_are_not_merged_but_all_scored() -> None:
+    scorer = Ordered()
+    replies = score_all(scorer, [block([1]), block([2], side=16), block([3])])
+    assert sorted(scorer.batches) == [1, 2]
+    assert [r["scores"].tolist() for r in replies] == [[1], [2], [3]]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        np.zeros((2, 8, 8, 3), np.float32),
+        np.zeros((8, 8, 3), np.uint8),
+        np.zeros((2, 8, 8, 4), np.uint8),
+        np.zeros((0, 8, 8, 3), np.uint8),
+        [[1]],
+    ],
+    ids=["float", "one image", "alpha", "empty", "list"],
+)
+def test_a_bad_block_is_refused_and_the_others_are_scored(bad: object) -> None:
+    replies = score_all(Ordered(), [block([1]), bad, block([2])])
+    assert replies[1]["error"] == "block"
+    assert "uint8 array [N, H, W, 3]" in replies[1]["message"]
+    assert [replies[0]["scores"][0], replies[2]["scores"][0]] == [1, 2]
+
+
+def test_a_block_that_makes_the_scorer_raise_does_not_fail_the_batch_it_was_in() -> None:
+    replies = score_all(Ordered(), [block([1]), block([2], RAISE), block([3])])
+    error = from_data(replies[1])
+    assert error.kind == "scorer"
+    assert "ordered raised RuntimeError: ordered to raise" in str(error)
+    assert [replies[0]["scores"][0], replies[2]["scores"][0]] == [1, 3]
+
+
+def test_non_finite_rewards_are_an_error_that_names_the_images_of_that_block_only() -> None:
+    replies = score_all(Ordered(), [block([1, 1]), block([2, 2, 2], NAN)])
+    assert replies[0]["scores"].tolist() == [1, 1]
+    assert replies[1]["error"] == "invalid"
+    assert replies[1]["indexes"] == [0]
+
+
+def test_a_scorer_that_returns_another_shape_failed() -> None:
+    class Columns(Ordered):
+        def score(self, images: np.ndarray) -> np.ndarray:
+            return np.zeros((len(images), 1), np.float32)
+
+    (reply,) = score_all(Columns(), [block([1, 2])])
+    assert reply["error"] == "scorer"
+    assert "shape [2, 1] for 2 images" in reply["message"]
+
+
+def test_a_block_whose_deadline_passed_in_the_queue_is_not_scored() -> None:
+    scorer = Ordered(slow_s=0.3)
+
+    async def run() -> Reply:
+        batcher = Batcher(scorer, 64, 0.0)
+        slow = asyncio.create_task(batcher.score(block([1], SLOW), 30))
+        await asyncio.sleep(0.05)
+        reply = await batcher.score(block([2]), 0.1)
+        await slow
+        return reply
+
+    assert asyncio.run(run())["error"] == "timeout"
+    assert scorer.batches == [1]
+
+
+def test_every_batch_is_reported_with_its_images_and_errors() -> None:
+    reports: list[BatchReport] = []
+
+    async def run() -> None:
+        batcher = Batcher(Ordered(), 64, 0.05, reports.append)
+        await asyncio.gather(batcher.score(block([1, 2]), 30), batcher.score(block([3], NAN), 30))
+
+    asyncio.run(run())
+    assert [(r.blocks, r.images, r.errors) for r in reports] == [(2, 3, ("invalid",))]
+    assert reports[0].seconds > 0
