@@ -12,7 +12,6 @@ import uuid
 from pathlib import Path
 from typing import TypeAlias, cast
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -76,7 +75,7 @@ def read_pixels(path: Path) -> Pixels:
             pixels = _decode_deep(path) if deep else _pillow_pixels(photo)
     except ImageError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, cv2.error) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise _error(path, error) from error
     return cast(Pixels, np.ascontiguousarray(_oriented(_without_alpha(pixels), orientation)))
 
@@ -192,7 +191,12 @@ def _is_deep(photo: ImageFile.ImageFile) -> bool:
 
 
 def _decode_deep(path: Path) -> NDArray[np.uint16]:
-    decoded = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    import cv2  # here, because machines that only roll out may lack it
+
+    try:
+        decoded = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise ImageError(f"{path}: can't be read: {error}") from error
     if decoded is None or decoded.dtype != np.uint16:
         raise ImageError(f"{path}: can't be read: 16-bit pixels could not be decoded")
     if decoded.ndim == 2:
