@@ -116,9 +116,9 @@ def make_work(batch: GlobalBatch, chosen: Sequence[int], objective: ObjectiveSet
 
     A trajectory's J and KL are means over its trained steps; every term is divided by the number of trajectories.
     """
-    norm = [(g.error_l1 if objective.difficulty_norm == "l1" else g.error_l2) for g in (batch.groups[i] for i in chosen)]
+    norm = "error_l1" if objective.difficulty_norm == "l1" else "error_l2"
     try:
-        difficulty = difficulty_weights(torch.cat([torch.as_tensor(e) for e in norm]))
+        difficulty = difficulty_weights(torch.cat([getattr(batch.groups[g], norm) for g in chosen]))
     except ValueError as error:
         raise BatchError(str(error)) from error
     rows = len(difficulty)

@@ -7,6 +7,7 @@ accumulation boundary is set by hand, since batches may have any number of micro
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -139,7 +140,7 @@ class Engine:
             group["lr"] = lr
         self._engine.step()
         norm = self._engine.get_global_grad_norm() if self.settings.zero_stage else self._replicated_norm
-        return float(norm), lr
+        return math.nan if norm is None else float(norm), lr
 
     def evaluate(self, micro: object) -> tuple[Tensor, dict[str, Tensor]]:
         """The module's forward with a graph, outside DeepSpeed's bookkeeping (not for ZeRO-3)."""
@@ -185,11 +186,11 @@ class Engine:
         if optimiser is None:
             return
         for moment in _MOMENTS:
-            self._check({k.removeprefix(f"{moment}/"): v for k, v in optimiser.items() if k.startswith(moment + "/")}, moment)
-        for group in self._base.param_groups:
-            for flat in group["params"]:
-                moments = {m: torch.zeros_like(flat, dtype=torch.float32) for m in _MOMENTS}
-                self._base.state[flat] = {"step": optimiser["step"].clone(), **moments}
+            of_moment = {k: v for k, v in optimiser.items() if k.startswith(f"{moment}/")}
+            self._check({k.removeprefix(f"{moment}/"): v for k, v in of_moment.items()}, moment)
+        for flat in self._optimised():
+            moments = {m: torch.zeros_like(flat, dtype=torch.float32) for m in _MOMENTS}
+            self._base.state[flat] = {"step": optimiser["step"].clone(), **moments}
         if self.settings.zero_stage in (1, 2):
             # The per-parameter views into the moments are otherwise made at the first step.
             self._engine.optimizer._hp_optimizer_states_linked = False
@@ -203,6 +204,12 @@ class Engine:
                     safe_set_full_optimizer_state(parameter, value, moment)
                 else:
                     self._base.state[parameter][moment].copy_(value)
+
+    def _optimised(self) -> list[Tensor]:
+        """What AdamW keeps its state for: parameters, or under ZeRO this rank's flat shards of them."""
+        if self.settings.zero_stage == 3:  # which hands its shards to AdamW only while it steps
+            return list(self._engine.optimizer.fp32_partitioned_groups_flat)
+        return [flat for group in self._base.param_groups for flat in group["params"]]
 
     def _load_weights(self, weights: dict[str, Tensor]) -> None:
         with torch.no_grad(), self._gathered():
@@ -230,8 +237,9 @@ class Engine:
             odd = sorted(tensors.keys() ^ self.trained.keys())
             raise ValueError(f"learner state: {what}tensors don't fit the trained parameters, e.g. {odd[:3]}")
         for name, value in tensors.items():
-            if value.shape != _shape(self.trained[name]):
-                raise ValueError(f"learner state: {what}{name} has shape {tuple(value.shape)}, not {tuple(_shape(self.trained[name]))}")
+            wanted = _shape(self.trained[name])
+            if value.shape != wanted:
+                raise ValueError(f"learner state: {what}{name} has shape {tuple(value.shape)}, not {tuple(wanted)}")
 
 
 def _shape(parameter: nn.Parameter) -> torch.Size:

@@ -57,8 +57,9 @@ class GroupSettings:
     def __post_init__(self) -> None:
         if self.ranks < 1:
             raise ValueError(f"learner.ranks={self.ranks}: at least 1")
-        if self.cpus_per_rank < 0 or self.gpus_per_rank < 0:
-            raise ValueError(f"learner: cpus_per_rank={self.cpus_per_rank}, gpus_per_rank={self.gpus_per_rank}: 0 or above")
+        for name in ("cpus_per_rank", "gpus_per_rank"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"learner.{name}={getattr(self, name)}: 0 or above")
         if self.strategy not in ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"):
             raise ValueError(f"learner.strategy={self.strategy!r}: choose PACK, SPREAD, STRICT_PACK or STRICT_SPREAD")
         for name in ("start_timeout_s", "step_timeout_s"):
@@ -134,8 +135,8 @@ class LearnerGroup:
         if not self._placement.wait(group.start_timeout_s):
             self.close()
             raise LearnerUnplaced(
-                f"the cluster has no room for {group.ranks} learner ranks of {bundle} within {group.start_timeout_s:g} s; "
-                f"it has {ray.cluster_resources()}, free {ray.available_resources()}"
+                f"the cluster has no room for {group.ranks} learner ranks of {bundle} within "
+                f"{group.start_timeout_s:g} s; it has {ray.cluster_resources()}, free {ray.available_resources()}"
             )
         maker = model if callable(model) else functools.partial(_load_model, str(model))
         process = ray.remote(_RankProcess)
@@ -170,7 +171,7 @@ class LearnerGroup:
 
     def publish(self) -> WeightsMessage:
         """The current weights in the object store, once, for every actor to read; owned by the caller's process."""
-        references = self._call("weights", self.epoch, self.run_id, timeout_s=self.group.step_timeout_s, fetch=False)
+        references = self._call("weights", self.epoch, self.run_id, timeout_s=self.group.step_timeout_s, keep=True)
         return WeightsMessage(self.weights_version, self.epoch, references[0])
 
     def save(self, root: Path, extra: Mapping[str, bytes] | None = None, keep: int = 3) -> Path:
@@ -226,9 +227,12 @@ class LearnerGroup:
         *arguments: Any,
         each: Sequence[tuple[Any, ...]] | None = None,
         timeout_s: float,
-        fetch: bool = True,
+        keep: bool = False,
     ) -> list[Any]:
-        """Call a method on every rank and wait for all; the first failure, whichever rank's it is, is raised."""
+        """Call a method on every rank and wait for all; the first failure, whichever rank's it is, is raised.
+
+        Returns each rank's answer, or the references of the answers if they are to be kept in the store.
+        """
         if not self._actors:
             raise LearnerDied(-1, "the group was closed")
         calls = each or [arguments] * len(self._actors)
@@ -236,16 +240,14 @@ class LearnerGroup:
         ranks = {reference: rank for rank, reference in enumerate(references)}
         pending, deadline = list(references), time.monotonic() + timeout_s
         refusal: Exception | None = None
+        answers: dict[Any, Any] = {}
         while pending:
-            ready, pending = ray.wait(
-                pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()), fetch_local=fetch
-            )
+            ready, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
                 self.close()
                 raise LearnerDied(ranks[pending[0]], f"no answer to {method} within {timeout_s:g} s")
             try:
-                if fetch or ranks[ready[0]]:
-                    ray.get(ready[0])
+                answers[ready[0]] = ray.get(ready[0])
             # Every rank refuses a bad batch, before any collective; and a checkpoint that doesn't fit likewise.
             except (BatchError, checkpoint.CheckpointError) as error:
                 refusal = error
@@ -254,7 +256,7 @@ class LearnerGroup:
                 raise LearnerDied(ranks[ready[0]], f"{method}: {_first_lines(error)}") from error
         if refusal is not None:
             raise refusal
-        return ray.get(references) if fetch else references
+        return references if keep else [answers[reference] for reference in references]
 
 
 def _load_model(folder: str) -> BaseModel:

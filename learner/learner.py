@@ -270,5 +270,6 @@ class LearnerRank:
 
 def _enable_checkpointing(model: BaseModel) -> None:
     for module in model.policy.children():
-        if hasattr(module, "enable_gradient_checkpointing"):
-            module.enable_gradient_checkpointing()
+        enable = getattr(module, "enable_gradient_checkpointing", None)
+        if callable(enable):
+            enable()

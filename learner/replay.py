@@ -163,7 +163,9 @@ class Loader:
             counted=not filler,
         )
 
-    def sft(self, batch: GlobalBatch, items: Sequence[SftItem], seed: tuple[int, ...], filler: bool = False) -> SftMicro:
+    def sft(
+        self, batch: GlobalBatch, items: Sequence[SftItem], seed: tuple[int, ...], filler: bool = False
+    ) -> SftMicro:
         """`seed` and each item's index decide its timestep and noise, whatever the split."""
         latents = torch.cat([self._latent(batch, i.group) for i in items])
         drawn = [_draw((*seed, i.index), self.model.train_timesteps, latents.shape[1:]) for i in items]

@@ -30,7 +30,7 @@ def nudged(settings: AdaptSettings) -> FakeModel:
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for p in parameters:
-            p += 0.1 * torch.randn(p.shape, generator=generator)
+            p.add_(0.1 * torch.randn(p.shape, generator=generator))
     return model
 
 

@@ -1,0 +1,94 @@
+"""The Ray group: the same numbers as a rank without Ray, and typed errors when a process is gone."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from learner.batch import BatchError, PairLoader
+from learner.weights import from_bytes
+from tests.learner.fakes import FakeModel, fake_pairs
+from tests.learner.rank_process import BASE, batches
+from trajectories.schema import encode
+
+ray = pytest.importorskip("ray")
+
+from learner.group import GroupSettings, LearnerDied, LearnerGroup, LearnerUnplaced  # noqa: E402
+
+
+def give_pairs() -> PairLoader:
+    return fake_pairs
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    mine = not ray.is_initialized()
+    if mine:
+        root = str(Path(__file__).parents[2])
+        ray.init(num_cpus=4, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": root}})
+    yield
+    if mine:
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def make_group(cluster: None) -> Callable[[int], LearnerGroup]:
+    return lambda ranks: LearnerGroup(
+        replace(BASE, timeout_s=60.0),
+        GroupSettings(ranks=ranks),
+        functools.partial(FakeModel, 0),
+        give_pairs,
+        epoch=2,
+        run_id="run",
+    )
+
+
+@pytest.mark.timeout(400)
+def test_a_group_learns_publishes_refuses_resumes_and_reports_a_killed_rank(
+    make_group: Callable[[int], LearnerGroup], tmp_path: Path
+) -> None:
+    first, second, _ = batches(BASE)
+    with make_group(2) as group:
+        metrics = group.step([encode(g) for g in first])
+        assert metrics["weights_version"] == 1 and metrics["ratio_max"] == pytest.approx(1, abs=1e-6)
+
+        message = group.publish()
+        state, info = from_bytes(memoryview(ray.get(message.ref)))
+        assert (message.version, message.epoch, info.version, info.epoch, info.run_id) == (1, 2, 1, 2, "run")
+
+        with pytest.raises(BatchError, match="twice"):
+            group.step([encode(first[0])] * 2)
+
+        folder = group.save(tmp_path, {"driver.json": b"{}"})
+        expected = group.step([ray.put(memoryview(encode(g)).tobytes()) for g in second])
+        files = group.load(folder)
+        assert files["driver.json"] == b"{}" and group.weights_version == 1
+        again = group.step([encode(g) for g in second])
+        assert {k: v for k, v in again.items() if not k.startswith("seconds_")} == {
+            k: v for k, v in expected.items() if not k.startswith("seconds_")
+        }
+        later, _ = from_bytes(memoryview(ray.get(group.publish().ref)))
+        assert any(not torch.equal(state[name], value) for name, value in later.items())
+
+        os.kill(group.pids()[1], signal.SIGKILL)
+        with pytest.raises(LearnerDied, match="rank 1"):
+            group.step([encode(g) for g in second])
+        with pytest.raises(LearnerDied, match="closed"):
+            group.step([encode(g) for g in second])
+
+    with make_group(1) as alone:
+        alone.load(folder)
+        metrics = alone.step([encode(g) for g in second])
+        assert metrics["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+
+
+def test_a_cluster_without_room_is_reported(cluster: None) -> None:
+    with pytest.raises(LearnerUnplaced, match="no_such_thing"):
+        LearnerGroup(BASE, GroupSettings(resources={"no_such_thing": 1.0}, start_timeout_s=1.0), FakeModel, give_pairs)

@@ -1,0 +1,196 @@
+"""The DeepSpeed learner against a plain torch oracle, one rank against two, and before against after a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from learner.weights import from_bytes
+from tests.learner.oracle import Oracle
+from tests.learner.rank_process import VARIANTS, batches
+
+ROOT = Path(__file__).parents[2]
+TWO = ["zero0", "zero1", "zero2", "zero3", "full2", "track"]
+ONE = [*TWO, "micro1", "micro64", "full0"]
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a single rank ("one") and two ranks ("two0", "two1") made of the same batches, each in its own process.
+
+    PATH holds no compiler and no ninja, and a fresh folder is where extensions would be built.
+    """
+    folder = tmp_path_factory.mktemp("ranks")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RANK", "WORLD", "MASTER", "LOCAL_RANK"))}
+    environment |= {
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PATH": str(folder),
+        "TORCH_EXTENSIONS_DIR": str(folder / "extensions"),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    one, two = free_port(), free_port()
+    ranks = {"one": (0, 1, one), "two0": (0, 2, two), "two1": (1, 2, two)}
+    running = {
+        name: subprocess.Popen(
+            [sys.executable, "-m", "tests.learner.rank_process", *map(str, arguments), str(folder / name)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for name, arguments in ranks.items()
+    }
+    found: dict[str, Any] = {"folder": folder}
+    try:
+        for name, process in running.items():
+            output = process.communicate(timeout=400)[0]
+            assert process.returncode == 0, f"{name} failed:\n{output[-4000:]}"
+            found[name] = torch.load(folder / name, weights_only=True)
+    finally:
+        for process in running.values():
+            process.kill()
+    return found
+
+
+def assert_close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], atol: float = 1e-5) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        difference = float((a[name] - b[name]).abs().max())
+        assert difference <= atol, f"{name} differs by {difference:.2g}"
+
+
+def untimed(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not name.startswith("seconds_")}
+
+
+@pytest.mark.timeout(450)
+@pytest.mark.parametrize("variant", ["zero0", "full0"])
+def test_one_rank_equals_the_plain_oracle(results: dict[str, Any], variant: str) -> None:
+    oracle, run = Oracle(VARIANTS[variant]), results["one"][variant]
+    for i, groups in enumerate(batches(VARIANTS[variant])):
+        loss, weights = oracle.step(groups)
+        assert run["metrics"][i]["loss"] == pytest.approx(loss, abs=1e-5)
+        assert_close(run["weights"][i], weights)
+
+
+@pytest.mark.parametrize("variant", TWO)
+def test_two_ranks_give_the_loss_and_the_weights_of_one(results: dict[str, Any], variant: str) -> None:
+    one, two = results["one"][variant], results["two0"][variant]
+    for a, b in zip(one["metrics"], two["metrics"], strict=True):
+        assert a.keys() == b.keys()
+        for name, value in untimed(a).items():
+            assert (b[name] is None) if value is None else b[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+    for a, b in zip(one["weights"], two["weights"], strict=True):
+        assert_close(a, b)
+
+
+@pytest.mark.parametrize("variant", TWO)
+def test_both_ranks_hold_the_same_weights_and_report_the_same(results: dict[str, Any], variant: str) -> None:
+    first, second = results["two0"][variant], results["two1"][variant]
+    assert_close(first["weights"][-1], second["weights"][-1], atol=0)
+    assert untimed(first["metrics"][-1]) == untimed(second["metrics"][-1])
+
+
+@pytest.mark.parametrize("variant", ["zero1", "zero2", "zero3"])
+def test_every_zero_stage_gives_the_update_of_stage_0(results: dict[str, Any], variant: str) -> None:
+    for who in ("one", "two0"):
+        for a, b in zip(results[who]["zero0"]["weights"], results[who][variant]["weights"], strict=True):
+            assert_close(a, b)
+        for a, b in zip(results[who]["zero0"]["metrics"], results[who][variant]["metrics"], strict=True):
+            assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["micro1", "micro64"])
+def test_the_size_of_micro_batches_does_not_matter(results: dict[str, Any], variant: str) -> None:
+    for a, b in zip(results["one"]["zero0"]["weights"], results["one"][variant]["weights"], strict=True):
+        assert_close(a, b)
+    for a, b in zip(results["one"]["zero0"]["metrics"], results["one"][variant]["metrics"], strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("who", ["one", "two0"])
+def test_the_first_replay_has_ratio_1(results: dict[str, Any], who: str) -> None:
+    for variant in TWO[:4]:
+        first = results[who][variant]["metrics"][0]
+        assert first["ratio_min"] == pytest.approx(1, abs=1e-6) and first["ratio_max"] == pytest.approx(1, abs=1e-6)
+        assert first["kl"] == pytest.approx(0, abs=1e-10)
+
+
+def test_later_updates_of_a_batch_are_off_policy(results: dict[str, Any]) -> None:
+    metrics = results["one"]["track"]["metrics"][0]
+    assert metrics["updates"] == 4 and abs(metrics["ratio_max"] - 1) > 1e-5
+
+
+def test_the_gradient_was_clipped_and_reported_unclipped(results: dict[str, Any]) -> None:
+    assert results["one"]["zero0"]["metrics"][0]["grad_norm"] > VARIANTS["zero0"].optimiser.grad_clip
+
+
+def test_rl_and_sft_gradient_norms_are_measured_apart(results: dict[str, Any]) -> None:
+    for who in ("one", "two0"):
+        first, second = results[who]["zero2"]["metrics"][:2]
+        assert first["grad_norm_rl"] > 0 and first["grad_norm_sft"] > 0
+        assert abs(first["grad_norm_rl"] - first["grad_norm_sft"]) <= first["grad_norm"] * (1 + 1e-4)
+        assert first["grad_norm"] <= (first["grad_norm_rl"] + first["grad_norm_sft"]) * (1 + 1e-4)
+        assert second["grad_norm_rl"] is None
+        assert results[who]["zero3"]["metrics"][0]["grad_norm_rl"] is None
+
+
+@pytest.mark.parametrize("who", ["one", "two0", "two1"])
+@pytest.mark.parametrize("variant", TWO)
+def test_a_learner_loaded_from_a_checkpoint_continues_bit_by_bit(
+    results: dict[str, Any], who: str, variant: str
+) -> None:
+    run = results[who][variant]
+    assert_close(run["resumed_weights"], run["weights"][-1], atol=0)
+    assert untimed(run["resumed_metrics"]) == untimed(run["metrics"][-1])
+    assert run["resumed_files_after"] == run["files_after"] != run["files"]
+
+
+def test_checkpoints_do_not_depend_on_ranks_or_zero_stage(results: dict[str, Any]) -> None:
+    from safetensors.torch import load
+
+    for name in ("weights.safetensors", "optimiser.safetensors"):
+        expected = load(results["one"]["zero0"]["files"][name])
+        for who in ("one", "two0"):
+            for variant in ("zero0", "zero1", "zero2", "zero3"):
+                assert_close(load(results[who][variant]["files"][name]), expected)
+
+
+@pytest.mark.parametrize("variant", TWO)
+def test_rank_0_publishes_the_trained_weights(results: dict[str, Any], variant: str) -> None:
+    run = results["two0"][variant]
+    state, info = from_bytes(run["published"])
+    assert_close(state, run["weights"][-1], atol=0)
+    assert (info.version, info.epoch) == (3, 4)
+    assert results["two1"][variant]["published"] is None
+
+
+def test_deepspeed_compiles_nothing_without_compiler_or_ninja(results: dict[str, Any]) -> None:
+    for who in ("one", "two0", "two1"):
+        assert results[who]["compiled"] is False and results[who]["extensions"] == []
+    assert not (results["folder"] / "extensions").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(results: dict[str, Any]) -> None:
+    assert "loss is nan" in results["one"]["faults"]["not_finite"]
+    assert results["one"]["faults"]["weights_kept"]
+
+
+def test_a_refused_batch_leaves_the_learner_as_it_was(results: dict[str, Any]) -> None:
+    found = results["one"]["faults"]
+    assert "twice" in found["twice"] and found["tracks_kept"] and found["goes_on"] == 1
