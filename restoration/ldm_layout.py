@@ -165,8 +165,15 @@ def _encoder(shapes: Shapes, head_channels: int | None, heads: int | None, what:
         levels[-1].depth = _depth(shapes, middle)  # diffusers gives the middle block the last level's depth
     embedding = _shape(shapes, "middle_block.0.emb_layers.1.weight")[0]
     width = tuple(level.width for level in levels)
-    if head_channels is not None and (bad := [w for w in width if w % head_channels and w >= head_channels]):
-        raise CheckpointError(f"{what}: heads of {head_channels} channels don't divide widths {bad}")
+    # the middle block, as wide as the last level, always attends
+    attending = [level.width for level in levels if level.attention] + [width[-1]]
+    if bad := [w for w in attending if w % (head_channels or heads or 1)]:
+        raise CheckpointError(
+            f"{what}: {f'heads of {head_channels} channels' if head_channels else f'{heads} heads'} don't divide "
+            f"widths {bad}; give the head size this checkpoint was trained with"
+        )
+    if width[0] != _shape(shapes, "input_blocks.0.0.weight")[0]:
+        raise CheckpointError(f"{what}: the first level must be as wide as the first convolution (channel_mult[0] = 1)")
     layers, depths = tuple(v.layers for v in levels), tuple(v.depth for v in levels)
     if what == "ControlNetModel" and len(set(layers)) > 1:
         raise CheckpointError(f"{what} needs the same number of blocks at each level, found {layers}")
@@ -177,7 +184,7 @@ def _encoder(shapes: Shapes, head_channels: int | None, heads: int | None, what:
         "down_block_types": tuple("CrossAttnDownBlock2D" if v.attention else "DownBlock2D" for v in levels),
         "transformer_layers_per_block": depths[0] if len(set(depths)) == 1 else depths,
         # diffusers' attention_head_dim is, despite its name, the number of heads
-        "attention_head_dim": tuple(heads or max(1, w // (head_channels or w)) for w in width),
+        "attention_head_dim": tuple(max(1, w // head_channels) if head_channels else heads for w in width),
         "cross_attention_dim": _shape(shapes, f"{middle}.transformer_blocks.0.attn2.to_k.weight")[1],
         "use_linear_projection": len(_shape(shapes, f"{middle}.proj_in.weight")) == 2,
         "resnet_time_scale_shift": "scale_shift" if embedding == 2 * width[-1] else "default",
