@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -12,7 +12,7 @@ from actors.rollout import RolloutSettings
 from cluster.jobs import ClusterSettings
 from learner.advantage import AdvantageSettings
 from learner.engine import OptimiserSettings
-from learner.learner import LearnerSettings, StepSettings
+from learner.learner import LearnerSettings, StepSettings, check_reference
 from learner.objective import ObjectiveSettings
 from learner.source import SourceSettings
 from restoration.adapters import AdaptSettings
@@ -57,15 +57,13 @@ class DataSettings:
     """Paired folders: `root`/`train`/{input,target} or LOL's {Low,Normal}; `heldout` is never trained on.
 
     Attributes:
-        match: how LQ and GT are paired: by `stem`, by the `digits` in their names, or `sorted` order.
-        heldout_limit: evaluate the first this many held-out pairs; 0 for all.
+        match: how LQ and GT are paired: by `stem`, by the `digits` in their names, or `sorted` order; null: by layout.
     """
 
     root: Path = Path("data/demo/rain")
     train: str = "train"
     heldout: str = "test"
-    match: str = "stem"
-    heldout_limit: int = 0
+    match: Literal["stem", "digits", "sorted"] | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +125,7 @@ class RunConfig(BaseModel):
                 f"(source.groups_per_step={batch} x (checkpoint_every={self.checkpoint_every} + "
                 f"source.max_staleness={self.source.max_staleness} + 1)); raise it or checkpoint more often"
             )
+        check_reference(self.adapt, self.optimiser, self.objective)
         needs_groups = self.advantage.batch_scope == "same_image" or self.advantage.stats == "track"
         if needs_groups and self.rollout.rollouts_per_image < 2:
             raise ValueError("rollout.rollouts_per_image=1 leaves no other rollout of an image to compare with")
@@ -134,11 +133,12 @@ class RunConfig(BaseModel):
 
     def learner_settings(self) -> LearnerSettings:
         return LearnerSettings(
+            **vars(self.learner),
             adapt=self.adapt,
             sampler=self.sampler,
             objective=self.objective,
             advantage=self.advantage,
             optimiser=self.optimiser,
-            step=self.learner,
             seed=self.seed,
+            threads=self.ranks.threads,
         )

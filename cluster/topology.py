@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -29,7 +30,6 @@ from trajectories.server import EmbeddedServer
 from trajectories.settings import StoreAddress
 from trajectories.stream import TrajectoryStream
 
-CONSUMED_FILE = "consumed.json"
 POLL_S = 0.05
 
 
@@ -130,9 +130,8 @@ class Topology:
             partial(_pairs, self.train),
             epoch=self.epoch,
             run_id=self.run_id,
-            make_source=partial(_stream, self.address, self.run_id, config.store),
-            source=config.source,
         )
+        learner.read_from(partial(_stream, self.address, self.run_id, config.store), config.source)
         latest = checkpoint.latest(self.folder / "checkpoints") if resume else None
         if latest is not None:
             learner.load(latest)
@@ -168,12 +167,12 @@ class Topology:
         gathered = self.learner.collect()
         self.metrics.observe_phase("learner_wait", gathered.waited_s)
         with self.metrics.phase("step"):
-            metrics = self.learner.step(gathered.records)
+            metrics = self.learner.step()
         with self.metrics.phase("publish"):
             self.weights = self.learner.publish()
         metrics["staleness_mean"] = float(np.mean(gathered.staleness))
         metrics["staleness_max"] = float(np.max(gathered.staleness))
-        metrics["seconds_learner_wait"] = gathered.waited_s
+        metrics["learner_wait_s"] = gathered.waited_s
         return StepResult(self.learner.weights_version, metrics, gathered.dropped)
 
     def finish_step(self, step: Future[StepResult]) -> StepResult | None:
@@ -233,12 +232,14 @@ class Topology:
 
     # evaluation
 
-    def evaluate(self, weights: WeightsMessage | None) -> tuple[list[Row], list[np.ndarray]]:
-        """Held-out rows and outputs (uint8) under `weights`, or of the base model (None)."""
+    def evaluate(
+        self, weights: WeightsMessage | None, known: Sequence[Row] = (), keep: Sequence[str] = ()
+    ) -> tuple[list[Row], dict[str, np.ndarray]]:
+        """Held-out rows under `weights`, or of the base model (None), and the outputs (uint8) of the ids to keep."""
         settings = self.config.evaluation
-        data = self.heldout.first(self.config.data.heldout_limit) if self.config.data.heldout_limit else self.heldout
-        ref = self.actors[0].evaluate.remote(data, weights, settings.protocol, settings.seed, settings.batch)
-        result: tuple[list[Row], list[np.ndarray]] = ray.get(ref, timeout=self.config.stall_timeout_s)
+        call = self.actors[0].evaluate.remote
+        ref = call(self.heldout, weights, settings.protocol, settings.seed, settings.batch, known, keep)
+        result: tuple[list[Row], dict[str, np.ndarray]] = ray.get(ref, timeout=self.config.stall_timeout_s)
         return result
 
     def _kill_actors(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +20,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from learner import checkpoint
 from learner.batch import BatchError, PairLoader
 from learner.learner import LearnerRank, LearnerSettings
+from learner.source import BatchSource, BatchTimeout, SourceSettings
 from learner.weights import WeightsMessage
 from restoration.base_models.interface import BaseModel
+from trajectories.schema import Trajectories, encode_buffer
+from trajectories.stream import TrajectoryStream
+
+CONSUMED_FILE = "consumed.json"
 
 
 class LearnerDied(RuntimeError):
@@ -67,12 +73,23 @@ class GroupSettings:
                 raise ValueError(f"learner.{name}={getattr(self, name)}: above 0")
 
 
+@dataclass(frozen=True)
+class Gathered:
+    """What is known of a collected batch: versions each group lies behind, groups refused by reason, seconds waited."""
+
+    staleness: list[int]
+    dropped: dict[str, int]
+    waited_s: float
+
+
 class _RankProcess:
     """One rank in its own process. The model is made there: only its maker crosses the border."""
 
     def __init__(self, make_model: Callable[[], BaseModel], make_pairs: Callable[[], PairLoader]) -> None:
         self._make_model, self._make_pairs = make_model, make_pairs
         self._rank: LearnerRank | None = None
+        self._source: BatchSource | None = None
+        self._batch: list[Trajectories] | None = None
 
     def address(self) -> tuple[str, int]:
         """This node's IP and a port that is free there now."""
@@ -84,21 +101,47 @@ class _RankProcess:
         model, pairs = self._make_model(), self._make_pairs()
         self._rank = LearnerRank(settings, model, pairs, rank, world, address, port, device)
 
-    def step(self, records: list[ray.ObjectRef]) -> dict[str, float | None]:
+    def open_source(self, make_stream: Callable[[], TrajectoryStream], settings: SourceSettings, consumer: str) -> None:
+        rank = self._started()
+        self._source = BatchSource(make_stream(), consumer, settings, rank.schedule.fingerprint)
+
+    def collect(self, share: bool) -> tuple[Gathered, list[ray.ObjectRef] | None]:
+        """On the rank that reads: gather a batch and keep it; `share` also puts it where the other ranks find it."""
+        batch = self._opened().collect(self._started().weights_version)
+        self._batch = batch.groups
+        references = [ray.put(np.frombuffer(encode_buffer(g), np.uint8)) for g in batch.groups] if share else None
+        return Gathered(batch.staleness, batch.dropped, batch.waited_s), references
+
+    def step(self, records: list[ray.ObjectRef] | None) -> dict[str, float | None]:
+        """Learn from `records`, or from the batch gathered here."""
+        if self._source is not None and self._batch is not None:
+            groups, self._batch = self._batch, None
+            return self._started().step(groups)
+        assert records is not None, "a rank that gathers nothing needs records"
         return self._started().step([memoryview(r) for r in ray.get(records)])
+
+    def settle(self) -> None:
+        self._opened().settle()
 
     def weights(self, epoch: int, run_id: str) -> np.ndarray | None:
         """On rank 0 the published bytes as uint8, which readers on a node share instead of copying."""
         data = self._started().trainable_bytes(epoch, run_id)
         return None if data is None else np.frombuffer(data, np.uint8)
 
-    def state_files(self) -> dict[str, bytes]:
-        return self._started().state_files()
+    def save(self, root: Path, keep: int) -> Path | None:
+        extra = {CONSUMED_FILE: json.dumps(self._source.used).encode()} if self._source is not None else {}
+        return self._started().save(root, keep, extra)
 
-    def load_files(self, files: dict[str, bytes]) -> tuple[int, int]:
+    def load(self, folder: Path) -> tuple[int, int]:
         rank = self._started()
-        rank.load_files(files)
+        files = rank.load(folder)
+        if self._source is not None and CONSUMED_FILE in files:
+            self._source.settle(json.loads(files[CONSUMED_FILE]))
         return rank.iteration, rank.weights_version
+
+    def _opened(self) -> BatchSource:
+        assert self._source is not None, "open_source() comes first"
+        return self._source
 
     def _started(self) -> LearnerRank:
         assert self._rank is not None, "start() comes first"
@@ -128,6 +171,8 @@ class LearnerGroup:
         """
         self.settings, self.group, self.epoch, self.run_id = settings, group, epoch, run_id
         self.iteration = self.weights_version = 0
+        self._source = SourceSettings()
+        self._shared: list[ray.ObjectRef] | None = None  # the collected batch, for ranks that don't read
         self._actors: list[Any] = []
         bundle = {"CPU": group.cpus_per_rank, "GPU": group.gpus_per_rank, **group.resources}
         bundle = {name: amount for name, amount in bundle.items() if amount}
@@ -157,14 +202,16 @@ class LearnerGroup:
         arguments = [(settings, rank, group.ranks, address, port, device) for rank in range(group.ranks)]
         self._call("start", each=arguments, timeout_s=group.start_timeout_s)
 
-    def step(self, records: Sequence[Any]) -> dict[str, float | None]:
-        """Learn from a batch of encoded groups (bytes, or references to them); returns the metrics.
+    def step(self, records: Sequence[Any] | None = None) -> dict[str, float | None]:
+        """Learn from a batch of encoded groups (bytes, or references to them), or from the one `collect`ed.
 
         Raises:
             BatchError: the batch can't be trained on; the group goes on.
             LearnerDied: a rank died or failed.
         """
-        references = [r if isinstance(r, ray.ObjectRef) else ray.put(np.frombuffer(r, np.uint8)) for r in records]
+        references = self._shared
+        if records is not None:
+            references = [r if isinstance(r, ray.ObjectRef) else ray.put(np.frombuffer(r, np.uint8)) for r in records]
         metrics: dict[str, float | None] = self._call("step", references, timeout_s=self.group.step_timeout_s)[0]
         self.iteration, self.weights_version = int(metrics["iteration"] or 0), int(metrics["weights_version"] or 0)
         return metrics
@@ -174,25 +221,42 @@ class LearnerGroup:
         references = self._call("weights", self.epoch, self.run_id, timeout_s=self.group.step_timeout_s, keep=True)
         return WeightsMessage(self.weights_version, self.epoch, references[0])
 
-    def save(self, root: Path, extra: Mapping[str, bytes] | None = None, keep: int = 3) -> Path:
-        """Write a checkpoint of the learner and the caller's `extra` files below `root`; returns its folder.
+    def save(self, root: Path, keep: int = 3) -> Path:
+        """Rank 0 writes a checkpoint below `root`, with what was consumed since the last one; returns its folder.
 
         Raises:
             learner.checkpoint.CheckpointError: it can't be written; the previous one stays and the group goes on.
         """
-        files = self._call("state_files", timeout_s=self.group.step_timeout_s)[0]
-        return checkpoint.write(root, self.iteration, {**files, **(extra or {})}, keep)
+        path: Path = self._call("save", root, keep, timeout_s=self.group.step_timeout_s)[0]
+        return path
 
-    def load(self, folder: Path) -> dict[str, bytes]:
-        """Continue from a checkpoint; returns all its files, so that the caller finds its own.
+    def load(self, folder: Path) -> None:
+        """Continue from a checkpoint, and acknowledge the trajectories that it rests on.
 
         Raises:
             learner.checkpoint.CheckpointError: it is damaged or of another model.
         """
-        files = checkpoint.read(folder)
-        progress = self._call("load_files", ray.put(files), timeout_s=self.group.start_timeout_s)[0]
-        self.iteration, self.weights_version = progress
-        return files
+        self.iteration, self.weights_version = self._call("load", folder, timeout_s=self.group.start_timeout_s)[0]
+
+    def read_from(self, make_stream: Callable[[], TrajectoryStream], settings: SourceSettings) -> None:
+        """Let rank 0 gather its batches from a stream, as consumer "learner"; call it before `load`."""
+        self._source = settings
+        self._call("open_source", make_stream, settings, "learner", timeout_s=self.group.start_timeout_s, ranks=1)
+
+    def collect(self) -> Gathered:
+        """Wait for a whole batch, which the next `step()` learns from.
+
+        Raises:
+            learner.source.BatchTimeout: none came in time; the group goes on.
+            LearnerDied: rank 0 died.
+        """
+        limit = self._source.timeout_s + self.group.step_timeout_s
+        gathered, self._shared = self._call("collect", self.group.ranks > 1, timeout_s=limit, ranks=1)[0]
+        return gathered
+
+    def settle(self) -> None:
+        """Acknowledge what was consumed; call it once a checkpoint holds the steps."""
+        self._call("settle", timeout_s=self.group.step_timeout_s, ranks=1)
 
     def pids(self) -> list[int]:
         """Process ids of the ranks, in order."""
@@ -228,16 +292,18 @@ class LearnerGroup:
         each: Sequence[tuple[Any, ...]] | None = None,
         timeout_s: float,
         keep: bool = False,
+        ranks: int | None = None,
     ) -> list[Any]:
-        """Call a method on every rank and wait for all; the first failure, whichever rank's it is, is raised.
+        """Call a method on the first `ranks` ranks (all by default) and wait for all; the first failure, whichever rank's it is, is raised.
 
         Returns each rank's answer, or the references of the answers if they are to be kept in the store.
         """
         if not self._actors:
             raise LearnerDied(-1, "the group was closed")
-        calls = each or [arguments] * len(self._actors)
-        references = [getattr(a, method).remote(*c) for a, c in zip(self._actors, calls, strict=True)]
-        ranks = {reference: rank for rank, reference in enumerate(references)}
+        actors = self._actors[:ranks]
+        calls = each or [arguments] * len(actors)
+        references = [getattr(a, method).remote(*c) for a, c in zip(actors, calls, strict=True)]
+        rank_of = {reference: rank for rank, reference in enumerate(references)}
         pending, deadline = list(references), time.monotonic() + timeout_s
         refusal: Exception | None = None
         answers: dict[Any, Any] = {}
@@ -245,15 +311,15 @@ class LearnerGroup:
             ready, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
                 self.close()
-                raise LearnerDied(ranks[pending[0]], f"no answer to {method} within {timeout_s:g} s")
+                raise LearnerDied(rank_of[pending[0]], f"no answer to {method} within {timeout_s:g} s")
             try:
                 answers[ready[0]] = ray.get(ready[0])
             # Every rank refuses a bad batch, before any collective; and a checkpoint that doesn't fit likewise.
-            except (BatchError, checkpoint.CheckpointError) as error:
+            except (BatchError, BatchTimeout, checkpoint.CheckpointError) as error:
                 refusal = error
             except ray.exceptions.RayError as error:
                 self.close()
-                raise LearnerDied(ranks[ready[0]], f"{method}: {_first_lines(error)}") from error
+                raise LearnerDied(rank_of[ready[0]], f"{method}: {_first_lines(error)}") from error
         if refusal is not None:
             raise refusal
         return references if keep else [answers[reference] for reference in references]

@@ -31,8 +31,8 @@ STATE_FILES = ("weights.safetensors", "optimiser.safetensors", "learner.json")
 
 
 @dataclass(frozen=True)
-class LearnerSettings:
-    """Everything a rank needs besides the model and the pairs.
+class StepSettings:
+    """How a batch is computed on.
 
     Attributes:
         micro_batch: decisions, or samples of L_diff, of one forward; gradients accumulate over as many as needed.
@@ -42,9 +42,34 @@ class LearnerSettings:
         norms_every: iterations between measurements of the RL and SFT gradient norms, each an additional pass over the
             batch; 0 for never. Not available under ZeRO-3.
         gradient_checkpointing: recompute activations in the backward, where the networks can.
+        timeout_s: longest wait for another rank before it counts as lost.
+    """
+
+    micro_batch: int = 8
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    updates_per_batch: int = 1
+    inner_epochs: int = 1
+    norms_every: int = 10
+    gradient_checkpointing: bool = False
+    timeout_s: float = 1800.0
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"learner.dtype={self.dtype!r}: choose float32 or bfloat16")
+        for name, least in (("micro_batch", 1), ("updates_per_batch", 1), ("inner_epochs", 1), ("norms_every", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"learner.{name}={getattr(self, name)}: at least {least}")
+        if not self.timeout_s > 0:
+            raise ValueError(f"learner.timeout_s={self.timeout_s}: above 0")
+
+
+@dataclass(frozen=True)
+class LearnerSettings(StepSettings):
+    """Everything a rank needs besides the model and the pairs.
+
+    Attributes:
         seed: of the timesteps and noise of L_diff.
         threads: CPU threads of the rank, 0 to leave torch's choice.
-        timeout_s: longest wait for another rank before it counts as lost.
     """
 
     adapt: AdaptSettings = field(default_factory=AdaptSettings)
@@ -52,35 +77,27 @@ class LearnerSettings:
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     advantage: AdvantageSettings = field(default_factory=AdvantageSettings)
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
-    micro_batch: int = 8
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    updates_per_batch: int = 1
-    inner_epochs: int = 1
-    norms_every: int = 10
-    gradient_checkpointing: bool = False
     seed: int = 0
     threads: int = 0
-    timeout_s: float = 1800.0
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"learner.dtype={self.dtype!r}: choose float32 or bfloat16")
-        for name, least in (
-            ("micro_batch", 1),
-            ("updates_per_batch", 1),
-            ("inner_epochs", 1),
-            ("norms_every", 0),
-            ("threads", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"learner.{name}={getattr(self, name)}: at least {least}")
-        if not self.timeout_s > 0:
-            raise ValueError(f"learner.timeout_s={self.timeout_s}: above 0")
-        if self.adapt.mode == "full" and self.optimiser.zero_stage == 3 and self.objective.needs_reference:
-            raise ValueError(
-                "objective.kl_beta above 0 with adapt.mode=full and optimiser.zero_stage=3: no reference policy there; "
-                "use LoRA, zero_stage 2 or kl_beta 0"
-            )
+        super().__post_init__()
+        if self.threads < 0:
+            raise ValueError(f"learner.threads={self.threads}: at least 0")
+        check_reference(self.adapt, self.optimiser, self.objective)
+
+
+def check_reference(adapt: AdaptSettings, optimiser: OptimiserSettings, objective: ObjectiveSettings) -> None:
+    """Refuse a KL term where no reference policy can be had.
+
+    Raises:
+        ValueError: full training under ZeRO-3 with kl_beta above 0.
+    """
+    if adapt.mode == "full" and optimiser.zero_stage == 3 and objective.needs_reference:
+        raise ValueError(
+            "objective.kl_beta above 0 with adapt.mode=full and optimiser.zero_stage=3: no reference policy there; "
+            "use LoRA, zero_stage 2 or kl_beta 0"
+        )
 
 
 class LearnerRank:
@@ -121,7 +138,7 @@ class LearnerRank:
     def step(self, groups: Sequence[bytes | memoryview | Trajectories]) -> dict[str, float | None]:
         """Collective: learn from the whole batch `groups`, the same on every rank; returns the same metrics on all.
 
-        Names that begin with "seconds_" are timings; a value is None where it was not measured.
+        Names that end in "_s" are timings; a value is None where it was not measured.
 
         Raises:
             BatchError: the groups can't be trained on; nothing has changed then.
@@ -145,7 +162,7 @@ class LearnerRank:
             "iteration": self.iteration,
             "weights_version": self.weights_version,
             "tracked_images": len(self.tracks),
-            "seconds_learn": time.perf_counter() - started,
+            "learn_s": time.perf_counter() - started,
         }
         return metrics
 
@@ -258,14 +275,16 @@ class LearnerRank:
         except (KeyError, ValueError, safetensors.SafetensorError) as error:
             raise checkpoint.CheckpointError(f"this checkpoint doesn't continue this run: {error}") from error
 
-    def save(self, root: Path, keep: int = 3) -> Path | None:
-        """Collective: rank 0 writes a checkpoint below `root` and returns its folder; None elsewhere."""
-        files = self.state_files()
+    def save(self, root: Path, keep: int = 3, extra: Mapping[str, bytes] | None = None) -> Path | None:
+        """Collective: rank 0 writes a checkpoint, with the `extra` files, below `root` and returns its folder."""
+        files = {**self.state_files(), **(extra or {})}
         return checkpoint.write(root, self.iteration, files, keep) if self.rank == 0 else None
 
-    def load(self, folder: Path) -> None:
-        """Collective: continue from a checkpoint that every rank can read."""
-        self.load_files(checkpoint.read(folder))
+    def load(self, folder: Path) -> dict[str, bytes]:
+        """Collective: continue from a checkpoint that every rank can read; returns all its files."""
+        files = checkpoint.read(folder)
+        self.load_files(files)
+        return files
 
 
 def _enable_checkpointing(model: BaseModel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -47,9 +48,10 @@ class Condition:
     text: Tensor | None = None
     negative_text: Tensor | None = None
 
-    def map(self, f) -> Condition:  # type: ignore[no-untyped-def]
+    def map(self, f: Callable[[Tensor], Tensor]) -> Condition:
         """The condition with `f` applied to each tensor (indexing, repeating, moving)."""
-        return Condition(*(None if v is None else f(v) for v in (self.clean, self.latent, self.text, self.negative_text)))
+        parts = (self.clean, self.latent, self.text, self.negative_text)
+        return Condition(*(None if v is None else f(v) for v in parts))
 
     def __getitem__(self, index: Tensor | slice) -> Condition:
         return self.map(lambda v: v[index])

@@ -20,12 +20,18 @@ from restoration.restore import sample
 @dataclass(frozen=True)
 class DenoiserRecipe:
     network: dict[str, Any] = field(default_factory=dict)  # arguments of `build_small`
-    iterations: int = 6000
+    iterations: int = 3000
     batch_size: int = 16
     crop: int = 128
-    pool: int = 3072  # pairs whose latents are computed once and drawn from
-    lr: float = 1e-3
+    pool: int = 1536  # pairs whose latents are computed once and drawn from
+    latent_crop: int = 16  # random crops of the latents, but for the last `whole` iterations
+    whole: int = 200
+    lr: float = 1.5e-3
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.whole <= self.iterations:
+            raise ValueError(f"whole={self.whole} must lie between 0 and iterations={self.iterations}")
 
 
 @torch.no_grad()
@@ -54,12 +60,18 @@ def train_denoiser(
     lq_test, gt_test = DegradedCrops(heldout, pairs, 128, seed=1).batch(32)
     text = model.condition(lq_test[:1]).text
     blank = torch.zeros(recipe.batch_size, 3, 1, 1)  # the SFT loss looks at latents and text only
+    drawn = iter(range(recipe.iterations))
 
     def loss() -> dict[str, Tensor]:
         rows = torch.randint(len(gts), (recipe.batch_size,))
-        gt, latent = gts[rows], conditions[rows]
+        both = torch.stack([gts[rows], conditions[rows]])
+        if next(drawn) < recipe.iterations - recipe.whole:
+            side = min(recipe.latent_crop, *both.shape[-2:])
+            y, x = (int(torch.randint(size - side + 1, ())) for size in both.shape[-2:])
+            both = both[..., y : y + side, x : x + side]
         if torch.rand(()) < 0.5:
-            gt, latent = gt.flip(-1), latent.flip(-1)
+            both = both.flip(-1)
+        gt, latent = both
         condition = Condition(blank, latent, None if text is None else text.expand(len(rows), -1, -1))
         timestep = torch.randint(model.train_timesteps, (len(rows),))
         with torch.autocast("cpu", torch.bfloat16):

@@ -12,12 +12,23 @@ import torch
 from torch import nn
 
 
-def cosine(iteration: int, total: int, warmup: int) -> float:
-    """Learning-rate factor in [0, 1]: linear warm-up, then half a cosine down to 0.02."""
+def fall(progress: float) -> float:
+    """Half a cosine from 1 at 0 down to 0.02 at 1."""
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def lr_factor(iteration: int, total: int, horizon: int | None = None, anneal: int = 0) -> float:
+    """Learning-rate factor in [0, 1]: linear warm-up, then half a cosine over `horizon` (default `total`).
+
+    With a horizon beyond the total, the last `anneal` iterations fall from wherever the cosine stands.
+    """
+    horizon = horizon or total
+    warmup = min(100, horizon // 10 + 1)
     if iteration < warmup:
         return (iteration + 1) / warmup
-    progress = (iteration - warmup) / max(1, total - warmup)
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
+    start = total - anneal
+    factor = fall((min(iteration, start) - warmup) / max(1, horizon - warmup))
+    return factor * fall((iteration - start) / anneal) if anneal and iteration > start else factor
 
 
 def train(
@@ -32,6 +43,8 @@ def train(
     evaluate_every: int = 500,
     ema_decay: float = 0.999,
     clip: float = 1.0,
+    horizon: int | None = None,
+    anneal: int = 0,
     progress: Callable[[str, int, int, dict[str, float]], None] | None = None,
 ) -> dict[str, float]:
     """Minimise `loss_fn()["loss"]` over `modules`; leaves them holding the averaged weights.
@@ -48,7 +61,7 @@ def train(
     started, result = time.monotonic(), {}
     for iteration in range(iterations):
         for group in optimiser.param_groups:
-            group["lr"] = lr * cosine(iteration, iterations, warmup=min(100, iterations // 10 + 1))
+            group["lr"] = lr * lr_factor(iteration, iterations, horizon, anneal)
         losses = loss_fn()
         if not torch.isfinite(losses["loss"]):
             raise FloatingPointError(f"{name}: loss {losses['loss'].item()} at iteration {iteration}; lower lr={lr}")

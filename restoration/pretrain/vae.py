@@ -19,6 +19,8 @@ class VaeRecipe:
     channels: tuple[int, ...] = (32, 64, 64)  # one level each; downscaling is 2 ** (levels - 1)
     latent_channels: int = 4
     iterations: int = 4000
+    horizon: int | None = None  # see `trainer.lr_factor`
+    anneal: int = 0
     batch_size: int = 16
     crop: int = 64
     scale: tuple[float, float] = (0.4, 1.0)
@@ -72,8 +74,9 @@ def train_vae(
         return {"heldout_psnr": psnr((y + 1) / 2, test).mean().item()}
 
     result = train(
-        "vae", [vae], loss, iterations=recipe.iterations, lr=recipe.lr, log=log, evaluate=evaluate, progress=progress
-    )
+        "vae", [vae], loss, iterations=recipe.iterations, lr=recipe.lr, log=log, evaluate=evaluate, progress=progress,
+        horizon=recipe.horizon, anneal=recipe.anneal,
+    )  # fmt: skip
     with torch.no_grad():
         latents = vae.encode(torch.cat([crops.batch(16) for _ in range(8)]) * 2 - 1).latent_dist.mode()
     vae.register_to_config(scaling_factor=1 / latents.std().item())

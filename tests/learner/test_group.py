@@ -18,7 +18,9 @@ from tests.learner.fakes import FakeModel, fake_pairs
 from tests.learner.rank_process import BASE, batches
 from trajectories.schema import encode
 
-ray = pytest.importorskip("ray")
+# Half a minute, Ray's own patience with its raylet, is short on a busy machine.
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
+import ray  # noqa: E402
 
 from learner.group import GroupSettings, LearnerDied, LearnerGroup, LearnerUnplaced  # noqa: E402
 
@@ -66,13 +68,13 @@ def test_a_group_learns_publishes_refuses_resumes_and_reports_a_killed_rank(
         with pytest.raises(BatchError, match="twice"):
             group.step([encode(first[0])] * 2)
 
-        folder = group.save(tmp_path, {"driver.json": b"{}"})
+        folder = group.save(tmp_path)
         expected = group.step([ray.put(memoryview(encode(g)).tobytes()) for g in second])
-        files = group.load(folder)
-        assert files["driver.json"] == b"{}" and group.weights_version == 1
+        group.load(folder)
+        assert group.weights_version == 1
         again = group.step([encode(g) for g in second])
-        assert {k: v for k, v in again.items() if not k.startswith("seconds_")} == {
-            k: v for k, v in expected.items() if not k.startswith("seconds_")
+        assert {k: v for k, v in again.items() if not k.endswith("_s")} == {
+            k: v for k, v in expected.items() if not k.endswith("_s")
         }
         later, _ = from_bytes(memoryview(ray.get(group.publish().ref)))
         assert any(not torch.equal(state[name], value) for name, value in later.items())

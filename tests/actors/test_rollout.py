@@ -1,0 +1,158 @@
+"""The rollout as a pure function."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from actors.rollout import PairBatch, Rollout, RolloutSettings, complete, rollout
+from restoration.base_models.interface import SamplerSettings
+from restoration.transition import gaussian_log_prob, transition
+from tests.learner.fakes import FakeModel
+from trajectories.schema import STORAGE_DTYPES, RecordMeta, decode, encode
+
+SAMPLER = SamplerSettings(steps=5, eta=1.0)
+
+
+class CountingModel(FakeModel):
+    """Counts evaluations of the denoiser."""
+
+    calls = 0
+
+    def denoise(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        self.calls += 1
+        return super().denoise(*args, **kwargs)
+
+
+def batch(images: int = 2, side: int = 16) -> PairBatch:
+    generator = torch.Generator().manual_seed(3)
+    lq, gt = torch.rand(2, images, 3, side, side, generator=generator)
+    return PairBatch([f"image{n}" for n in range(images)], [(0, 0, side, side)] * images, [False] * images, lq, gt)
+
+
+def rolled(seed: int = 0, model: FakeModel | None = None, **settings: object) -> Rollout:
+    chosen = RolloutSettings(images_per_batch=2, rollouts_per_image=3, crop=0, **settings)  # type: ignore[arg-type]
+    return rollout(model or FakeModel(), batch(), SAMPLER, chosen, torch.Generator().manual_seed(seed))
+
+
+def metas(count: int = 2, dtype: str = "float32") -> list[RecordMeta]:
+    one = RecordMeta(
+        run_id="run", epoch=1, weights_version=0, reward_version="r", scheduler_fingerprint="f", dtype=dtype,
+        actor="a", group_id="g", image_id="i", crop=(0, 0, 16, 16), flip=False, seed=0,
+    )  # fmt: skip
+    return [replace(one, group_id=f"g{n}", image_id=f"image{n}") for n in range(count)]
+
+
+@pytest.mark.parametrize("target", ["enhanced", "sampled"])
+def test_a_chain_of_T_steps_costs_T_evaluations_of_the_denoiser(target: str) -> None:
+    model = CountingModel()
+    rolled(model=model, action_target=target)
+    assert model.calls == SAMPLER.steps
+
+
+def test_equal_generators_give_equal_rollouts_and_other_seeds_others() -> None:
+    one, same, other = rolled(1), rolled(1), rolled(2)
+    assert torch.equal(one.targets, same.targets) and torch.equal(one.log_probs, same.log_probs)
+    assert np.array_equal(one.blocks[3], same.blocks[3])
+    assert not torch.equal(one.targets, other.targets)
+
+
+def test_the_noiseless_last_step_is_executed_but_not_a_decision() -> None:
+    assert rolled().states.shape[1] == SAMPLER.steps - 1
+
+
+@pytest.mark.parametrize("dtype", list(STORAGE_DTYPES))
+@pytest.mark.parametrize("target", ["enhanced", "sampled"])
+@torch.no_grad()
+def test_a_replay_before_any_update_has_ratio_1_for_every_storage_dtype(dtype: str, target: str) -> None:
+    model = FakeModel()
+    result = rolled(model=model, storage_dtype=dtype, action_target=target)
+    condition = model.condition(batch().lq).repeat_interleave(3)
+    for position, step in enumerate(result.schedule.decisions):
+        x_t = result.states[:, position].float()
+        output = model.denoise(x_t, step.timestep, condition, 1.0)
+        replay = transition(step, output, x_t, action=result.targets[:, position].float())
+        ratio = (replay.log_prob - result.log_probs[:, position]).exp()
+        assert (ratio - 1).abs().max() <= 1e-6
+
+
+@torch.no_grad()
+def test_the_enhanced_action_is_the_mean_of_the_better_estimate_with_the_same_noise_draw() -> None:
+    model = FakeModel()
+    result = rolled(model=model)
+    condition = model.condition(batch().lq).repeat_interleave(3)
+    steps = result.schedule.steps
+    for position in range(len(steps) - 2):
+        step, x_t, action = steps[position], result.states[:, position], result.actions[:, position]
+        here = transition(step, model.denoise(x_t, step.timestep, condition, 1.0), x_t, action=action)
+        after = steps[position + 1]
+        better = transition(after, model.denoise(action, after.timestep, condition, 1.0), action, action=action).x0
+        mean = step.mean_from_x * x_t + step.mean_from_x0 * better
+        expected = mean + (action - here.mean)
+        torch.testing.assert_close(result.targets[:, position], expected, atol=1e-5, rtol=1e-5)
+        shift = (expected - action).abs().flatten(1).mean(1) / step.std
+        torch.testing.assert_close(result.shift[:, position], shift, atol=1e-5, rtol=1e-4)
+
+
+def test_with_sampled_targets_the_trained_action_is_the_next_state() -> None:
+    result = rolled(action_target="sampled")
+    assert torch.equal(result.targets, result.actions)
+    assert torch.equal(result.actions[:, :-1], result.states[:, 1:])
+    assert result.shift.abs().max() == 0
+
+
+def test_log_probs_are_densities_of_the_transition() -> None:
+    model = FakeModel()
+    result = rolled(model=model, action_target="sampled")
+    step, x_t = result.schedule.steps[0], result.states[:, 0]
+    with torch.no_grad():
+        condition = model.condition(batch().lq).repeat_interleave(3)
+        mean = transition(step, model.denoise(x_t, step.timestep, condition, 1.0), x_t, action=x_t).mean
+    density = torch.distributions.Normal(mean, step.std).log_prob(result.actions[:, 0]).flatten(1).mean(1)
+    torch.testing.assert_close(result.log_probs[:, 0], density, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gaussian_log_prob(result.actions[:, 0], mean, step.std), density)
+
+
+@pytest.mark.parametrize(
+    ("settings", "scored"),
+    [({}, [0, 1, 2, 3]), ({"reward_stride": 2}, [0, 2, 3]), ({"reward_at": "final"}, [3])],
+)
+def test_the_stride_chooses_what_is_scored_and_the_last_estimate_always_is(
+    settings: dict[str, object], scored: list[int]
+) -> None:
+    result = rolled(**settings)
+    assert sorted(result.blocks) == scored
+    assert all(block.shape == (6, 16, 16, 3) and block.dtype == np.uint8 for block in result.blocks.values())
+
+
+def test_records_hold_one_image_each_and_survive_the_wire() -> None:
+    result = rolled(reward_stride=2, storage_dtype="bfloat16")
+    scores = {index: np.arange(6, dtype=np.float32) + index for index in result.blocks}
+    first, second = complete(result, scores, np.array([4.0, 4.5], dtype=np.float32), metas(dtype="bfloat16"))
+    assert first.rewards[:, 0].tolist() == [0, 1, 2] and second.rewards[:, 3].tolist() == [6, 7, 8]
+    assert first.rewards[:, 1].isnan().all() and not first.scored[:, 1].any()
+    assert second.gt_reward == 4.5 and second.final_reward.tolist() == [6, 7, 8]
+    again = decode(encode(second))
+    assert torch.equal(again.states, second.states) and torch.equal(again.log_probs, second.log_probs)
+
+
+def test_a_final_reward_stands_for_every_step() -> None:
+    result = rolled(reward_at="final")
+    record = complete(result, {3: np.arange(6, dtype=np.float32)}, None, metas())[0]
+    assert record.scored.all() and torch.equal(record.rewards, torch.arange(3.0)[:, None].expand(3, 4))
+
+
+def test_the_error_is_the_distance_of_the_final_output_to_the_ground_truth() -> None:
+    result = rolled()
+    images = torch.from_numpy(result.blocks[3]).permute(0, 3, 1, 2).float() / 255
+    expected = (images - batch().gt.repeat_interleave(3, 0)).flatten(1).norm(dim=1)
+    torch.testing.assert_close(result.error_l2, expected, atol=0.1, rtol=0.02)
+
+
+@pytest.mark.parametrize("name", ["action_target", "reward_at", "storage_dtype"])
+def test_an_unknown_choice_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        RolloutSettings(**{name: "nonsense"})  # type: ignore[arg-type]
