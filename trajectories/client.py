@@ -27,14 +27,15 @@ class StoreClient:
 
     def __init__(self, address: StoreAddress, settings: StoreSettings) -> None:
         self.address, self.settings = address, settings
+        timeout, unix = settings.op_timeout_s, address.url.startswith("unix")
+        tcp_only: dict[str, Any] = {} if unix else {"socket_connect_timeout": timeout, "socket_keepalive": True}
         try:
             self.redis = redis.Redis.from_url(
                 address.url,
                 username=address.username or None,
                 password=address.password or None,
-                socket_timeout=settings.op_timeout_s,
-                socket_connect_timeout=settings.op_timeout_s,
-                socket_keepalive=None if address.url.startswith("unix") else True,
+                socket_timeout=timeout,
+                **tcp_only,
                 socket_read_size=READ_SIZE,
                 decode_responses=False,
                 protocol=2,

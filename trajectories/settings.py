@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from trajectories.errors import StoreError
 
@@ -32,7 +32,7 @@ class StoreSettings:
         embedded_maxmemory: bytes; 0 means twice `max_bytes` plus 256 MiB (ledger and network buffers need the rest).
     """
 
-    url: str = EMBEDDED
+    url: str = field(default=EMBEDDED, repr=False)  # may hold a password
     password_env: str = ""
     max_entries: int = 1024
     max_bytes: int = 512 << 20
@@ -86,6 +86,12 @@ def needed_memory(max_bytes: int) -> int:
     return max_bytes + max_bytes // 4 + (64 << 20)
 
 
+def _join(parts: SplitResult, netloc: str) -> str:
+    # urlunsplit would write unix:/path for an empty netloc, which redis-py refuses.
+    query = f"?{parts.query}" if parts.query else ""
+    return f"{parts.scheme}://{netloc}{parts.path}{query}"
+
+
 @dataclass(frozen=True)
 class StoreAddress:
     """How to reach a server. The password never shows in `repr` nor in `url`."""
@@ -100,14 +106,14 @@ class StoreAddress:
         parts = urlsplit(url)
         credentials, at, host = parts.netloc.rpartition("@")
         username, _, password = credentials.partition(":") if at else ("", "", "")
-        return cls(urlunsplit(parts._replace(netloc=host)), unquote(username), unquote(password))
+        return cls(_join(parts, host), unquote(username), unquote(password))
 
     @property
     def url_with_password(self) -> str:
         """For tools that take one URL. Don't log it."""
         parts = urlsplit(self.url)
         credentials = f"{quote(self.username, safe='')}:{quote(self.password, safe='')}"
-        return urlunsplit(parts._replace(netloc=f"{credentials}@{parts.netloc}"))
+        return _join(parts, f"{credentials}@{parts.netloc}")
 
     def write(self, path: Path, **more: object) -> None:
         """Write a file that only the owner can read (mode 0600), whole or not at all."""

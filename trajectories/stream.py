@@ -70,6 +70,7 @@ class TrajectoryStream:
             raise ValueError(f"run_id={run_id!r}: use letters, digits and . _ : @ + -")
         self.run_id, self.settings, self.keys = run_id, settings or StoreSettings(), Keys(run_id)
         self.client = StoreClient(address, self.settings)
+        self._was_full = False  # the last publication met a full stream: ask before megabytes are sent in vain
         self._deliveries = Deliveries(self.client, self.keys, run_id)
         try:
             self.client.check_server()
@@ -104,8 +105,8 @@ class TrajectoryStream:
     def publish(self, record: Trajectories, timeout_s: float | None = None) -> Receipt:
         """Put a group into the stream; wait while the stream is at its bound.
 
-        Publishing a group id again changes nothing. Room is checked and taken in one step; only records already
-        under way when the last room goes (one a publisher) are sent in vain.
+        Publishing a group id again changes nothing. Room is checked and taken in one step; a publisher that meets
+        a full stream has sent one record in vain and from then on asks before it sends.
 
         Raises:
             SchemaError: the record breaks the schema.
@@ -141,10 +142,12 @@ class TrajectoryStream:
 
         start, pause = time.monotonic(), 0.005
         limit = settings.publish_timeout_s if timeout_s is None else timeout_s
+        ask_first = self._was_full
         while True:
-            verdict, *details = self._eval("publish", ADMIT, argv)
+            verdict, *details = self._eval("publish", ADMIT, argv) if ask_first else [b"room"]
             if verdict == b"room":
                 verdict, *details = self.client.call("publish", commit)
+            self._was_full = ask_first = verdict == b"full"
             waited = time.monotonic() - start
             if verdict in (b"published", b"known"):
                 return Receipt(details[0].decode(), verdict == b"known", waited)

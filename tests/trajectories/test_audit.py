@@ -85,9 +85,7 @@ def test_an_exported_ledger_gives_the_same_audit_without_the_store(open_stream: 
     assert len(report.problems) == 2 and audit_file(tmp_path / "ledger.json") == report == stream.audit()
 
 
-@pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"format": 9}', '{"format": 1}', '{"format": 1, "entries": [{}]}']
-)
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 9}', '{"format": 1}', '{"format": 1, "entries": 3}'])
 def test_an_unreadable_ledger_is_refused_naming_the_file(tmp_path: Path, content: str) -> None:
     (tmp_path / "ledger.json").write_text(content)
     with pytest.raises(StoreError, match="ledger.json"):
