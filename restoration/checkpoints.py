@@ -90,7 +90,8 @@ def load_strict(
         CheckpointError: naming the first few keys that don't fit.
     """
     check_fit(network, {k: tuple(v.shape) for k, v in state.items()}, file, shown)
-    full = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    # copied: a tensor that still lies in the mapped file dies with the file
+    full = {k: v.to(torch.float32 if v.is_floating_point() else v.dtype, copy=True) for k, v in state.items()}
     network.load_state_dict(full, strict=True, assign=any(p.is_meta for p in network.parameters()))
 
 

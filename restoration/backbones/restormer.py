@@ -234,5 +234,5 @@ def config_from_shapes(shapes: Mapping[str, Sequence[int]]) -> RestormerConfig:
     )
 
 
-SMALL = RestormerConfig(dim=12, num_blocks=(1, 1, 1, 1), num_refinement_blocks=1, heads=(1, 2, 4, 8), ffn_expansion=2.0)
+SMALL = RestormerConfig(dim=10, num_blocks=(1, 1, 1, 1), num_refinement_blocks=1, heads=(1, 2, 4, 8), ffn_expansion=2.0)
 """The cleaner of the demo."""

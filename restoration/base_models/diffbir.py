@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from restoration.backbones.restormer import Restormer, RestormerConfig
 from restoration.base_models.interface import Condition, SamplerSettings
+from restoration.base_models.spacing import linspace_schedule
 from restoration.checkpoints import CheckpointError, empty, load_strict, read_json, read_state
-from restoration.transition import Prediction, Schedule, ddim_schedule, ddim_step, scaled_linear_alphas
+from restoration.transition import Prediction, Schedule, ddim_schedule, scaled_linear_alphas
 
 KIND = "diffbir"
 SETTINGS_FILE = "restorl_model.json"
@@ -63,33 +64,6 @@ class DiffBIRSettings:
             raise ValueError(f"beta_start={self.beta_start}, beta_end={self.beta_end}: 0 < start <= end < 1")
         if self.train_timesteps < 1:
             raise ValueError(f"train_timesteps={self.train_timesteps}: at least 1")
-
-
-def linspace_timesteps(train_timesteps: int, steps: int) -> list[int]:
-    """Timesteps DiffBIR's sampler visits, noisiest first.
-
-    They are summed up in floating point as DiffBIR does: at 21, 23, 31 steps and some more a half-way value then
-    rounds to the other side than in diffusers.
-
-    Raises:
-        ValueError: steps outside [1, train_timesteps].
-    """
-    if not 1 <= steps <= train_timesteps:
-        raise ValueError(f"steps={steps} must lie between 1 and the {train_timesteps} training steps")
-    if steps == 1:
-        return [train_timesteps - 1]
-    stride, position, visited = (train_timesteps - 1) / (steps - 1), 0.0, []
-    for _ in range(steps):
-        visited.append(round(position))
-        position += stride
-    return visited[::-1]
-
-
-def linspace_schedule(alphas: np.ndarray, steps: int, eta: float, prediction: Prediction) -> Schedule:
-    """DiffBIR's chain over `alphas` (cumulative, [train steps]), ending noiselessly in the clean estimate."""
-    visited = linspace_timesteps(len(alphas), steps)
-    at = [float(alphas[t]) for t in visited] + [1.0]
-    return Schedule(tuple(ddim_step(i, t, at[i], at[i + 1], eta, prediction) for i, t in enumerate(visited)))
 
 
 class _NoHint(nn.Module):

@@ -8,7 +8,8 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from restoration.base_models.diffbir import guided, linspace_schedule
+from restoration.base_models.diffbir import guided
+from restoration.base_models.spacing import linspace_schedule
 from restoration.transition import (
     Prediction,
     Step,
@@ -24,8 +25,13 @@ OTHER_OUTPUT = 1.02  # the golden data replays a foreign action under the model 
 CONDITIONS = {"cond": 0.3, "uncond": -0.2}  # of the toy network in diffbir_sampler's notes
 
 
-def _values(step: Step, x_t: Tensor, output: Tensor, noise: Tensor, other: Tensor) -> Outputs:
-    """Everything a golden case holds of one step; a step without noise has no log-probability."""
+def _values(step: Step, inputs: list[Tensor], other: Tensor) -> Outputs:
+    """Everything a golden case holds of one step; a step without noise has no log-probability.
+
+    Args:
+        inputs: noisy latent, model output, noise.
+    """
+    x_t, output, noise = inputs
     drawn = transition(step, output, x_t, noise=noise)
     log_prob = log_prob_other = drawn.log_prob
     if step.is_decision:
@@ -74,7 +80,7 @@ def ddim_logprob(golden: Golden) -> Outputs:
         k = case["k"]
         one = step(case["timestep"], case["prev_timestep_used"], case["eta"], case["prediction_type"], case["zero_snr"])
         inputs = [golden.inputs[f"{name}.k{k}"] for name in ("sample", "model_output", "noise")]
-        values = _values(one, *inputs, other=golden.outputs[f"{tag}.other"])
+        values = _values(one, inputs, other=golden.outputs[f"{tag}.other"])
         ours |= {f"{tag}.{name}": value for name, value in values.items()}
     if "mixed.t" in golden.inputs:
         stride = total // config["num_inference_steps"]
@@ -82,7 +88,7 @@ def ddim_logprob(golden: Golden) -> Outputs:
         for row, t in enumerate(golden.inputs["mixed.t"].tolist()):
             one = step(t, min(max(t - stride, 0), total - 1), 1.0, "epsilon", False)
             inputs = [golden.inputs[f"mixed.{name}"][row : row + 1] for name in ("sample", "model_output", "noise")]
-            rows.append(_values(one, *inputs, other=inputs[0]))
+            rows.append(_values(one, inputs, other=inputs[0]))
         ours |= {f"mixed.{name}": torch.cat([r[name] for r in rows]) for name in rows[0]}
     return ours
 
@@ -97,7 +103,7 @@ def flow_sde_logprob(golden: Golden) -> Outputs:
         guard = float(scheduler.sigmas[1])
         one = flow_step(k, case["sigma"], case["sigma_next"], case["noise_level"], guard, config["num_train_timesteps"])
         inputs = [golden.inputs[f"{name}.k{k}"] for name in ("sample", "model_output", "noise")]
-        values = _values(one, *inputs, other=golden.outputs[f"{tag}.other"])
+        values = _values(one, inputs, other=golden.outputs[f"{tag}.other"])
         values["std_dev_t"] = values["std"] / (case["sigma"] - case["sigma_next"]) ** 0.5
         ours |= {f"{tag}.{name}": value for name, value in values.items()}
     return ours
