@@ -181,20 +181,20 @@ def test_a_server_out_of_memory_is_reported_as_full_and_still_settles(own_server
 
 
 def test_the_stream_at_its_bound_stays_below_the_memory_of_the_server(own_server: EmbeddedServer) -> None:
-    settings = StoreSettings(max_bytes=24 << 20)
+    settings = StoreSettings(max_bytes=16 << 20)
     own_folder = own_server.folder.with_name("bounded")
     with (
-        EmbeddedServer(own_folder, replace(settings, embedded_maxmemory=94 << 20)) as server,
+        EmbeddedServer(own_folder, replace(settings, embedded_maxmemory=84 << 20)) as server,
         TrajectoryStream(server.address, "run", settings) as stream,
     ):
-        for n in range(48):
+        for n in range(32):
             record = make_record(f"g{n}", shape=(8, 4, 4, 32, 32), dtype="bfloat16")
             if stream.depth().nbytes + (1 << 20) > settings.max_bytes:
                 stream.settle(ids(stream.read("rank0", 8)), "consumed:step=1")
             stream.publish(record, timeout_s=0)
         info = stream.client.redis.info("memory")
-        assert info["used_memory_peak"] < 94 << 20 and info["maxmemory_policy"] == "noeviction"
-        assert stream.audit().ok and stream.audit().published == 48
+        assert info["used_memory_peak"] < 84 << 20 and info["maxmemory_policy"] == "noeviction"
+        assert stream.audit().ok and stream.audit().published == 32
 
 
 @pytest.mark.parametrize(
