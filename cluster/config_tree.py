@@ -31,7 +31,8 @@ class Problem:
 
     def __str__(self) -> str:
         place = f" ({self.where})" if self.where else ""
-        return f"{self.key}{place}: {self.what}; {self.action}"
+        told = "; ".join(filter(None, (self.what, self.action)))
+        return f"{self.key}{place}: {told}" if self.key else told
 
 
 def valid_keys(model: type, prefix: Key = ()) -> list[str]:

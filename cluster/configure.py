@@ -19,7 +19,7 @@ import yaml
 
 from cluster.config_tree import Key, Problem, explain, key_problems, unknown_keys
 
-M = TypeVar("M", bound=pydantic.BaseModel)
+M = TypeVar("M")
 EXTENDS = "extends"
 COMMAND_LINE = "command line"
 
@@ -31,12 +31,18 @@ class ConfigError(ValueError):
         self.problems = tuple(problems)
         super().__init__("\n".join(map(str, problems)))
 
+    @classmethod
+    def of(cls, message: str) -> ConfigError:
+        """One problem in a sentence of its own, "what; what to do"."""
+        what, _, action = message.partition("; ")
+        return cls([Problem("", what, action)])
+
 
 def load_config(model: type[M], path: Path | str, overrides: Sequence[str] = ()) -> M:
     """Read a recipe.
 
     Args:
-        model: the pydantic model of the whole file.
+        model: the pydantic model, or stdlib dataclass, of the whole file.
         path: a YAML file; its `extends: other.yaml` names a parent (or a list of them, later ones win) relative to
             the file itself, which it overrides key by key.
         overrides: `a.b=value`, the value in YAML.
@@ -67,13 +73,13 @@ def build_config(model: type[M], data: Mapping[str, Any], origins: Mapping[Key, 
     if problems:
         raise ConfigError(problems)
     try:
-        return model.model_validate(data)
+        return pydantic.TypeAdapter(model).validate_python(data)
     except pydantic.ValidationError as error:
         found = [explain(model, dict(e), origins) for e in error.errors(include_url=False)]
         raise ConfigError(list(dict.fromkeys(found))) from None
 
 
-def save_config(config: pydantic.BaseModel, path: Path | str) -> None:
+def save_config(config: Any, path: Path | str) -> None:
     """Write every key with its resolved value, so that `load_config` reads an equal model back."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -33,6 +33,7 @@ REACH_TIMEOUT_S = 5.0
 WORKER_ENV = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 LOCAL_ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_raylet_start_wait_time_s": "180",  # the default of 30 s is too short for a laptop that is busy
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; unset, Ray warns in every process
 }
 

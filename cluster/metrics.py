@@ -32,8 +32,7 @@ METRICS: dict[str, tuple[str, str | None, str]] = {
     "staleness_versions": ("histogram", None, "Weights versions between rollout and use of a group"),
     "trajectories": ("counter", "what", "Rollouts published and consumed"),
     "dropped_samples": ("counter", "reason", "Rollouts dropped, by reason"),
-    "reward_failures": ("counter", "kind", "Reward requests that failed, by kind"),
-    "images_scored": ("counter", None, "Images scored"),
+    "reward_request_failures": ("counter", "kind", "Reward requests that failed for good, by kind"),
 }
 
 
@@ -112,10 +111,7 @@ class RunMetrics:
 
     def reward_failed(self, kind: str | BaseException, count: int = 1) -> None:
         """`kind`: a word, or the error itself (its class is the kind)."""
-        self._record("reward_failures", count, kind if isinstance(kind, str) else type(kind).__name__)
-
-    def scored(self, images: int) -> None:
-        self._record("images_scored", images)
+        self._record("reward_request_failures", count, kind if isinstance(kind, str) else type(kind).__name__)
 
     def _record(self, name: str, value: float, tag: str | None = None) -> None:
         if not ray_is_running():

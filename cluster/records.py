@@ -113,8 +113,13 @@ def read_metrics(
 
 
 def without_timings(records: Iterable[Record]) -> list[Record]:
-    """What two runs of the same seed must share: seconds (`*_s`), rates (`*_per_s`) and sizes in MB are left out."""
-    return [{k: v for k, v in r.items() if not k.endswith(("_s", "_mb"))} for r in records]
+    """What two runs of the same seed must share: without seconds (`seconds_*`, `*_s`), rates (`*_per_s`) and MB."""
+    return [{k: v for k, v in r.items() if not is_timing(k)} for r in records]
+
+
+def is_timing(key: str) -> bool:
+    """Whether a key of a record depends on the machine and not on the run."""
+    return key.startswith("seconds_") or key.endswith(("_s", "_mb"))
 
 
 def series(records: Iterable[Record], key: str) -> tuple[list[int], list[float]]:

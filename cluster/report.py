@@ -23,7 +23,7 @@ def write_report(folder: Path, path: Path | None = None) -> Path:
     """Write the report of a run, finished or not; returns its path (`<folder>/report.html` by default).
 
     Read from the run folder: config.yaml, run.json, metrics.jsonl, evaluation/{base,rl}.csv, strips/*.png and, for
-    the sliders, evaluation/images/<image_id>/{input,base,rl,gt}.png. A part whose file is missing is left out.
+    the sliders, evaluation/{base,rl}/<image_id>.png. A part whose file is missing is left out.
 
     Raises:
         FileNotFoundError: no run folder.
@@ -116,7 +116,7 @@ def _distance(run: RunData) -> str:
         return ""
     before, after = (wasserstein([v for v in s.get("reward", []) if v == v], truth) for s in (run.base, run.tuned))
     moved = "nearer to" if after < before else "further from"
-    return f"RL moved the scores {moved} the ground truth's: Wasserstein-1 distance {before:.3f} before, {after:.3f} after."
+    return f"RL moved the scores {moved} the ground truth's: Wasserstein-1 distance {before:.3f}, then {after:.3f}."
 
 
 def _figure(png: bytes | None, description: str) -> str:
@@ -128,9 +128,9 @@ def _strips(paths: list[Path]) -> str:
     if len(paths) > MOST_STRIPS:
         step = (len(paths) - 1) / (MOST_STRIPS - 1)
         paths = [paths[round(i * step)] for i in range(MOST_STRIPS)]
-    newest, *older = paths[::-1] or [None]
-    if newest is None:
+    if not paths:
         return ""
+    newest, *older = paths[::-1]
     shown = _strip(newest)
     if older:
         shown += f"<details><summary>Earlier in the run</summary>{''.join(map(_strip, older))}</details>"
@@ -145,20 +145,19 @@ def _strip(path: Path) -> str:
 
 
 def _sliders(folder: Path) -> str:
-    shown = []
-    for images in sorted((folder / "evaluation" / "images").glob("*")):
-        base, tuned = images / "base.png", images / "rl.png"
-        if base.is_file() and tuned.is_file():
+    shown: list[str] = []
+    bases = folder / "evaluation" / "base"
+    for base in sorted(bases.rglob("*.png")):
+        tuned = folder / "evaluation" / "rl" / base.relative_to(bases)
+        if tuned.is_file() and len(shown) < MOST_SLIDERS:
             left, right = (_data_url(p.read_bytes()) for p in (base, tuned))
-            name = html.escape(images.name)
+            name = html.escape(base.relative_to(bases).with_suffix("").as_posix())
             shown.append(
                 f'<figure><div class="compare"><img alt="{name}, RL" src="{right}">'
                 f'<img class="over" alt="{name}, base" src="{left}"><i></i>'
                 '<input type="range" min="0" max="100" value="50" aria-label="part of the base image shown"></div>'
                 f"<figcaption>{name}</figcaption></figure>"
             )
-        if len(shown) == MOST_SLIDERS:
-            break
     return f'<div class="sliders">{"".join(shown)}</div>' if shown else ""
 
 

@@ -155,12 +155,14 @@ def smooth(values: Sequence[float], decay: float = 0.9) -> list[float]:
 
 def facts(run: RunData) -> list[tuple[str, str]]:
     """Versions, elapsed time, peak memory and whatever else run.json records, flattened."""
-    found = [(name, _text(value)) for name, value in _flat(run.about)]
-    if run.train:
-        last = run.train[-1]
-        found.insert(0, ("iterations", str(last["iteration"])))
-        if not any("elapsed" in name for name, _ in found) and isinstance(last.get("elapsed_s"), (int, float)):
-            found.append(("elapsed", seconds_text(last["elapsed_s"])))
+    found = [("iterations", str(run.train[-1]["iteration"]))] if run.train else []
+    for name, value in _flat(run.about):
+        if name == "seconds":
+            found.append(("elapsed", seconds_text(value)))
+        elif name.endswith("_mb"):
+            found.append((name.removesuffix("_mb").replace("_", " "), f"{value / 1024:.2f} GiB"))
+        else:
+            found.append((name.replace("_", " "), _text(value)))
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.records import Record, series
+from cluster.records import Record, is_timing, series
 from cluster.report_data import Columns, smooth, wasserstein
 
 BASE, TUNED, TRUTH, DEGRADED = "#5b8def", "#e2583e", "#2f9e6e", "#9aa3b2"
@@ -81,7 +81,7 @@ def gradient_norms(train: Sequence[Record]) -> bytes | None:
 def staleness_and_phases(train: Sequence[Record]) -> bytes | None:
     """Staleness of the consumed groups and where the seconds of an iteration go."""
     x, staleness = series(train, "staleness_mean")
-    phases = {key.removesuffix("_s"): series(train, key) for key in _phase_keys(train)}
+    phases = {name: series(train, key) for name, key in _phases(train).items()}
     phases = {name: found for name, found in phases.items() if found[0]}
     if not x and not phases:
         return None
@@ -94,7 +94,7 @@ def staleness_and_phases(train: Sequence[Record]) -> bytes | None:
             means = {name: float(np.mean(found[1])) for name, found in phases.items()}
             names = list(means)[::-1]
             colours = [PHASE_COLOURS[i % len(PHASE_COLOURS)] for i in range(len(names))][::-1]
-            bars = axes[-1].barh([n.replace("_", " ") for n in names], [means[n] for n in names], color=colours)
+            bars = axes[-1].barh(names, [means[n] for n in names], color=colours)
             axes[-1].bar_label(bars, fmt="%.2f", padding=3, color="#4a5261")
             axes[-1].set(title="Seconds per iteration (mean)")
             axes[-1].grid(axis="y", visible=False)
@@ -110,7 +110,7 @@ def score_histograms(base: Columns, tuned: Columns) -> bytes | None:
     if len(samples) < 2:
         return None
     everything = np.concatenate([values for _, _, values in samples])
-    bins = np.histogram_bin_edges(everything, bins=int(np.clip(2 * np.sqrt(len(samples[0][2])), 8, 40)))
+    bins = np.histogram_bin_edges(everything, bins=int(np.clip(2 * np.sqrt(len(samples[0][2])), 12, 40)))
     with _Figure(1, height=3.4) as (figure, (axis,)):
         for name, colour, values in samples:
             distance = f", W1 to GT {wasserstein(values, truth):.3f}" if truth and name != "GT" else ""
@@ -123,11 +123,12 @@ def score_histograms(base: Columns, tuned: Columns) -> bytes | None:
         return _png(figure)
 
 
-def _phase_keys(train: Sequence[Record]) -> list[str]:
-    from cluster.metrics import PHASES
-
-    known = [f"{phase}_s" for phase in PHASES]
-    return [key for key in known if any(key in record for record in train)]
+def _phases(train: Sequence[Record]) -> dict[str, str]:
+    """Name of each phase -> key of its seconds; what spans several phases is no phase."""
+    timings = dict.fromkeys(key for record in train for key in record if is_timing(key))
+    keys = [key for key in timings if not key.endswith(("_mb", "_per_s"))]
+    names = {key: key.removeprefix("seconds_").removesuffix("_s").replace("_", " ") for key in keys}
+    return {name: key for key, name in names.items() if name not in ("iteration", "elapsed")}
 
 
 class _Figure:
@@ -141,7 +142,7 @@ class _Figure:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        self._context = rc_context(STYLE)
+        self._context = rc_context(STYLE)  # type: ignore[arg-type]
         self._context.__enter__()
         figure = Figure(figsize=(10.4, self.height), layout="constrained")
         FigureCanvasAgg(figure)  # no pyplot: nothing global, usable in any thread

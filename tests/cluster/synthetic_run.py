@@ -33,8 +33,8 @@ def make_run(folder: Path, images: int = 12, iterations: int = 60) -> Path:
             rise = 3 + 0.3 * i / iterations
             record = {"reward_mean": rise + rng.normal(0, 0.08), "grad_norm_rl": 0.1 + 0.02 * rng.random()}
             record |= {"grad_norm_sft": 0.9 + 0.2 * rng.random(), "staleness_mean": float(rng.integers(0, 2))}
-            record |= {"rollout_s": 4.1, "reward_wait_s": 0.4, "learner_wait_s": 0.9, "step_s": 3.2, "publish_s": 0.1}
-            log.append({"kind": "train", "iteration": i, "weights_version": i, **record, "elapsed_s": 8.7 * i})
+            record |= {"seconds_learner_wait": 0.9, "seconds_learn": 3.2, "iteration_s": 8.7}
+            log.append({"kind": "train", "iteration": i, "weights_version": i, **record})
             if i % 10 == 0:
                 log.append({"kind": "eval", "iteration": i, "who": "now", "psnr": 24.5 + i / 300, "reward": rise})
     for who, more in (("base", 0.0), ("rl", 1.0)):
@@ -43,11 +43,12 @@ def make_run(folder: Path, images: int = 12, iterations: int = 60) -> Path:
         rows = [Strip(photographs(s), captions=("18 dB", "24 dB", "25 dB")) for s in (1, 2)]
         save_strips(folder / "strips" / f"iter_{i:06d}.png", rows)
     for seed, name in ((1, "china"), (2, "coffee")):
-        (folder / "evaluation" / "images" / name).mkdir(parents=True)
-        for image, which in zip(photographs(seed), ("input", "base", "rl", "gt"), strict=True):
-            Image.fromarray(image).save(folder / "evaluation" / "images" / name / f"{which}.png")
+        for image, who in zip(photographs(seed)[1:3], ("base", "rl"), strict=True):
+            (folder / "evaluation" / who).mkdir(exist_ok=True)
+            Image.fromarray(image).save(folder / "evaluation" / who / f"{name}.png")
     (folder / "config.yaml").write_text("name: demo <rain>\niterations: 60\n")
-    about = {"name": "demo", "run_id": "ab12", "versions": {"torch": "2.15.0", "ray": "2.60.0"}, "peak_memory_gb": 5.25}
+    about: dict[str, object] = {"name": "demo", "run_id": "ab12", "versions": {"torch": "2.15.0", "ray": "2.60.0"}}
+    about |= {"seconds": 522.0, "peak_memory_mb": 5376.0}
     (folder / "run.json").write_text(json.dumps(about))
     return folder
 

@@ -211,3 +211,12 @@ def test_valid_keys_lists_dataclasses_and_lists_below_models() -> None:
     assert {"rollout.sampler.eta", "store.url", "store.memory_mb", "scorers.[].steps", "learner.lr"} <= set(keys)
     assert len(keys) == len(set(keys))
     assert dataclasses.is_dataclass(Sampler)
+
+
+def test_a_dataclass_can_be_the_whole_recipe_and_an_error_can_be_one_sentence(tmp_path: Path) -> None:
+    assert load_config(Rollout, write(tmp_path, "sampler: {steps: 2}\n")) == Rollout(Sampler(steps=2))
+    with pytest.raises(ConfigError, match=r"did you mean per_image\?"):
+        load_config(Rollout, write(tmp_path, "per_imag: 2\n"))
+    with pytest.raises(ConfigError, match=r"^sampler.eta \(command line\): sampler.eta=3.0: a policy"):
+        load_config(Rollout, write(tmp_path, "{}"), ["sampler.eta=3"])
+    assert str(ConfigError.of("it is full; empty it")) == "it is full; empty it"

@@ -83,7 +83,7 @@ def test_metrics_of_driver_and_actors_appear_on_the_metrics_port(cluster: Connec
     driver.staleness(1)
     wanted = {
         ("trajectories", 'what="published"', "4.0"),
-        ("reward_failures", 'kind="TimeoutError"', "1.0"),
+        ("reward_request_failures", 'kind="TimeoutError"', "1.0"),
         ("dropped_samples", 'reason="stale"', "3.0"),
         ("queue_depth", 'role="driver"', "7.0"),
         ("phase_passes", 'phase="rollout"', "1.0"),

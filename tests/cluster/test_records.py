@@ -71,7 +71,7 @@ def test_a_damaged_line_and_a_missing_file_are_named(tmp_path: Path) -> None:
 
 def test_records_are_selected_and_compared_without_their_timings(tmp_path: Path) -> None:
     with MetricsLog(tmp_path, tensorboard=False) as log:
-        log.append(train(1, reward=1.0, step_s=3.0, images_per_s=2.0, peak_mb=9.0))
+        log.append(train(1, reward=1.0, step_s=3.0, seconds_learn=1.0, images_per_s=2.0, peak_mb=9.0))
         log.append({"kind": "eval", "who": "now", "iteration": 1, "psnr": 20.0})
     assert without_timings(read_metrics(tmp_path, "train")) == [train(1, reward=1.0)]
     assert series(read_metrics(tmp_path, where=lambda r: r.get("who") == "now"), "psnr") == ([1], [20.0])

@@ -54,7 +54,7 @@ def test_every_section_is_there_and_the_configuration_is_escaped(run: Path) -> N
         *("Held-out photographs", "Before and after", "Reward", "Scores", "Images", "Gradients", "Pace"),
         *("The run", "Configuration"),
     ]
-    assert "demo &lt;rain&gt;" in text and "2.60.0" in text and "8 min 42 s" in text and "5.25" in text
+    assert "demo &lt;rain&gt;" in text and "2.60.0" in text and "8 min 42 s" in text and "5.25 GiB" in text
 
 
 def test_the_table_has_means_and_the_paired_difference(run: Path) -> None:

@@ -1,0 +1,88 @@
+"""Mistakes a user can put right become one clear line, without a stack trace."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+USER_MISTAKE, INTERRUPTED = 2, 130
+DEBUG = "RESTORL_DEBUG"
+
+# By name: the rooms share no base class, and importing them all would cost seconds before any command starts.
+EXPECTED = {
+    *("ConfigError", "ClusterError", "ImageError", "DataError", "AdapterError", "CheckpointError", "WeightsError"),
+    *("StoreError", "SchemaError", "RewardError", "LearnerUnplaced", "RolloutsFail", "Stalled", "UserMistake"),
+    *("FileNotFoundError", "NotADirectoryError", "IsADirectoryError", "PermissionError", "FileExistsError"),
+}
+
+
+class UserMistake(ValueError):
+    """Something on the command line that can't be done; the message says what can."""
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether the error speaks to the user. (Ray's errors derive from the class of what an actor raised.)"""
+    return any(cls.__name__ in EXPECTED for cls in type(error).__mro__)
+
+
+def message_of(error: BaseException) -> str:
+    """The error's own text; of what an actor raised, without Ray's remote stack trace."""
+    cause = getattr(error, "cause", None)
+    return str(cause if isinstance(cause, BaseException) else error).strip() or type(error).__name__
+
+
+@contextmanager
+def as_mistake(*kinds: type[Exception]) -> Iterator[None]:
+    """Errors of general kinds, raised in here, are the user's."""
+    try:
+        yield
+    except kinds as error:
+        raise UserMistake(message_of(error)) from error
+
+
+def guarded(command: Callable[P, R]) -> Callable[P, R]:
+    """A command that ends with status 2 on a user's mistake and with 130 on Ctrl-C."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except KeyboardInterrupt as error:
+            say(str(error) or "stopped")
+            raise SystemExit(INTERRUPTED) from None
+        except Exception as error:
+            if not is_expected(error):
+                raise
+            if os.environ.get(DEBUG):
+                traceback.print_exc()
+            say(message_of(error), red=True)
+            raise SystemExit(USER_MISTAKE) from None
+
+    return run
+
+
+def say(text: str, red: bool = False) -> None:
+    """To stderr; in red on a terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    console.print(text, style="bold red" if red else None, markup=False, highlight=False, soft_wrap=True)
+
+
+def take_debug_flag(arguments: list[str]) -> list[str]:
+    """`--debug` may stand anywhere; it turns stack traces on for this process."""
+    if "--debug" in arguments:
+        os.environ[DEBUG] = "1"
+    return [a for a in arguments if a != "--debug"]
+
+
+def argv() -> list[str]:
+    return take_debug_flag(sys.argv[1:])
