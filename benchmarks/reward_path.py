@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/reward_path.json"))
     args = parser.parse_args()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # 15 s are too few on a busy machine
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     ray.init(num_cpus=2, include_dashboard=False, logging_level="warning")
     burn = {"turns": turns_for(COST_MS)}

@@ -40,6 +40,8 @@ SETTINGS = RewardSettings(
 def app() -> Iterator[RewardApp]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
+        # A raylet gives up on its own agent after 15 s otherwise, which a busy machine needs for imports alone.
+        patch.setenv("RAY_agent_register_timeout_ms", "120000")
         ray.init(num_cpus=2, include_dashboard=False, logging_level="warning")
         try:
             yield service.deploy(SETTINGS)
