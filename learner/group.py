@@ -294,8 +294,9 @@ class LearnerGroup:
         keep: bool = False,
         ranks: int | None = None,
     ) -> list[Any]:
-        """Call a method on the first `ranks` ranks (all by default) and wait for all; the first failure, whichever rank's it is, is raised.
+        """Call a method on the first `ranks` ranks (all by default) and wait for them.
 
+        The first failure, whichever rank's it is, is raised.
         Returns each rank's answer, or the references of the answers if they are to be kept in the store.
         """
         if not self._actors:

@@ -52,7 +52,7 @@ def make_group(cluster: None) -> Callable[[int], LearnerGroup]:
     )
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(800)
 def test_a_group_learns_publishes_refuses_resumes_and_reports_a_killed_rank(
     make_group: Callable[[int], LearnerGroup], tmp_path: Path
 ) -> None:

@@ -58,7 +58,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     found: dict[str, Any] = {"folder": folder}
     try:
         for name, process in running.items():
-            output = process.communicate(timeout=400)[0]
+            output = process.communicate(timeout=900)[0]
             assert process.returncode == 0, f"{name} failed:\n{output[-4000:]}"
             found[name] = torch.load(folder / name, weights_only=True)
     finally:
@@ -75,10 +75,10 @@ def assert_close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], atol: f
 
 
 def untimed(metrics: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if not name.startswith("seconds_")}
+    return {name: value for name, value in metrics.items() if not name.endswith("_s")}
 
 
-@pytest.mark.timeout(450)
+@pytest.mark.timeout(1000)
 @pytest.mark.parametrize("variant", ["zero0", "full0"])
 def test_one_rank_equals_the_plain_oracle(results: dict[str, Any], variant: str) -> None:
     oracle, run = Oracle(VARIANTS[variant]), results["one"][variant]
