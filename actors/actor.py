@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import ray
@@ -25,8 +25,19 @@ from restoration.images import to_uint8
 from restoration.weights import WeightsMessage, from_bytes, require_epoch
 from reward_service.client import RewardClient
 from reward_service.errors import RewardError
-from trajectories.schema import SCHEMA_VERSION, RecordMeta
+from trajectories.errors import StaleEpoch
+from trajectories.schema import RecordMeta
 from trajectories.stream import TrajectoryStream
+
+
+class ActorMetrics(Protocol):
+    """Where an actor counts; see `cluster.metrics.RunMetrics`."""
+
+    def observe_phase(self, name: str, seconds: float) -> None: ...
+
+    def published(self, rollouts: int) -> None: ...
+
+    def reward_failed(self, kind: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,7 @@ class ActorSpec:
     publish_timeout_s: float
     stream: Callable[[], TrajectoryStream]
     rewards: Callable[[], RewardClient]
-    phase_observer: Callable[[], Callable[[str, float], None]]
+    metrics: Callable[[], ActorMetrics]
 
 
 class RolloutActor:
@@ -60,7 +71,7 @@ class RolloutActor:
         self.version, self.epoch = -1, -1
         self.denoising = threading.Lock()
         self.stream, self.rewards = spec.stream(), spec.rewards()
-        self.observe = spec.phase_observer()
+        self.metrics = spec.metrics()
         self.name = ray.get_runtime_context().get_actor_id() or "actor"
 
     def ready(self) -> bool:
@@ -80,12 +91,9 @@ class RolloutActor:
             seconds["rollout"] = time.monotonic() - began
         began = time.monotonic()
         dropped: dict[str, int] = {}
-        published = 0
+        published, detail = 0, ""
         try:
             scores, gt_scores, reward_version = self._score(rolled)
-        except RewardError as error:
-            dropped[f"reward:{error.kind}"] = len(item.image_ids)
-        else:
             seconds["reward_wait"] = time.monotonic() - began
             began = time.monotonic()
             metas = self._metas(item, rolled, version, epoch, reward_version)
@@ -93,9 +101,15 @@ class RolloutActor:
                 self.stream.publish(record, timeout_s=self.spec.publish_timeout_s)
                 published += 1
             seconds["publish"] = time.monotonic() - began
+        except RewardError as error:
+            dropped[f"reward:{error.kind}"], detail = len(item.image_ids), str(error)
+            self.metrics.reward_failed(error.kind)
+        except StaleEpoch as error:  # the learner was replaced while this was rolled out
+            dropped["epoch"], detail = len(item.image_ids) - published, str(error)
         for phase, value in seconds.items():
-            self.observe(phase, value)
-        return WorkReport(item.index, version, published, dropped, seconds)
+            self.metrics.observe_phase(phase, value)
+        self.metrics.published(published * self.spec.rollout.rollouts_per_image)
+        return WorkReport(item.index, version, published, dropped, detail, seconds)
 
     def evaluate(
         self,
@@ -166,7 +180,6 @@ class RolloutActor:
     def _metas(self, item: WorkItem, rolled: Rollout, version: int, epoch: int, reward: str) -> list[RecordMeta]:
         return [
             RecordMeta(
-                schema_version=SCHEMA_VERSION,
                 run_id=self.spec.run_id,
                 epoch=epoch,
                 weights_version=version,

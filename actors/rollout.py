@@ -36,6 +36,8 @@ class RolloutSettings:
         reward_at: score the clean estimate of `every_step`, or only x_0 (`final`) for all steps.
         reward_stride: score every k-th decision and the last.
         storage_dtype: of latents in the record.
+        decode_dtype: of the decoder for images that are only scored; bfloat16 errs by half a level of 255.
+        decode_batch: images decoded at a time; small batches stay in a CPU's cache.
     """
 
     images_per_batch: int = 4
@@ -45,6 +47,8 @@ class RolloutSettings:
     reward_at: str = "every_step"
     reward_stride: int = 1
     storage_dtype: str = "float32"
+    decode_dtype: str = "float32"
+    decode_batch: int = 8
 
     def __post_init__(self) -> None:
         if self.action_target not in ("enhanced", "sampled"):
@@ -53,7 +57,9 @@ class RolloutSettings:
             raise ValueError(f"reward_at={self.reward_at!r}: choose every_step or final")
         if self.storage_dtype not in STORAGE_DTYPES:
             raise ValueError(f"storage_dtype={self.storage_dtype!r}: choose one of {', '.join(STORAGE_DTYPES)}")
-        for name in ("images_per_batch", "rollouts_per_image", "reward_stride"):
+        if self.decode_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"decode_dtype={self.decode_dtype!r}: choose float32 or bfloat16")
+        for name in ("images_per_batch", "rollouts_per_image", "reward_stride", "decode_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: at least 1")
 
@@ -146,7 +152,7 @@ def rollout(
     wanted = settings.scored(len(estimates))
     blocks = {}
     for index in wanted:
-        images = model.decode(x if index == len(estimates) - 1 else estimates[index])
+        images = _decode(model, x if index == len(estimates) - 1 else estimates[index], settings)
         blocks[index] = to_uint8(images)
     error = images - batch.gt.repeat_interleave(settings.rollouts_per_image, dim=0)
     return Rollout(
@@ -162,6 +168,11 @@ def rollout(
         error_l1=error.abs().flatten(1).sum(1).cpu(),
         error_l2=error.flatten(1).norm(dim=1).cpu(),
     )
+
+
+def _decode(model: BaseModel, latents: Tensor, settings: RolloutSettings) -> Tensor:
+    with torch.autocast(latents.device.type, torch.bfloat16, enabled=settings.decode_dtype == "bfloat16"):
+        return torch.cat([model.decode(part) for part in latents.split(settings.decode_batch)])
 
 
 def complete(

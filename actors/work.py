@@ -21,12 +21,16 @@ class WorkItem:
 
 @dataclass(frozen=True)
 class WorkReport:
-    """Outcome of one item: groups published, groups dropped by reason, seconds spent by phase."""
+    """Outcome of one item: groups published, groups dropped by reason, seconds spent by phase.
+
+    `detail` is the message of the error that dropped groups.
+    """
 
     index: int
     weights_version: int
     published: int
     dropped: dict[str, int] = field(default_factory=dict)
+    detail: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
 
 

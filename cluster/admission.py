@@ -18,7 +18,7 @@ class Admission:
     a group that was dropped is taken back, so that it is replaced.
 
     After recovery from a checkpoint of version v, call `restore(v, waiting)`: the groups behind version v
-    are v B, plus those which wait in the stream.
+    are v B, plus those which wait in the stream; what is being rolled out goes on.
     """
 
     batch_groups: int
@@ -55,4 +55,3 @@ class Admission:
 
     def restore(self, version: int, waiting: int) -> None:
         self.version, self.accepted = version, version * self.batch_groups + waiting
-        self.running.clear()

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import ray
-
 from cluster.admission import Admission
 from cluster.config import RunConfig
-from cluster.run_state import Interrupted, RunSummary, RunState
+from cluster.run_state import Interrupted, RunState, RunSummary
 from cluster.topology import Topology
 
 SLOTS_PER_ACTOR = 2  # one item denoises while another waits for its scores
@@ -18,42 +16,28 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> RunSummary:
     """Run `config` in `folder`; `resume` continues from its last checkpoint.
 
     Raises:
-        ConfigError, StoreError, RewardError, ClusterError, CheckpointError: what the user can put right.
-        Interrupted: Ctrl-C; everything up to the last checkpoint is kept and `--resume` goes on from there.
+        ConfigError, DataError, ClusterError, StoreError, RewardError, CheckpointError: what the user can put right.
+        RolloutsFail, BatchTimeout, Stalled: the run makes no progress; it can be resumed.
+        Interrupted: Ctrl-C; everything up to the last checkpoint is kept.
     """
-    with RunState(config, folder, resume) as state, Topology(config, state) as parts:
-        admission = Admission(config.source.groups_per_step, config.source.max_staleness)
-        admission.restore(parts.learner.version, parts.waiting_groups())
+    with RunState(config, folder, resume) as state, Topology(config, folder, state.run_id, resume) as parts:
         state.begin(parts)
-        state.evaluate_if_due(parts)
+        admission = Admission(config.source.groups_per_step, config.source.max_staleness)
+        admission.restore(parts.version, parts.waiting_groups())
         learning = None
-        while parts.learner.version < config.iterations and not state.interrupted:
-            parts.keep_store_alive()
-
+        while parts.version < config.iterations and not state.interrupted:
             # Hand out work as long as no rollout can become staler than allowed.
             for actor in parts.free_actors(SLOTS_PER_ACTOR):
                 item = state.work.peek()
                 if not admission.admit(item.index, len(item.image_ids)):
                     break
-                parts.roll(actor, state.work.take(), parts.learner.weights)
+                parts.roll(actor, state.work.take())
 
             if learning is None:
-                learning = parts.learner.start_step()
+                learning = parts.start_step()
 
             for ready in parts.wait(learning):
-                if ready is learning:
-                    step, learning = parts.learner.finish_step(ready), None
-                    if step is None:  # the learner died and is back at its last checkpoint
-                        state.rewind(parts.learner.version)
-                        admission.restore(parts.learner.version, parts.waiting_groups())
-                        continue
-                    admission.dropped(sum(step.dropped.values()))
-                    admission.advanced(parts.learner.version)
-                    state.learned(step)
-                    if state.checkpoint_due:
-                        parts.learner.checkpoint()
-                    state.evaluate_if_due(parts)
-                else:
+                if ready is not learning:
                     item, report = parts.finish_roll(ready)
                     if report is None:  # the actor died: the same item again
                         admission.lost(item.index)
@@ -61,6 +45,18 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> RunSummary:
                     else:
                         admission.finished(item.index, report.published)
                         state.rolled(report)
+                    continue
+                step, learning = parts.finish_step(learning), None
+                if step is None:  # a rank died: the learner is back at its last checkpoint
+                    state.rewind(parts.version)
+                    admission.restore(parts.version, parts.waiting_groups())
+                    continue
+                admission.dropped(sum(step.dropped.values()))
+                admission.advanced(step.version)
+                state.learned(step)
+                if state.checkpoint_due(step.version):
+                    parts.save_checkpoint()
+                state.evaluate_if_due()
         if state.interrupted:
-            raise Interrupted(folder, parts.learner.version)
-        return state.finish(parts)
+            raise Interrupted(folder, parts.version)
+        return state.finish()

@@ -29,11 +29,11 @@ from typing import Any
 CONNECTION_FILE = "ray.json"
 TOKEN_FILE = "ray_token"
 REACH_TIMEOUT_S = 5.0
+START_ATTEMPTS = 4
 # Roles share cores: a spinning OpenMP thread of one would starve the others.
 WORKER_ENV = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 LOCAL_ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_raylet_start_wait_time_s": "180",  # the default of 30 s is too short for a laptop that is busy
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; unset, Ray warns in every process
 }
 
@@ -163,7 +163,7 @@ def connect(settings: ClusterSettings, folder: Path | None = None, env: Mapping[
     else:
         options["runtime_env"] = {"env_vars": variables}
     try:
-        context = ray.init(address=address, **options)
+        context = _init(address, options)
     except Exception as error:
         _set_environment(undo)
         raise ClusterError(_advice(address, error)) from error
@@ -175,6 +175,20 @@ def connect(settings: ClusterSettings, folder: Path | None = None, env: Mapping[
         if connection.local:
             connection._remove += [Path(folder) / CONNECTION_FILE, Path(folder) / TOKEN_FILE]
     return connection
+
+
+def _init(address: str, options: dict[str, Any]) -> Any:
+    """ray.init; Ray gives a starting node 30 s, too few on a small machine that is busy, so a local one is retried."""
+    import ray
+
+    for left in reversed(range(START_ATTEMPTS if address == "local" else 1)):
+        try:
+            return ray.init(address=address, **options)
+        except Exception as error:
+            ray.shutdown()
+            if not left or "timed out during startup" not in str(error):
+                raise
+    raise AssertionError("unreachable")
 
 
 def attach(folder: Path) -> Connection:

@@ -124,6 +124,10 @@ class RunState:
             write_csv(base_file, self.base_rows)
             self.log.append({"kind": "eval", "iteration": 0, "who": "base", **mean_values(self.base_rows)})
         self.now_rows = self.base_rows
+        self.evaluate_if_due()  # of a run that was stopped between a step and its evaluation
+        rl_file = self.folder / "evaluation" / "rl.csv"
+        if rl_file.exists():
+            self.now_rows = read_csv(rl_file)
 
     def rolled(self, report: WorkReport) -> None:
         """Count a finished rollout batch.
@@ -174,8 +178,9 @@ class RunState:
     def checkpoint_due(self, version: int) -> bool:
         return version % self.config.checkpoint_every == 0 or version == self.config.iterations
 
-    def evaluate_if_due(self, parts: Topology) -> None:
+    def evaluate_if_due(self) -> None:
         """Held-out evaluation of the current weights, its record and strips."""
+        parts = self.parts
         version, every = parts.version, self.config.evaluation.every
         last = version == self.config.iterations
         if version == 0 or not (last or (every and version % every == 0)) or self._evaluated(version):
@@ -188,8 +193,9 @@ class RunState:
         self.display.update(version, psnr=means["psnr"])
         self.iteration_began = time.monotonic()
 
-    def finish(self, parts: Topology) -> RunSummary:
+    def finish(self) -> RunSummary:
         """Ledger and report of a completed run."""
+        parts = self.parts
         parts.stream.export_ledger(self.folder / "ledger.json")
         seconds = self.identity["seconds"] + time.monotonic() - self.began
         peak = max(self.identity["peak_memory_mb"], self.memory.peak / 2**20)

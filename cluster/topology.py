@@ -100,7 +100,7 @@ class Topology:
             publish_timeout_s=config.store.publish_timeout_s,
             stream=partial(_stream, address, self.run_id, config.store),
             rewards=partial(RewardClient, self.rewards),
-            phase_observer=partial(_phase_observer, "actor"),
+            metrics=partial(RunMetrics, "actor"),
         )
         make = remote_actor(config.actors.options)
         self.actors = [make.remote(spec) for _ in range(config.actors.count)]
@@ -253,10 +253,3 @@ def _stream(address: StoreAddress, run_id: str, settings: Any) -> TrajectoryStre
 
 def _pairs(data: PairedFolder) -> Any:
     return data.load
-
-
-def _phase_observer(role: str) -> Any:
-    return RunMetrics(role).observe_phase
-
-
-
