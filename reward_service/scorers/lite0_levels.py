@@ -63,25 +63,33 @@ class Lite0Statistics(nn.Module):
 
 
 class LevelHead(nn.Module):
-    """Statistics [B, features] -> level logits [B, 5]."""
+    """Statistics [B, features] -> level logits [B, 5]: the mean of a few small networks."""
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, features: int, hidden: tuple[int, ...], dropout: float = 0.0) -> None:
+    def __init__(self, features: int, hidden: tuple[int, ...], members: int = 1, dropout: float = 0.0) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("deviation", torch.ones(features))
+        self.members = nn.ModuleList(self._network(features, hidden, dropout) for _ in range(members))
+
+    @staticmethod
+    def _network(width: int, hidden: tuple[int, ...], dropout: float) -> nn.Sequential:
         layers: list[nn.Module] = []
-        width = features
         for size in hidden:
             layers += [nn.Linear(width, size), nn.GELU(), nn.Dropout(dropout)]
             width = size
-        self.layers = nn.Sequential(*layers, nn.Linear(width, len(LEVEL_SCORES)))
+        return nn.Sequential(*layers, nn.Linear(width, len(LEVEL_SCORES)))
+
+    def each(self, features: Tensor) -> Tensor:
+        """Logits of every member: [members, B, 5]."""
+        # Far outside the training set a linear layer would extrapolate without end.
+        x = ((features - self.mean) / self.deviation).clamp(-6, 6)
+        return torch.stack([member(x) for member in self.members])
 
     def forward(self, features: Tensor) -> Tensor:
-        # Far outside the training set a linear layer would extrapolate without end.
-        return self.layers(((features - self.mean) / self.deviation).clamp(-6, 6))
+        return self.each(features).mean(0)
 
 
 def expected_level(logits: Tensor) -> Tensor:
@@ -130,7 +138,8 @@ class Lite0Levels:
         config = json.loads((folder / CONFIG_FILE).read_text())["config"]
         self.device, self.chunk = torch.device(device), chunk
         self.network = Lite0Statistics(config, Path(backbone) if backbone else None)
-        self.head = LevelHead(self.network.features, tuple(config["hidden"])).eval().requires_grad_(False)
+        self.head = LevelHead(self.network.features, tuple(config["hidden"]), config["members"])
+        self.head.eval().requires_grad_(False)
         try:
             self.head.load_state_dict(load_file(folder / WEIGHTS_FILE))
         except RuntimeError as error:

@@ -22,6 +22,7 @@ from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor
 
+from restoration.degradations import KINDS as TASKS
 from restoration.pretrain.crops import PhotoCrops
 from reward_service.scorers.lite0_levels import (
     CONFIG_FILE,
@@ -45,18 +46,20 @@ from reward_service.training.variants import Variants
 class Recipe:
     taps: tuple[int, ...] = (-1, 0, 2, 4, 7, 10)
     half_taps: tuple[int, ...] = (-1, 0, 2, 4, 7, 10)
-    hidden: tuple[int, ...] = (256, 64)
+    hidden: tuple[int, ...] = (128,)
+    members: int = 3
     crop: int = 128
     scale: tuple[float, float] = (0.4, 1.0)
     crops: int = 1500
-    variants: int = 8  # versions of each crop, the clean one included
+    variants: int = 10  # versions of each crop, the clean one included
     deviation: float = 0.5
-    fidelity: float = 1.0
-    pair_deviation: float = 0.25
+    fidelity: float = 4.0
+    pair_deviation: float = 0.1
     dropout: float = 0.3
+    noise: float = 0.5  # added to the standardised statistics
     weight_decay: float = 0.05
     lr: float = 1e-3
-    steps: int = 3000
+    steps: int = 1000
     batch: int = 64  # crops a step
     seed: int = 0
 
@@ -85,7 +88,7 @@ def fidelity_loss(scores: Tensor, truth: Tensor, deviation: float) -> Tensor:
 
 def fit(data: dict[str, Tensor], network: Lite0Statistics, recipe: Recipe, log: Path) -> LevelHead:
     torch.manual_seed(recipe.seed)
-    head = LevelHead(network.features, recipe.hidden, recipe.dropout)
+    head = LevelHead(network.features, recipe.hidden, recipe.members, recipe.dropout)
     features, truth = data["features"], data["quality"]
     flat = features.flatten(0, 1)
     head.mean.copy_(flat.mean(0))
@@ -97,9 +100,13 @@ def fit(data: dict[str, Tensor], network: Lite0Statistics, recipe: Recipe, log: 
     started = time.monotonic()
     for step in track(range(recipe.steps), "head"):
         rows = torch.randint(len(features), (recipe.batch,), generator=generator)
-        logits = head(features[rows].flatten(0, 1)).view(recipe.batch, -1, 5)
-        kl = F.kl_div(logits.log_softmax(-1), labels[rows], reduction="none").sum(-1).mean()
-        pairs = fidelity_loss(expected_level(logits), truth[rows], recipe.pair_deviation)
+        x = features[rows].flatten(0, 1)
+        x = x + recipe.noise * head.deviation * torch.randn(x.shape, generator=generator)
+        logits = head.each(x).view(recipe.members, recipe.batch, -1, 5)
+        wanted = labels[rows].expand_as(logits)
+        kl = F.kl_div(logits.log_softmax(-1), wanted, reduction="none").sum(-1).mean()
+        scores = expected_level(logits).flatten(0, 1)
+        pairs = fidelity_loss(scores, truth[rows].repeat(recipe.members, 1), recipe.pair_deviation)
         optimiser.zero_grad(set_to_none=True)
         (kl + recipe.fidelity * pairs).backward()
         optimiser.step()
@@ -115,7 +122,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(prog="python -m reward_service.training.lite0", description=__doc__)
     parser.add_argument("--photos", type=Path, required=True, help="folder with train/ and heldout/")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--vae", type=Path, help="AutoencoderKL folder: its reconstructions join the versions")
+    parser.add_argument("--base", type=Path, help="folder of a base model: what it restores joins the versions")
+    parser.add_argument("--base-kinds", nargs="+", default=list(TASKS), help="degradations that it restores")
     parser.add_argument("--cache", type=Path, help="safetensors file that keeps the statistics between runs")
     parser.add_argument("--crops", type=int, default=Recipe.crops)
     parser.add_argument("--steps", type=int, default=Recipe.steps)
@@ -128,7 +136,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     log = args.out / "lite0_levels.log"
     log.unlink(missing_ok=True)
     network = Lite0Statistics(asdict(recipe))
-    variants = Variants(args.vae)
+    variants = Variants(args.base, tuple(args.base_kinds))
     if args.cache and args.cache.is_file():
         from safetensors.torch import load_file
 

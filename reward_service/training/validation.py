@@ -45,7 +45,7 @@ def validate(
     reaches in place of the score, and `label_pooled` the score's Spearman with it. Clean images are in none of them.
     """
     rng = np.random.default_rng(11)
-    kinds = [*DISTORTIONS] + (["vae"] if variants.vae is not None else [])
+    kinds = [*DISTORTIONS] + (["restored", "decoded"] if variants.model is not None else [])
     scores: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
     labels: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
     clean_scores: list[float] = []
@@ -56,8 +56,10 @@ def validate(
             clean = np.asarray(source.one() / np.float32(255), dtype=np.float32)
             images = [clean]
             for kind in kinds:
-                if kind == "vae":
-                    images += [variants.decode([clean], 0.6 * s, rng)[0] for s in SEVERITIES]
+                if kind == "decoded":
+                    images += [variants.decoded(clean, 0.6 * s, rng) for s in SEVERITIES]
+                elif kind == "restored":
+                    images += [variants.restored(clean, s, 1, rng)[0] for s in SEVERITIES]
                 else:
                     images += [distort(clean, kind, s, rng) for s in SEVERITIES]
             features, label = measure(network, images)

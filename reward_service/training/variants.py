@@ -8,7 +8,10 @@ import cv2
 import numpy as np
 import torch
 
+from restoration.base_models import load
+from restoration.base_models.interface import SamplerSettings
 from restoration.degradations import KINDS as TASKS
+from restoration.restore import sample
 from reward_service.training.distortions import DISTORTIONS, distort
 
 RESTORERS = tuple(kind for kind in DISTORTIONS if kind not in TASKS)
@@ -17,24 +20,39 @@ AFTER = ("smooth", "sharpen", "resharpen", "latent_noise", "warp", "noise", "jpe
 
 
 class Variants:
-    """Draws versions; with a VAE, also its reconstructions of clean and damaged crops."""
+    """Draws versions; with a base model, also what it restores, which is what the scorer will have to judge.
 
-    def __init__(self, vae: Path | None = None) -> None:
-        self.vae = None
-        if vae is not None:
-            from diffusers import AutoencoderKL
+    Args:
+        base: folder of a base model (`restoration.base_models.load`).
+        kinds: degradations that it restores.
+    """
 
-            self.vae = AutoencoderKL.from_pretrained(vae).eval().requires_grad_(False)
+    def __init__(self, base: Path | None = None, kinds: tuple[str, ...] = TASKS) -> None:
+        self.model, self.kinds = None if base is None else load(base), kinds
 
-    @torch.inference_mode()
-    def decode(self, images: list[np.ndarray], spread: float, rng: np.random.Generator) -> list[np.ndarray]:
-        """Reconstructions of float32 [H, W, 3] images, their latents disturbed by `spread` of their deviation."""
-        assert self.vae is not None
-        x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) * 2 - 1
-        z = self.vae.encode(x).latent_dist.mode()
-        z = z + spread * z.std() * torch.from_numpy(rng.normal(size=z.shape).astype(np.float32))
-        y = self.vae.decode(z).sample.permute(0, 2, 3, 1).numpy() / 2 + 0.5
-        return [(np.clip(image, 0, 1) * 255).round().astype(np.float32) / np.float32(255) for image in y]
+    @torch.no_grad()
+    def restored(self, clean: np.ndarray, severity: float, count: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """`count` rollouts of one damaged crop, as GRPO's groups hold them."""
+        assert self.model is not None
+        lq = distort(clean, str(rng.choice(self.kinds)), severity, rng)
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        return _images(sample(self.model, _tensor([lq] * count), SamplerSettings(), generator))
+
+    @torch.no_grad()
+    def toward_clean(self, images: list[np.ndarray], clean: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+        """Decoded mixtures of latents: from each image a random part of the way to the clean one."""
+        assert self.model is not None
+        latents = self.model.encode(_tensor([clean, *images]))
+        way = torch.from_numpy(rng.uniform(0, 1, (len(images), 1, 1, 1)).astype(np.float32))
+        return _images(self.model.decode(torch.lerp(latents[1:], latents[:1], way)))
+
+    @torch.no_grad()
+    def decoded(self, clean: np.ndarray, spread: float, rng: np.random.Generator) -> np.ndarray:
+        """The clean crop through the VAE, its latent disturbed by `spread` (latents have unit deviation)."""
+        assert self.model is not None
+        latent = self.model.encode(_tensor([clean]))
+        noise = torch.from_numpy(rng.normal(size=latent.shape).astype(np.float32))
+        return _images(self.model.decode(latent + spread * noise))[0]
 
     def one(self, clean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         severity = float(rng.uniform(0.02, 1) ** 1.5)  # more mild ones: that is where outputs of restorers lie
@@ -64,9 +82,19 @@ class Variants:
             severities = rng.uniform(0.02, 1, times)
             versions += [distort(clean, str(kind), float(s), rng) for s in severities]
         versions = (versions + [self.one(clean, rng) for _ in range(max(0, count - len(versions)))])[:count]
-        if self.vae is not None:
-            sources = [clean, versions[0], *versions[1:2]]
+        if self.model is not None:
+            pair = self.restored(clean, float(rng.uniform(0.2, 1)), 2, rng)
             spread = float(rng.choice([0.0, rng.uniform(0, 0.6)]))
-            decoded = self.decode(sources, spread, rng)
-            versions[-len(decoded) :] = decoded
+            own = [*pair, *self.toward_clean(pair, clean, rng), self.decoded(clean, spread, rng)]
+            versions[-len(own) :] = own
         return versions
+
+
+def _tensor(images: list[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
+
+def _images(x: torch.Tensor) -> list[np.ndarray]:
+    """[B, 3, H, W] -> float32 [H, W, 3] each, on the 8-bit grid."""
+    pixels = (x.permute(0, 2, 3, 1).clamp(0, 1) * 255).round().numpy().astype(np.float32) / np.float32(255)
+    return list(pixels)
