@@ -23,10 +23,10 @@ def soft_labels(quality: Tensor, deviation: float) -> Tensor:
     middle = first - 3 * total  # zero at quality 3, where alpha only has to fix the sum
     alpha = torch.where(middle.abs() > 1e-6, (mu - 3) / middle, 1 / total)
     q = (alpha * p + (1 - alpha * total) / 5).clamp_min(0)
+    q = q / q.sum(1, keepdim=True)
     bad = ((q @ levels)[:, None] - mu).abs() > 0.1
     two_points = (1 - (levels - mu).abs()).clamp_min(0)
-    q = torch.where(bad | (deviation < 0.2), two_points, q)
-    return (q / q.sum(1, keepdim=True)).float()
+    return torch.where(bad | (deviation < 0.2), two_points, q).float()
 
 
 def _luma(x: Tensor) -> Tensor:
