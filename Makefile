@@ -30,3 +30,18 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest --durations=15
+
+# The main job on real photographs; ends by printing where its report is. RUN=folder, SEED=n.
+SEED ?= 0
+RUN ?= runs/demo-seed$(SEED)
+.PHONY: demo bench
+demo: setup
+	$(BIN)/restorl data demo data/demo --task low_light --task rain
+	rm -rf $(RUN)
+	$(BIN)/restorl train configs/demo.yaml seed=$(SEED) --run $(RUN)
+
+bench: setup
+	$(BIN)/python -m benchmarks.rollout
+	$(BIN)/python -m benchmarks.reward_path
+	$(BIN)/python -m benchmarks.store
+	$(BIN)/python -m benchmarks.whole_loop

@@ -1,0 +1,63 @@
+"""The rollout loop against the same denoiser calls without our code: python -m benchmarks.rollout
+
+Both sides make the same T evaluations of the same batch and decode the final latents; ours also samples, takes
+log-probs, enhances actions and stacks the record. Rounds alternate; the figure is the ratio of each pair.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from actors.rollout import PairBatch, RolloutSettings, rollout
+from restoration.base_models import load
+from restoration.base_models.interface import SamplerSettings
+
+ROUNDS = 9
+LIMIT = 1.05
+
+
+def main() -> None:
+    torch.set_num_threads(2)
+    model = load(Path("models/demo"))
+    sampler = SamplerSettings(steps=6)
+    settings = RolloutSettings(images_per_batch=2, rollouts_per_image=4, reward_at="final", decode_batch=8)
+    generator = torch.Generator().manual_seed(0)
+    lq, gt = torch.rand(2, 2, 3, 128, 128, generator=generator)
+    batch = PairBatch(["a", "b"], [(0, 0, 128, 128)] * 2, [False] * 2, lq, gt)
+    schedule = model.schedule(sampler)
+
+    def ours() -> None:
+        rollout(model, batch, sampler, settings, torch.Generator().manual_seed(1))
+
+    @torch.no_grad()
+    def bare() -> None:
+        condition = model.condition(lq).repeat_interleave(4)
+        x = torch.randn(condition.latent.shape, generator=torch.Generator().manual_seed(1))
+        for step in schedule.steps:
+            model.denoise(x, step.timestep, condition, 1.0)
+        model.decode(x)
+
+    ours(), bare()
+    ratios = []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        bare()
+        middle = time.perf_counter()
+        ours()
+        ratios.append((time.perf_counter() - middle) / (middle - began))
+    median = statistics.median(ratios)
+    result = {"ratio_median": median, "ratio_min": min(ratios), "ratio_max": max(ratios), "limit": LIMIT}
+    out = Path("benchmarks/results/rollout.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=2) + "\n")
+    verdict = "ok" if median <= LIMIT else "too slow"
+    print(f"rollout / bare denoiser calls: {median:.3f} [{min(ratios):.3f}-{max(ratios):.3f}]  limit {LIMIT}  {verdict}")
+
+
+if __name__ == "__main__":
+    main()

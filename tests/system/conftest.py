@@ -1,0 +1,133 @@
+"""A model and pairs of a few kilobytes, and runs of `restorl train` in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+import yaml
+
+from restoration.backbones.restormer import Restormer, RestormerConfig
+from restoration.base_models.diffbir import build_small
+from restoration.images import write_image
+from restoration.pretrain.vae import VaeRecipe, build_vae
+
+ROOT = Path(__file__).parents[2]
+LIMIT_S = 400
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """model/, pairs/{train,test}/{input,target} and recipe.yaml of a run that takes seconds."""
+    folder = tmp_path_factory.mktemp("system")
+    torch.manual_seed(0)
+    vae = build_vae(VaeRecipe(channels=(8, 16), crop=32)).eval()
+    cleaner = Restormer(RestormerConfig(dim=8, num_blocks=(1, 1, 1, 1), num_refinement_blocks=1))
+    build_small(vae, cleaner, channels=(16, 32), head_channels=16).save(folder / "model")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("test", 3)):
+        for n in range(count):
+            coarse = rng.integers(0, 256, (4, 4, 3))
+            gt = np.kron(coarse, np.ones((8, 8, 1))).astype(np.uint8)
+            for kind, image in (("target", gt), ("input", gt // 3)):
+                (folder / "pairs" / split / kind).mkdir(parents=True, exist_ok=True)
+                write_image(folder / "pairs" / split / kind / f"{n}.png", image)
+    recipe = {
+        "name": "system",
+        "iterations": 4,
+        "model": str(folder / "model"),
+        "data": {"root": str(folder / "pairs")},
+        "sampler": {"steps": 3},
+        "rollout": {"images_per_batch": 2, "rollouts_per_image": 2, "crop": 32},
+        "reward": {"scorer": "tests.system.scorers:Contrast", "max_batch": 4, "num_cpus": 0.2},
+        "optimiser": {"lr": 1e-3},
+        "source": {"groups_per_step": 4, "max_staleness": 0, "timeout_s": 200},
+        "learner": {"micro_batch": 8, "norms_every": 0},
+        "ranks": {"num_cpus": 0.2},
+        "actors": {"num_cpus": 0.2},
+        "cluster": {"num_cpus": 2, "dashboard": False, "object_store_mb": 200},
+        "evaluation": {"every": 2, "strips": 1, "batch": 3},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+@dataclass
+class Run:
+    """`restorl train` in a process of its own."""
+
+    folder: Path
+    process: subprocess.Popen[bytes]
+    log: Path
+    started: float = field(default_factory=time.monotonic)
+
+    def wait(self, timeout_s: float = LIMIT_S) -> int:
+        return self.process.wait(timeout_s)
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def iteration(self) -> int:
+        path = self.folder / "metrics.jsonl"
+        return path.read_text().count('"kind": "train"') if path.exists() else 0
+
+    def wait_for_iteration(self, iteration: int, timeout_s: float = LIMIT_S) -> None:
+        deadline = time.monotonic() + timeout_s
+        while self.iteration() < iteration:
+            assert self.process.poll() is None, self.output()
+            assert time.monotonic() < deadline, f"iteration {iteration} not reached:\n{self.output()}"
+            time.sleep(0.05)
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        """Descendants of the run whose command line contains `name`."""
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                if name in " ".join(process.cmdline()):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def kill(self, name: str) -> None:
+        victims = self.processes(name)
+        assert victims, f"no process {name} in the run"
+        os.kill(victims[0].pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def start(workplace: Path, tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    """Start a run: start("name", "key=value", ...), or start("name", resume=True)."""
+    runs: list[Run] = []
+
+    def begin(name: str, *overrides: str, resume: bool = False) -> Run:
+        folder, log = tmp_path / name, tmp_path / f"{name}-{len(runs)}.log"
+        where = ["--resume", str(folder)] if resume else [str(workplace / "recipe.yaml"), "--run", str(folder)]
+        command = [sys.executable, "-m", "cluster.cli", "train", *where, *overrides]
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        runs.append(Run(folder, process, log))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        if run.process.poll() is None:
+            family = psutil.Process(run.process.pid).children(recursive=True)
+            run.process.kill()
+            for process in family:
+                try:
+                    process.kill()
+                except psutil.Error:
+                    continue

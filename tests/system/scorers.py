@@ -1,0 +1,31 @@
+"""Cheap scorers for runs in tests, and ones that fail."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class Contrast:
+    """Deviation of the grey values, scaled to about 1..5; the same image scores the same in any batch."""
+
+    name = "contrast"
+    version = "contrast-1"
+    range = (0.0, 10.0)
+
+    def score(self, images: np.ndarray) -> np.ndarray:
+        grey = images.astype(np.float64).mean(-1).reshape(len(images), -1)
+        return (grey.std(1) / 16).astype(np.float32)
+
+
+class NotANumber(Contrast):
+    name = version = "nan"
+
+    def score(self, images: np.ndarray) -> np.ndarray:
+        return np.full(len(images), np.nan, dtype=np.float32)
+
+
+class Raises(Contrast):
+    name = version = "raises"
+
+    def score(self, images: np.ndarray) -> np.ndarray:
+        raise RuntimeError("the scorer is broken on purpose")

@@ -1,0 +1,93 @@
+"""Whole runs: killed, interrupted, resumed, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cluster.records import read_metrics, without_timings
+from cluster.run_audit import audit_run
+from learner.checkpoint import latest
+from tests.system.conftest import Run
+
+pytestmark = pytest.mark.timeout(900)
+Start = Callable[..., Run]
+
+
+@pytest.mark.parametrize("victims", [("ray::RolloutActor", "ray::ServeReplica"), ("ray::_RankProcess", "valkey-server")])
+def test_a_run_survives_the_kill_of_its_parts_and_uses_each_trajectory_once(
+    start: Start, victims: tuple[str, str]
+) -> None:
+    run = start("killed", "iterations=6", "source.max_staleness=1", "evaluation.every=0")
+    for iteration, victim in enumerate(victims, 1):
+        run.wait_for_iteration(iteration)
+        run.kill(victim)
+    assert run.wait() == 0, run.output()
+
+    report, _ = audit_run(run.folder)
+    assert report.ok, report.render()
+    assert report.consumed == 6 * 4
+    assert report.published == report.consumed + sum(report.dropped.values()) + report.pending
+    steps = [r["iteration"] for r in read_metrics(run.folder, "train")]
+    assert steps == list(range(1, 7))
+    assert (run.folder / "report.html").stat().st_size > 1000
+
+
+def test_a_run_interrupted_and_resumed_equals_one_that_was_not_bit_for_bit(start: Start) -> None:
+    whole = start("whole")
+    assert whole.wait() == 0, whole.output()
+
+    parts = start("parts")
+    parts.wait_for_iteration(2)
+    os.kill(parts.process.pid, signal.SIGINT)
+    assert parts.wait() == 130, parts.output()
+    assert "--resume" in parts.output() and "Traceback" not in parts.output()
+    assert parts.iteration() < 4
+    resumed = start("parts", resume=True)
+    assert resumed.wait() == 0, resumed.output()
+
+    records = [without_timings(read_metrics(run.folder)) for run in (whole, resumed)]
+    assert records[0] == records[1]
+    checkpoints = [latest(run.folder / "checkpoints") for run in (whole, resumed)]
+    weights = [load_file(path / "weights.safetensors") for path in checkpoints if path is not None]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert audit_run(resumed.folder)[0].ok
+
+
+@pytest.mark.parametrize(("scorer", "said"), [("NotANumber", "finite"), ("Raises", "broken on purpose")])
+def test_a_scorer_that_fails_ends_the_run_with_its_reason_and_no_reward_of_0(
+    start: Start, scorer: str, said: str
+) -> None:
+    run = start("failing", f"reward.scorer=tests.system.scorers:{scorer}", "evaluation.strips=0")
+    assert run.wait() == 2, run.output()
+    assert said in run.output() and "Traceback" not in run.output()
+    assert read_metrics(run.folder, "train") == []
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optimiser.lrr=1", "optimiser.lr"),
+        ("sampler.eta=0", "eta"),
+        ("data.root=/nowhere", "nowhere"),
+        ("store.url=redis://127.0.0.1:1", "127.0.0.1:1"),
+        ("source.groups_per_step=3", "images_per_batch"),
+    ],
+)
+def test_mistakes_are_told_before_any_work_without_a_stack_trace(start: Start, override: str, said: str) -> None:
+    run = start("mistake", override, "store.reconnect_timeout_s=2")
+    assert run.wait() == 2, run.output()
+    assert said in run.output() and "Traceback" not in run.output()
+
+
+def test_the_run_folder_names_what_made_it(start: Start) -> None:
+    run = start("short", "iterations=1", "evaluation.every=0")
+    assert run.wait() == 0, run.output()
+    assert json.loads((run.folder / "run.json").read_text())["run_id"].startswith("system-")
+    assert "groups_per_step: 4" in (run.folder / "config.yaml").read_text()
