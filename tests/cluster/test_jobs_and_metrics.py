@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import subprocess
@@ -17,6 +18,7 @@ from cluster.jobs import (
     ClusterError,
     ClusterSettings,
     Connection,
+    _init,
     attach,
     connect,
     effective_address,
@@ -59,6 +61,29 @@ def test_another_process_joins_through_the_run_folder(cluster: Connection, run_f
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     other = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert other.stdout.split() == ["False", "restorl"], other
+
+
+def test_a_job_joins_its_cluster_and_keeps_the_environment_it_was_submitted_with(
+    cluster: Connection, run_folder: Path
+) -> None:
+    # What Ray's job supervisor sets for the entry point.
+    job = {"runtime_env": {"env_vars": {"SUBMITTED": "yes"}}, "metadata": {}}
+    given = {
+        "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job),
+        "RAY_ADDRESS": cluster.address,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(run_folder / "ray_token"),
+    }
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | given
+    code = (
+        "import os, ray; from cluster.jobs import ClusterSettings, connect\n"
+        "names = ('SUBMITTED', 'OMP_WAIT_POLICY')\n"
+        "with connect(ClusterSettings()) as c:\n"
+        "    work = ray.remote(num_cpus=0)(lambda: [os.environ.get(n) for n in names])\n"
+        "    print(c.local, *ray.get(work.remote()))\n"
+    )
+    other = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert other.stdout.split() == ["False", "yes", "PASSIVE"], other
 
 
 def test_metrics_of_driver_and_actors_appear_on_the_metrics_port(cluster: Connection) -> None:
@@ -158,3 +183,26 @@ def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object], said:
 
 def test_a_job_runs_this_interpreter() -> None:
     assert entrypoint(["train", "a b.yaml"]) == f"{sys.executable} -m cluster.cli train 'a b.yaml'"
+
+
+def test_a_local_start_that_timed_out_is_tried_again_and_nothing_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    calls: list[str] = []
+    failures = ["The current node timed out during startup. This could happen because ..."]
+
+    def init(address: str, **options: object) -> str:
+        calls.append(address)
+        if failures:
+            raise RuntimeError(failures.pop())
+        return "context"
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: calls.append("shutdown"))
+    assert _init("local", {}) == "context" and calls == ["local", "shutdown", "local"]
+    for address, failure in (("local", "no space left"), ("10.0.0.1:6379", "timed out during startup")):
+        calls.clear()
+        failures.append(failure)
+        with pytest.raises(RuntimeError, match=failure):
+            _init(address, {})
+        assert calls.count(address) == 1
