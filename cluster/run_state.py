@@ -9,6 +9,7 @@ import time
 import uuid
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -84,6 +85,7 @@ class RunState:
             save_config(self.config, self.folder / "config.yaml")
             name = "".join(c if c.isalnum() or c in "._-" else "-" for c in self.config.name)
             self.identity = {"run_id": f"{name}-{uuid.uuid4().hex[:8]}", "seconds": 0.0, "peak_memory_mb": 0.0}
+            self.identity["versions"] = {p: version(p) for p in ("torch", "ray", "diffusers", "deepspeed", "peft")}
             self._write_identity()
         self.began = time.monotonic()
         self.log = self.exits.enter_context(MetricsLog(self.folder))
@@ -181,16 +183,18 @@ class RunState:
     def evaluate_if_due(self) -> None:
         """Held-out evaluation of the current weights, its record and strips."""
         parts = self.parts
-        version, every = parts.version, self.config.evaluation.every
-        last = version == self.config.iterations
-        if version == 0 or not (last or (every and version % every == 0)) or self._evaluated(version):
+        done, every = parts.version, self.config.evaluation.every
+        last = done == self.config.iterations
+        if done == 0 or not (last or (every and done % every == 0)) or self._evaluated(done):
             return
         self.now_rows, images = parts.evaluate(parts.weights, known=self.base_rows, keep=self._strip_ids())
         means = mean_values(self.now_rows)
         write_csv(self.folder / "evaluation" / "rl.csv", self.now_rows)
-        self._strips(images, self.folder / "strips" / f"iter_{version:06d}.png")
-        self.log.append({"kind": "eval", "iteration": version, "who": "now", **means})
-        self.display.update(version, psnr=means["psnr"])
+        for image_id, image in images.items():
+            _write_output(self.folder / "evaluation" / "rl" / f"{image_id}.png", image)
+        self._strips(images, self.folder / "strips" / f"iter_{done:06d}.png")
+        self.log.append({"kind": "eval", "iteration": done, "who": "now", **means})
+        self.display.update(done, psnr=means["psnr"])
         self.iteration_began = time.monotonic()
 
     def finish(self) -> RunSummary:
