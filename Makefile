@@ -36,7 +36,7 @@ SEED ?= 0
 RUN ?= runs/demo-seed$(SEED)
 .PHONY: demo bench
 demo: setup
-	$(BIN)/restorl data demo data/demo --task low_light --task rain
+	$(BIN)/restorl data demo data/demo --task rain
 	rm -rf $(RUN)
 	$(BIN)/restorl train configs/demo.yaml seed=$(SEED) --run $(RUN)
 

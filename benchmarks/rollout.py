@@ -56,7 +56,9 @@ def main() -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=2) + "\n")
     verdict = "ok" if median <= LIMIT else "too slow"
-    print(f"rollout / bare denoiser calls: {median:.3f} [{min(ratios):.3f}-{max(ratios):.3f}]  limit {LIMIT}  {verdict}")
+    print(
+        f"rollout / bare denoiser calls: {median:.3f} [{min(ratios):.3f}-{max(ratios):.3f}]  limit {LIMIT}  {verdict}"
+    )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,16 @@ DEBUG = "RESTORL_DEBUG"
 # By name: the rooms share no base class, and importing them all would cost seconds before any command starts.
 EXPECTED = {
     *("ConfigError", "ClusterError", "ImageError", "DataError", "AdapterError", "CheckpointError", "WeightsError"),
-    *("StoreError", "SchemaError", "RewardError", "LearnerUnplaced", "RolloutsFail", "Stalled", "UserMistake", "BatchTimeout"),
+    *(
+        "StoreError",
+        "SchemaError",
+        "RewardError",
+        "LearnerUnplaced",
+        "RolloutsFail",
+        "Stalled",
+        "UserMistake",
+        "BatchTimeout",
+    ),
     "FloatingPointError",
     *("FileNotFoundError", "NotADirectoryError", "IsADirectoryError", "PermissionError", "FileExistsError"),
 }

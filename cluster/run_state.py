@@ -26,7 +26,7 @@ from cluster.report import write_report
 from cluster.strips import Strip, save_strips
 from cluster.topology import StepResult, Topology
 from cluster.work_queue import WorkQueue
-from restoration.evaluate import Row, mean_values, read_csv, write_csv
+from restoration.evaluate import mean_values, read_csv, write_csv
 from restoration.images import to_uint8
 
 MAX_FAILED_ITEMS = 20  # rollout batches in a row without a single published group

@@ -159,9 +159,7 @@ def spaced_timesteps(train_steps: int, steps: int, spacing: Spacing, steps_offse
     return [int(t) for t in visited]
 
 
-def ddim_step(
-    index: int, timestep: float, alpha: float, alpha_prev: float, eta: float, prediction: Prediction
-) -> Step:
+def ddim_step(index: int, timestep: float, alpha: float, alpha_prev: float, eta: float, prediction: Prediction) -> Step:
     """DDIM with η (η=1 is the DDPM posterior): σ = η √((1-ᾱ_p)/(1-ᾱ_t)) √(1-ᾱ_t/ᾱ_p).
 
     `alpha_prev` = 1 makes the last, noiseless step to x̂0.

@@ -84,7 +84,12 @@ def train(
                     result |= evaluate()
                 for m in modules:
                     m.train()
-            line = {"stage": name, "iteration": iteration + 1, "seconds": round(time.monotonic() - started, 1), **result}
+            line = {
+                "stage": name,
+                "iteration": iteration + 1,
+                "seconds": round(time.monotonic() - started, 1),
+                **result,
+            }
             with log.open("a") as f:
                 f.write(json.dumps(line) + "\n")
         if progress is not None:

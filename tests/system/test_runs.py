@@ -6,21 +6,29 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from cluster.config import RunConfig
+from cluster.configure import ConfigError, load_config
+from cluster.driver import train
 from cluster.records import read_metrics, without_timings
 from cluster.run_audit import audit_run
 from learner.checkpoint import latest
+from restoration.datasets.paired import DataError
+from restoration.pretrain.run import PretrainRecipe
 from tests.system.conftest import Run
 
 pytestmark = pytest.mark.timeout(900)
 Start = Callable[..., Run]
 
 
-@pytest.mark.parametrize("victims", [("ray::RolloutActor", "ray::ServeReplica"), ("ray::_RankProcess", "valkey-server")])
+@pytest.mark.parametrize(
+    "victims", [("ray::RolloutActor", "ray::ServeReplica"), ("ray::_RankProcess", "valkey-server")]
+)
 def test_a_run_survives_the_kill_of_its_parts_and_uses_each_trajectory_once(
     start: Start, victims: tuple[str, str]
 ) -> None:
@@ -58,36 +66,47 @@ def test_a_run_interrupted_and_resumed_equals_one_that_was_not_bit_for_bit(start
     weights = [load_file(path / "weights.safetensors") for path in checkpoints if path is not None]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     assert audit_run(resumed.folder)[0].ok
+    assert json.loads((whole.folder / "run.json").read_text())["run_id"].startswith("system-")
+    assert "groups_per_step: 4" in (whole.folder / "config.yaml").read_text()
 
 
-@pytest.mark.parametrize(("scorer", "said"), [("NotANumber", "finite"), ("Raises", "broken on purpose")])
-def test_a_scorer_that_fails_ends_the_run_with_its_reason_and_no_reward_of_0(
-    start: Start, scorer: str, said: str
-) -> None:
-    run = start("failing", f"reward.scorer=tests.system.scorers:{scorer}", "evaluation.strips=0")
+def test_a_scorer_that_gives_nan_ends_the_run_with_its_reason_and_no_reward_of_0(start: Start) -> None:
+    run = start("failing", "reward.scorer=tests.system.scorers:NotANumber")
     assert run.wait() == 2, run.output()
-    assert said in run.output() and "Traceback" not in run.output()
+    assert "finite" in run.output() and "Traceback" not in run.output()
     assert read_metrics(run.folder, "train") == []
+
+
+def test_an_unreachable_store_is_told_without_a_stack_trace(start: Start) -> None:
+    run = start("mistake", "store.url=redis://127.0.0.1:1", "store.reconnect_timeout_s=2")
+    assert run.wait() == 2, run.output()
+    assert "127.0.0.1:1" in run.output() and "Traceback" not in run.output()
 
 
 @pytest.mark.parametrize(
     ("override", "said"),
     [
         ("optimiser.lrr=1", "optimiser.lr"),
-        ("sampler.eta=0", "eta"),
-        ("data.root=/nowhere", "nowhere"),
-        ("store.url=redis://127.0.0.1:1", "127.0.0.1:1"),
-        ("source.groups_per_step=3", "images_per_batch"),
+        ("sampler.eta=0", "sampler.eta"),
+        ("source.groups_per_step=3", "rollout.images_per_batch"),
+        ("store.max_entries=4", "store.max_entries"),
+        ("objective.recipe=mine", "diff_sft"),
     ],
 )
-def test_mistakes_are_told_before_any_work_without_a_stack_trace(start: Start, override: str, said: str) -> None:
-    run = start("mistake", override, "store.reconnect_timeout_s=2")
-    assert run.wait() == 2, run.output()
-    assert said in run.output() and "Traceback" not in run.output()
+def test_a_mistake_in_the_recipe_is_told_before_anything_starts(workplace: Path, override: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_config(RunConfig, workplace / "recipe.yaml", [override])
 
 
-def test_the_run_folder_names_what_made_it(start: Start) -> None:
-    run = start("short", "iterations=1", "evaluation.every=0")
-    assert run.wait() == 0, run.output()
-    assert json.loads((run.folder / "run.json").read_text())["run_id"].startswith("system-")
-    assert "groups_per_step: 4" in (run.folder / "config.yaml").read_text()
+def test_missing_data_is_told_before_ray_starts(workplace: Path, tmp_path: Path) -> None:
+    config = load_config(RunConfig, workplace / "recipe.yaml", ["data.root=/nowhere"])
+    with pytest.raises((FileNotFoundError, DataError), match="nowhere"):
+        train(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("recipe", sorted(Path("configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_recipe_loads(recipe: Path) -> None:
+    if recipe.stem.startswith("pretrain"):
+        load_config(PretrainRecipe, recipe)
+    else:
+        load_config(RunConfig, recipe, [] if "model" in recipe.read_text() else ["model=models/demo"])
