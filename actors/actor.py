@@ -121,7 +121,7 @@ class RolloutActor:
         known: Sequence[Row] = (),
         keep: Sequence[str] = (),
     ) -> tuple[list[Row], dict[str, np.ndarray]]:
-        """Rows of every pair under `weights`, or of the base model (None), and the outputs (uint8) of the ids to keep."""
+        """Rows of every pair under `weights` or of the base model (None), and outputs (uint8) of the ids to keep."""
         kept: dict[str, np.ndarray] = {}
 
         def on_image(image_id: str, lq: np.ndarray, restored: np.ndarray, gt: np.ndarray) -> None:

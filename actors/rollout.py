@@ -17,6 +17,8 @@ from restoration.base_models.interface import BaseModel, SamplerSettings
 from restoration.images import to_uint8
 from restoration.transition import (
     Schedule,
+    Step,
+    Transition,
     enhanced_action,
     gaussian_log_prob,
     transition,
@@ -123,12 +125,16 @@ def rollout(
         return torch.randn(condition.latent.shape, generator=generator).to(condition.latent.device)
 
     x = model.start(condition, normal()).to(dtype).float()
-    states, actions, targets, log_probs, shifts = [], [], [], [], []
+    states: list[Tensor] = []
+    actions: list[Tensor] = []
+    targets: list[Tensor] = []
+    log_probs: list[Tensor] = []
+    shifts: list[Tensor] = []
     estimates: list[Tensor] = []  # better clean estimate of each decision
-    previous = None  # (step, x_t, transition) that waits for its better estimate
+    previous: tuple[Step, Tensor, Transition] | None = None  # a decision that waits for its better estimate
 
-    def settle(better: Tensor) -> None:
-        step, x_t, taken = previous  # type: ignore[misc]
+    def settle(decision: tuple[Step, Tensor, Transition], better: Tensor) -> None:
+        step, x_t, taken = decision
         target = taken.action
         if settings.action_target == "enhanced":
             target = enhanced_action(step, x_t, taken.x0, better, taken.action).to(dtype).float()
@@ -143,11 +149,11 @@ def rollout(
         output = model.denoise(x, step.timestep, condition, sampler.guidance_scale)
         taken = transition(step, output, x, noise=normal(), storage_dtype=dtype)
         if previous is not None:
-            settle(taken.x0)
+            settle(previous, taken.x0)
         previous = (step, x, taken) if step.is_decision else None
         x = taken.action
     if previous is not None:  # a noisy last step has no later evaluation: x_0 itself is its estimate
-        settle(x)
+        settle(previous, x)
 
     wanted = settings.scored(len(estimates))
     blocks = {}

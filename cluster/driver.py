@@ -36,27 +36,26 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> RunSummary:
             if learning is None:
                 learning = parts.start_step()
 
-            for ready in parts.wait(learning):
-                if ready is not learning:
-                    item, report = parts.finish_roll(ready)
-                    if report is None:  # the actor died: the same item again
-                        admission.lost(item.index)
-                        state.work.put_back(item)
-                    else:
-                        admission.finished(item.index, report.published)
-                        state.rolled(report)
-                    continue
-                step, learning = parts.finish_step(learning), None
-                if step is None:  # a rank died: the learner is back at its last checkpoint
-                    state.rewind(parts.version)
-                    admission.restore(parts.version, parts.waiting_groups())
-                    continue
-                admission.dropped(sum(step.dropped.values()))
-                admission.advanced(step.version)
-                state.learned(step)
-                if state.checkpoint_due(step.version):
-                    parts.save_checkpoint()
-                state.evaluate_if_due()
+            rolled, learned = parts.wait(learning)
+            for ref in rolled:
+                item, report = parts.finish_roll(ref)
+                if report is None:  # the actor died: the same item again
+                    admission.lost(item.index)
+                    state.work.put_back(item)
+                else:
+                    admission.finished(item.index, report.published)
+                    state.rolled(report)
+            if not learned:
+                continue
+            step, learning = parts.finish_step(learning), None
+            if step is None:  # a rank died: the learner is back at its last checkpoint
+                state.rewind(parts.version)
+                admission.restore(parts.version, parts.waiting_groups())
+                continue
+            admission.dropped(sum(step.dropped.values()))
+            admission.advanced(step.version)
+            state.learned(step)
+            state.evaluate_if_due()
         if state.interrupted:
             raise Interrupted(folder, parts.version)
         return state.finish()

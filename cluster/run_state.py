@@ -177,9 +177,6 @@ class RunState:
         self.log.truncate_after(version)
         self.display.note(f"a learner rank died; going on from the checkpoint of iteration {version}")
 
-    def checkpoint_due(self, version: int) -> bool:
-        return version % self.config.checkpoint_every == 0 or version == self.config.iterations
-
     def evaluate_if_due(self) -> None:
         """Held-out evaluation of the current weights, its record and strips."""
         parts = self.parts

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,11 +28,13 @@ from restoration.datasets.paired import PairedFolder, discover
 from restoration.evaluate import Row
 from reward_service.client import RewardClient
 from reward_service.service import deploy, shutdown
+from trajectories.errors import StoreError
 from trajectories.server import EmbeddedServer
 from trajectories.settings import StoreAddress
 from trajectories.stream import TrajectoryStream
 
 POLL_S = 0.05
+WATCH_S = 0.5
 
 
 class Stalled(TimeoutError):
@@ -46,6 +50,29 @@ class StepResult:
     dropped: dict[str, int] = field(default_factory=dict)
 
 
+class StoreWatch:
+    """Starts the embedded server again, from its append-only file, whenever it has died."""
+
+    def __init__(self, server: EmbeddedServer) -> None:
+        self.server = server
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> StoreWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(WATCH_S):
+            if not self.server.alive():
+                with contextlib.suppress(StoreError):  # tried again at the next look
+                    self.server.restart()
+
+
 class Topology:
     """Starts everything on entry, ends everything on exit, in this order: Ray, store, reward service, actors, learner.
 
@@ -57,7 +84,6 @@ class Topology:
         self.config, self.folder, self.run_id, self.resume = config, folder, run_id, resume
         self.train: PairedFolder = discover(config.data.root, config.data.train, match=config.data.match)
         self.heldout: PairedFolder = discover(config.data.root, config.data.heldout, match=config.data.match)
-        self.server: EmbeddedServer | None = None
         self.rolling: dict[ray.ObjectRef, tuple[Any, WorkItem]] = {}
         self.exits = ExitStack()
 
@@ -76,8 +102,9 @@ class Topology:
         config = self.config
         self.connection = self.exits.enter_context(connect(config.cluster, self.folder))
         if config.store.is_embedded:
-            self.server = self.exits.enter_context(EmbeddedServer(self.folder / "store", config.store))
-            address = self.server.address
+            server = self.exits.enter_context(EmbeddedServer(self.folder / "store", config.store))
+            self.exits.enter_context(StoreWatch(server))
+            address = server.address
         else:
             address = config.store.external_address()
         self.address = address
@@ -160,7 +187,7 @@ class Topology:
     # learning
 
     def start_step(self) -> Future[StepResult]:
-        """Gather a batch and learn from it, in the background."""
+        """Gather a batch, learn from it, checkpoint, acknowledge and publish, in the background."""
         return self.pool.submit(self._step)
 
     def _step(self) -> StepResult:
@@ -168,6 +195,10 @@ class Topology:
         self.metrics.observe_phase("learner_wait", gathered.waited_s)
         with self.metrics.phase("step"):
             metrics = self.learner.step()
+        version = self.learner.weights_version
+        if version % self.config.checkpoint_every == 0 or version == self.config.iterations:
+            self.learner.save(self.folder / "checkpoints", keep=self.config.keep_checkpoints)
+            self.learner.settle()  # only now is what the step rests on dispensable
         with self.metrics.phase("publish"):
             self.weights = self.learner.publish()
         metrics["staleness_mean"] = float(np.mean(gathered.staleness))
@@ -190,16 +221,10 @@ class Topology:
     def version(self) -> int:
         return self.learner.weights_version
 
-    def save_checkpoint(self) -> Path:
-        """Write a checkpoint, then acknowledge the trajectories it rests on."""
-        path = self.learner.save(self.folder / "checkpoints", keep=self.config.keep_checkpoints)
-        self.learner.settle()
-        return path
-
     # waiting and health
 
-    def wait(self, learning: Future[StepResult] | None) -> list[ray.ObjectRef | Future[StepResult]]:
-        """Whatever has finished, at least one thing.
+    def wait(self, learning: Future[StepResult]) -> tuple[list[ray.ObjectRef], bool]:
+        """The rollouts that have finished, and whether `learning` has; at least one thing.
 
         Raises:
             Stalled: nothing has for `stall_timeout_s`.
@@ -207,25 +232,15 @@ class Topology:
         deadline = time.monotonic() + self.config.stall_timeout_s
         while time.monotonic() < deadline:
             refs = list(self.rolling)
-            ready: list[Any] = ray.wait(refs, num_returns=len(refs), timeout=POLL_S)[0] if refs else []
-            if learning is not None and learning.done():
-                ready.append(learning)
-            if ready:
-                return ready
+            ready = ray.wait(refs, num_returns=len(refs), timeout=POLL_S)[0] if refs else []
+            if ready or learning.done():
+                return ready, learning.done()
             if not refs:
                 time.sleep(POLL_S)
-            self.keep_store_alive()
         raise Stalled(
             f"nothing has happened for stall_timeout_s={self.config.stall_timeout_s:g} s: "
             f"{len(self.rolling)} rollout batches are out; look at the actors in the Ray dashboard"
         )
-
-    def keep_store_alive(self) -> bool:
-        """Start the embedded server again from its append-only file if it died; True if that was needed."""
-        if self.server is None or self.server.alive():
-            return False
-        self.server.restart()
-        return True
 
     def waiting_groups(self) -> int:
         return self.stream.depth().entries

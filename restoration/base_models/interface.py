@@ -50,8 +50,8 @@ class Condition:
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Condition:
         """The condition with `f` applied to each tensor (indexing, repeating, moving)."""
-        parts = (self.clean, self.latent, self.text, self.negative_text)
-        return Condition(*(None if v is None else f(v) for v in parts))
+        text, negative = (None if v is None else f(v) for v in (self.text, self.negative_text))
+        return Condition(f(self.clean), f(self.latent), text, negative)
 
     def __getitem__(self, index: Tensor | slice) -> Condition:
         return self.map(lambda v: v[index])

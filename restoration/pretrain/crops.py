@@ -48,7 +48,7 @@ class PhotoCrops:
         x = int(self.rng.integers(photo.width - self.crop + 1))
         y = int(self.rng.integers(photo.height - self.crop + 1))
         pixels = np.asarray(photo.crop((x, y, x + self.crop, y + self.crop)))
-        pixels = np.rot90(pixels, self.rng.integers(4))
+        pixels = np.rot90(pixels, int(self.rng.integers(4)))
         return np.ascontiguousarray(pixels[:, ::-1] if self.rng.random() < 0.5 else pixels)
 
     def batch(self, size: int) -> torch.Tensor:

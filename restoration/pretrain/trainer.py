@@ -74,7 +74,7 @@ def train(
         last = iteration + 1 == iterations
         if last:
             with torch.no_grad():
-                torch._foreach_copy_(params, average)
+                torch._foreach_copy_([p.detach() for p in params], average)
         if (iteration + 1) % evaluate_every == 0 or last:
             result = {k: v.item() for k, v in losses.items()}
             if evaluate is not None:
