@@ -34,11 +34,15 @@ test: lint
 # The main job on real photographs; ends by printing where its report is. RUN=folder, SEED=n.
 SEED ?= 0
 RUN ?= runs/demo-seed$(SEED)
-.PHONY: demo bench
+.PHONY: demo demo-seeds bench
 demo: setup
 	$(BIN)/restorl data demo data/demo --task rain
 	rm -rf $(RUN)
 	$(BIN)/restorl train configs/demo.yaml seed=$(SEED) --run $(RUN)
+
+demo-seeds: setup
+	for seed in 0 1 2; do $(MAKE) demo SEED=$$seed RUN=runs/demo-seed$$seed || exit 1; done
+	$(BIN)/python -m benchmarks.demo_seeds runs/demo-seed0 runs/demo-seed1 runs/demo-seed2
 
 bench: setup
 	$(BIN)/python -m benchmarks.rollout

@@ -68,6 +68,7 @@ class RunState:
         self.interrupted = False
         self.failed_in_a_row = 0
         self.counts: dict[str, int] = {}
+        self.phase_s: dict[str, float] = {}  # seconds that actors spent since the last step
         self.exits = ExitStack()
 
     def __enter__(self) -> RunState:
@@ -140,6 +141,8 @@ class RunState:
         for reason, groups in report.dropped.items():
             self.counts[reason] = self.counts.get(reason, 0) + groups
             self.parts.metrics.dropped(reason, groups * self.config.rollout.rollouts_per_image)
+        for phase, seconds in report.seconds.items():
+            self.phase_s[f"{phase}_s"] = self.phase_s.get(f"{phase}_s", 0.0) + seconds
         self.failed_in_a_row = 0 if report.published else self.failed_in_a_row + 1
         if self.failed_in_a_row >= MAX_FAILED_ITEMS:
             raise RolloutsFail(
@@ -152,9 +155,9 @@ class RunState:
         now = time.monotonic()
         record: dict[str, Any] = {"kind": "train", "iteration": step.version, **step.metrics}
         record |= {f"dropped:{reason}": count for reason, count in sorted(step.dropped.items())}
-        record["iteration_s"] = now - self.iteration_began
+        record |= {**self.phase_s, "iteration_s": now - self.iteration_began}
+        self.phase_s = {}
         depth = self.parts.stream.depth()
-        record["rollout_batches_out"] = len(self.parts.rolling)
         self.iteration_began = now
         self.log.append(record)
         metrics = self.parts.metrics

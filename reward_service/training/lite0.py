@@ -50,7 +50,7 @@ class Recipe:
     members: int = 3
     crop: int = 128
     scale: tuple[float, float] = (0.4, 1.0)
-    crops: int = 1500
+    crops: int = 800
     variants: int = 10  # versions of each crop, the clean one included
     deviation: float = 0.5
     fidelity: float = 4.0

@@ -1,0 +1,65 @@
+"""Wall time of an iteration against its slowest phase: python -m benchmarks.whole_loop
+
+How the phases are isolated: a synchronous run (staleness 0, one actor) of the demo takes them one after the other,
+so each has the machine to itself: denoising with decoding (`rollout`), waiting for scores (`reward_wait`), the
+learner's step (`learn`). Then the same recipe runs with staleness 1, where they overlap. The figure is the median
+iteration of the second run over the median of the slowest phase of the first; every phase computes with one thread.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+from pathlib import Path
+
+from cluster.config import RunConfig
+from cluster.configure import load_config
+from cluster.driver import train
+from cluster.records import read_metrics
+
+ITERATIONS = 8
+LIMIT = 1.25
+PHASES = ("rollout_s", "reward_wait_s", "learn_s")
+
+
+def run(staleness: int) -> list[dict[str, float]]:
+    folder = Path(f"runs/bench-staleness{staleness}")
+    shutil.rmtree(folder, ignore_errors=True)
+    overrides = [f"iterations={ITERATIONS}", f"source.max_staleness={staleness}", "evaluation.every=0"]
+    config = load_config(
+        RunConfig, "configs/demo.yaml", [*overrides, "learner.norms_every=0", "cluster.dashboard=false"]
+    )
+    train(config, folder)
+    return read_metrics(folder, "train")[2:]  # the first iterations warm caches and fill the pipeline
+
+
+def main() -> None:
+    alone, overlapped = run(0), run(1)
+    phases = {p: statistics.median(r[p] for r in alone) for p in PHASES}
+    slowest = max(phases, key=lambda p: phases[p])
+    walls = [r["iteration_s"] for r in overlapped]
+    ratios = sorted(w / phases[slowest] for w in walls)
+    median = statistics.median(ratios)
+    sync = statistics.median(r["iteration_s"] for r in alone)
+    result = {
+        "ratio_median": median,
+        "ratio_min": ratios[0],
+        "ratio_max": ratios[-1],
+        "limit": LIMIT,
+        "slowest_phase": slowest,
+        "phases_over_slowest": {p: v / phases[slowest] for p, v in phases.items()},
+        "synchronous_over_slowest": sync / phases[slowest],
+    }
+    out = Path("benchmarks/results/whole_loop.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=2) + "\n")
+    verdict = "ok" if median <= LIMIT else "too slow"
+    print(
+        f"iteration / slowest phase ({slowest.removesuffix('_s')}): {median:.3f} [{ratios[0]:.3f}-{ratios[-1]:.3f}]  "
+        f"limit {LIMIT}  {verdict}; without overlap {sync / phases[slowest]:.3f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
