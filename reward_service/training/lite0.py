@@ -46,20 +46,20 @@ from reward_service.training.variants import Variants
 class Recipe:
     taps: tuple[int, ...] = (-1, 0, 2, 4, 7, 10)
     half_taps: tuple[int, ...] = (-1, 0, 2, 4, 7, 10)
-    hidden: tuple[int, ...] = (128,)
-    members: int = 3
+    hidden: tuple[int, ...] = (256, 64)
+    members: int = 1
     crop: int = 128
     scale: tuple[float, float] = (0.4, 1.0)
-    crops: int = 800
-    variants: int = 10  # versions of each crop, the clean one included
+    crops: int = 1500
+    variants: int = 8  # versions of each crop, the clean one included
     deviation: float = 0.5
-    fidelity: float = 4.0
-    pair_deviation: float = 0.1
+    fidelity: float = 1.0
+    pair_deviation: float = 0.25
     dropout: float = 0.3
-    noise: float = 0.5  # added to the standardised statistics
+    noise: float = 0.0  # added to the standardised statistics
     weight_decay: float = 0.05
     lr: float = 1e-3
-    steps: int = 1000
+    steps: int = 3000
     batch: int = 64  # crops a step
     seed: int = 0
 
@@ -101,7 +101,8 @@ def fit(data: dict[str, Tensor], network: Lite0Statistics, recipe: Recipe, log: 
     for step in track(range(recipe.steps), "head"):
         rows = torch.randint(len(features), (recipe.batch,), generator=generator)
         x = features[rows].flatten(0, 1)
-        x = x + recipe.noise * head.deviation * torch.randn(x.shape, generator=generator)
+        if recipe.noise:
+            x = x + recipe.noise * head.deviation * torch.randn(x.shape, generator=generator)
         logits = head.each(x).view(recipe.members, recipe.batch, -1, 5)
         wanted = labels[rows].expand_as(logits)
         kl = F.kl_div(logits.log_softmax(-1), wanted, reduction="none").sum(-1).mean()
