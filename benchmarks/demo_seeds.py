@@ -11,15 +11,20 @@ import sys
 from pathlib import Path
 
 from cluster.models import load_run_config
-from restoration.evaluate import mean_values, read_csv
+from cluster.records import read_metrics
 
 METRICS = ("psnr", "ssim", "reward")
 
 
-def figures(run: Path) -> dict[str, float]:
-    """Held-out means of a finished run: input, base and RL, and RL minus base."""
-    base, tuned = (mean_values(read_csv(run / "evaluation" / f"{who}.csv")) for who in ("base", "rl"))
-    found = {"gt_reward": base["gt_reward"]}
+def evaluations(run: Path) -> dict[int, dict[str, float]]:
+    """Held-out means by iteration; 0 is the base model."""
+    return {record["iteration"]: record for record in read_metrics(run, "eval")}
+
+
+def figures(run: Path, iteration: int) -> dict[str, float]:
+    """Held-out means of input, base, the run at `iteration`, and the difference of the last two."""
+    base, tuned = evaluations(run)[0], evaluations(run)[iteration]
+    found = {"iteration": float(iteration), "gt_reward": base["gt_reward"]}
     for metric in METRICS:
         found[f"input_{metric}"] = base[f"input_{metric}"]
         found[f"base_{metric}"], found[f"rl_{metric}"] = base[metric], tuned[metric]
@@ -36,7 +41,8 @@ def main() -> None:
     runs = [Path(argument) for argument in sys.argv[1:]]
     if not runs:
         sys.exit(__doc__)
-    rows = {load_run_config(run).seed: figures(run) | memory(run) for run in runs}
+    last = max(set.intersection(*(set(evaluations(run)) for run in runs)))  # all seeds at the same iteration
+    rows = {load_run_config(run).seed: figures(run, last) | memory(run) for run in runs}
     lines = ["| | PSNR (dB) | SSIM | reward |", "|-|-|-|-|"]
     first = next(iter(rows.values()))
     lines.append("| degraded input | " + " | ".join(f"{first[f'input_{m}']:.4f}" for m in METRICS) + " |")
