@@ -28,8 +28,12 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# One process for each part that starts Ray: a process keeps the authentication of its first cluster.
 test: lint
-	$(BIN)/python -m pytest --durations=15
+	$(BIN)/python -m pytest --durations=10 --ignore=tests/learner --ignore=tests/reward_service --ignore=tests/system
+	$(BIN)/python -m pytest --durations=5 tests/learner
+	$(BIN)/python -m pytest --durations=5 tests/reward_service
+	$(BIN)/python -m pytest --durations=5 tests/system
 
 # The main job on real photographs; ends by printing where its report is. RUN=folder, SEED=n.
 SEED ?= 0
