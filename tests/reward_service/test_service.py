@@ -149,11 +149,14 @@ def test_replicas_change_while_requests_flow_and_the_old_one_stays(app: RewardAp
     assert service.status(app)["replicas"] == {"RUNNING": 2}
 
 
-def test_every_request_succeeds_while_a_replica_is_killed(app: RewardApp) -> None:
+def test_requests_of_a_killed_replica_are_repeated_and_succeed(app: RewardApp) -> None:
     with Flow(app) as flow:
         client = RewardClient(app)
-        slow = [client.submit(block([i + 1], SLOW)) for i in range(4)]  # keeps both replicas busy
+        both = pids(app, 2)
+        slow = [client.submit(block([i + 1], SLOW)) for i in range(4)]  # merged, they may keep one replica busy only
         time.sleep(1)
-        os.kill(service.describe(app)["pid"], signal.SIGKILL)
+        # A new request goes to the idler replica: the other one certainly holds slow blocks.
+        os.kill((both - {service.describe(app)["pid"]}).pop(), signal.SIGKILL)
         assert [t.result().scores.tolist() for t in slow] == [[1], [2], [3], [4]]
     assert not flow.errors and flow.done > 0
+    assert client.repeated + flow.client.repeated > 0
