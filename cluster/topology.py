@@ -23,9 +23,9 @@ from cluster.jobs import connect
 from cluster.metrics import RunMetrics
 from learner import checkpoint
 from learner.group import GroupSettings, LearnerDied, LearnerGroup
-from learner.weights import WeightsMessage
 from restoration.datasets.paired import PairedFolder, discover
 from restoration.evaluate import Row
+from restoration.weights import WeightsMessage
 from reward_service.client import RewardClient
 from reward_service.service import deploy, shutdown
 from trajectories.errors import StoreError

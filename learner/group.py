@@ -21,8 +21,8 @@ from learner import checkpoint
 from learner.batch import BatchError, PairLoader
 from learner.learner import LearnerRank, LearnerSettings
 from learner.source import BatchSource, BatchTimeout, SourceSettings
-from learner.weights import WeightsMessage
 from restoration.base_models.interface import BaseModel
+from restoration.weights import WeightsMessage
 from trajectories.schema import Trajectories, encode_buffer
 from trajectories.stream import TrajectoryStream
 

@@ -22,9 +22,9 @@ from learner.engine import Engine, OptimiserSettings, join
 from learner.objective import ObjectiveSettings
 from learner.replay import Loader, PolicyMicro, Replay, SftMicro
 from learner.statistics import Statistics, batch_summary
-from learner.weights import WeightsInfo, to_bytes
 from restoration.adapters import AdaptSettings, make_trainable, trained_parameters
 from restoration.base_models.interface import BaseModel, SamplerSettings
+from restoration.weights import WeightsInfo, to_bytes
 from trajectories.schema import Trajectories, decode
 
 STATE_FILES = ("weights.safetensors", "optimiser.safetensors", "learner.json")

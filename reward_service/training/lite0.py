@@ -38,7 +38,7 @@ from reward_service.training.labels import (
     soft_labels,
 )
 from reward_service.training.measure import measure
-from reward_service.training.validation import passes, table, validate
+from reward_service.training.validation import fit_tasks, table, validate
 from reward_service.training.variants import Variants
 
 
@@ -154,7 +154,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "version": f"lite0_levels-{digest(network, head)}",
         "config": asdict(recipe) | {"label_weights": WEIGHTS, "clean": CLEAN},
         "validation": rows,
-        "fit_for_reward": passes(rows),
+        "fit_for_reward": fit_tasks(rows),
     }
     (args.out / CONFIG_FILE).write_text(json.dumps(result, indent=1) + "\n")
     lines = table(rows)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from learner.batch import BatchError, PairLoader
-from learner.weights import from_bytes
+from restoration.weights import from_bytes
 from tests.learner.fakes import FakeModel, fake_pairs
 from tests.learner.rank_process import BASE, batches
 from trajectories.schema import encode

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from learner.weights import from_bytes
+from restoration.weights import from_bytes
 from tests.learner.oracle import Oracle
 from tests.learner.rank_process import VARIANTS, batches
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from scipy.stats import spearmanr
 
 from restoration.degradations import KINDS, seeded_rng
@@ -16,9 +17,10 @@ from reward_service.scorers import Scorer, make_scorer
 from reward_service.scorers.lite0_levels import CONFIG_FILE, DEFAULT_FOLDER, WEIGHTS_FILE, Lite0Levels
 from reward_service.training.distortions import DISTORTIONS, distort
 from reward_service.training.labels import LEVELS, soft_labels
-from reward_service.training.validation import passes
+from reward_service.training.validation import fit_tasks
 
-PHOTOS = Path(__file__).resolve().parents[2] / "data" / "photos" / "heldout"
+ROOT = Path(__file__).resolve().parents[2]
+PHOTOS = ROOT / "data/photos/heldout"
 SEVERITIES = (0.2, 0.5, 0.9)
 
 
@@ -87,7 +89,12 @@ def test_near_clean_the_score_still_resolves_differences(scorer: Scorer, clean: 
 def test_the_version_names_the_weights_and_equals_the_trained_one(scorer: Scorer) -> None:
     recorded = json.loads((DEFAULT_FOLDER / CONFIG_FILE).read_text())
     assert scorer.version == Lite0Levels().version == recorded["version"]
-    assert passes(recorded["validation"]) == recorded["fit_for_reward"]
+    assert fit_tasks(recorded["validation"]) == recorded["fit_for_reward"]
+
+
+def test_the_demo_is_rewarded_only_on_a_task_that_the_scorer_is_fit_for() -> None:
+    root = yaml.safe_load((ROOT / "configs/demo.yaml").read_text())["data"]["root"]
+    assert Path(root).name in json.loads((DEFAULT_FOLDER / CONFIG_FILE).read_text())["fit_for_reward"]
 
 
 def test_images_it_cannot_judge_are_refused(scorer: Scorer) -> None:

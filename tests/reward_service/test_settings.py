@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import copy
 from dataclasses import replace
 
 import pytest
@@ -40,9 +40,9 @@ def test_code_version_ignores_what_may_change_under_running_replicas_and_nothing
     assert replace(base, max_batch=2).code_version != base.code_version
 
 
-def test_errors_survive_the_way_as_data_and_as_pickle() -> None:
+def test_errors_survive_the_way_as_data_and_as_a_copy() -> None:
     error = InvalidReward("scorer x gave nan", [3, 5])
-    for again in (from_data(error.to_data()), pickle.loads(pickle.dumps(error))):
+    for again in (from_data(error.to_data()), copy.deepcopy(error)):
         assert type(again) is InvalidReward
         assert (str(again), again.indexes, again.kind) == ("scorer x gave nan", (3, 5), "invalid")
     assert isinstance(from_data(RewardTimeout("late").to_data()), RewardTimeout)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from learner.weights import (
+from restoration.weights import (
     StaleEpoch,
     WeightsError,
     WeightsInfo,
