@@ -38,6 +38,7 @@ class RolloutSettings:
         reward_at: score the clean estimate of `every_step`, or only x_0 (`final`) for all steps.
         reward_stride: score every k-th decision and the last.
         storage_dtype: of latents in the record.
+        denoise_dtype: of the denoiser's matrix products (autocast), as the learner's replay takes them.
         decode_dtype: of the decoder for images that are only scored; bfloat16 errs by half a level of 255.
         decode_batch: images decoded at a time; small batches stay in a CPU's cache.
     """
@@ -49,6 +50,7 @@ class RolloutSettings:
     reward_at: str = "every_step"
     reward_stride: int = 1
     storage_dtype: str = "float32"
+    denoise_dtype: str = "float32"
     decode_dtype: str = "float32"
     decode_batch: int = 8
 
@@ -59,8 +61,9 @@ class RolloutSettings:
             raise ValueError(f"reward_at={self.reward_at!r}: choose every_step or final")
         if self.storage_dtype not in STORAGE_DTYPES:
             raise ValueError(f"storage_dtype={self.storage_dtype!r}: choose one of {', '.join(STORAGE_DTYPES)}")
-        if self.decode_dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"decode_dtype={self.decode_dtype!r}: choose float32 or bfloat16")
+        for name in ("denoise_dtype", "decode_dtype"):
+            if getattr(self, name) not in ("float32", "bfloat16"):
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose float32 or bfloat16")
         for name in ("images_per_batch", "rollouts_per_image", "reward_stride", "decode_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: at least 1")
@@ -146,7 +149,8 @@ def rollout(
         estimates.append(better)
 
     for step in schedule.steps:
-        output = model.denoise(x, step.timestep, condition, sampler.guidance_scale)
+        with _precision(x.device, settings.denoise_dtype):
+            output = model.denoise(x, step.timestep, condition, sampler.guidance_scale)
         taken = transition(step, output, x, noise=normal(), storage_dtype=dtype)
         if previous is not None:
             settle(previous, taken.x0)
@@ -177,8 +181,12 @@ def rollout(
 
 
 def _decode(model: BaseModel, latents: Tensor, settings: RolloutSettings) -> Tensor:
-    with torch.autocast(latents.device.type, torch.bfloat16, enabled=settings.decode_dtype == "bfloat16"):
+    with _precision(latents.device, settings.decode_dtype):
         return torch.cat([model.decode(part) for part in latents.split(settings.decode_batch)])
+
+
+def _precision(device: torch.device, dtype: str) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
 def complete(

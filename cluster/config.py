@@ -125,6 +125,11 @@ class RunConfig(BaseModel):
                 f"(source.groups_per_step={batch} x (checkpoint_every={self.checkpoint_every} + "
                 f"source.max_staleness={self.source.max_staleness} + 1)); raise it or checkpoint more often"
             )
+        if self.objective.needs_policy and self.rollout.denoise_dtype != self.learner.dtype:
+            raise ValueError(
+                f"rollout.denoise_dtype={self.rollout.denoise_dtype} but learner.dtype={self.learner.dtype}: the ratio "
+                "would compare two precisions; set both to the same"
+            )
         check_reference(self.adapt, self.optimiser, self.objective)
         needs_groups = self.advantage.batch_scope == "same_image" or self.advantage.stats == "track"
         if needs_groups and self.rollout.rollouts_per_image < 2:

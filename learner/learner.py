@@ -125,7 +125,7 @@ class LearnerRank:
         # Networks with dropout would replay another policy than the one that acted.
         self.model.policy.eval()
         if settings.gradient_checkpointing:
-            _enable_checkpointing(self.model)
+            enable_checkpointing(self.model)
         self.schedule = self.model.schedule(settings.sampler)
         autocast = torch.bfloat16 if settings.dtype == "bfloat16" else None
         replay = Replay(self.model, self.schedule, settings.objective, settings.sampler.guidance_scale, autocast)
@@ -287,7 +287,8 @@ class LearnerRank:
         return files
 
 
-def _enable_checkpointing(model: BaseModel) -> None:
+def enable_checkpointing(model: BaseModel) -> None:
+    """Recompute activations in the backward pass, in every network of the policy that can (diffusers' do)."""
     for module in model.policy.children():
         enable = getattr(module, "enable_gradient_checkpointing", None)
         if callable(enable):

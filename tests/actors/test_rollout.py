@@ -80,6 +80,20 @@ def test_a_replay_before_any_update_has_ratio_1_for_every_storage_dtype(dtype: s
 
 
 @torch.no_grad()
+def test_a_replay_in_bf16_of_a_rollout_in_bf16_has_ratio_1_and_one_in_fp32_has_not() -> None:
+    model = FakeModel()
+    result = rolled(model=model, denoise_dtype="bfloat16")
+    condition = model.condition(batch().lq).repeat_interleave(3)
+    step, x_t = result.schedule.decisions[0], result.states[:, 0]
+    for enabled in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            output = model.denoise(x_t, step.timestep, condition, 1.0)
+        replay = transition(step, output, x_t, action=result.targets[:, 0])
+        off = float((replay.log_prob - result.log_probs[:, 0]).exp().sub(1).abs().max())
+        assert off <= 1e-6 if enabled else off > 1e-6
+
+
+@torch.no_grad()
 def test_the_enhanced_action_is_the_mean_of_the_better_estimate_with_the_same_noise_draw() -> None:
     model = FakeModel()
     result = rolled(model=model)
@@ -152,7 +166,7 @@ def test_the_error_is_the_distance_of_the_final_output_to_the_ground_truth() -> 
     torch.testing.assert_close(result.error_l2, expected, atol=0.1, rtol=0.02)
 
 
-@pytest.mark.parametrize("name", ["action_target", "reward_at", "storage_dtype"])
+@pytest.mark.parametrize("name", ["action_target", "reward_at", "storage_dtype", "denoise_dtype"])
 def test_an_unknown_choice_is_refused_by_name(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         RolloutSettings(**{name: "nonsense"})  # type: ignore[arg-type]

@@ -33,9 +33,10 @@ VARIANTS = {
     "micro64": replace(BASE, micro_batch=64),
     "full0": replace(BASE, adapt=AdaptSettings("full")),
     "full2": replace(BASE, adapt=AdaptSettings("full"), optimiser=replace(BASE.optimiser, zero_stage=2)),
+    "bf16": replace(BASE, dtype="bfloat16"),
     "track": replace(BASE, advantage=AdvantageSettings(), inner_epochs=2, updates_per_batch=2),
 }
-ONE_RANK_ONLY = ("micro1", "micro64", "full0")
+ONE_RANK_ONLY = ("micro1", "micro64", "full0", "bf16")
 STEPS = 3
 
 
@@ -44,10 +45,11 @@ def batches(settings: LearnerSettings) -> list[list[Trajectories]]:
     model = FakeModel()
     make_trainable(model, settings.adapt)
     sizes = [(3, 3), (2, 3), (1, 1)]
-    return [
-        [roll_out_group(model, f"image-{g}", seed=10 * b + g, rollouts=k) for g in range(count)]
-        for b, (count, k) in enumerate(sizes)
-    ]
+    with torch.autocast("cpu", torch.bfloat16, enabled=settings.dtype == "bfloat16"):
+        return [
+            [roll_out_group(model, f"image-{g}", seed=10 * b + g, rollouts=k) for g in range(count)]
+            for b, (count, k) in enumerate(sizes)
+        ]
 
 
 def train(settings: LearnerSettings, rank: int, world: int, port: int) -> dict[str, Any]:

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 
+from restoration.adapters import make_trainable, trained_parameters
 from restoration.weights import from_bytes
+from tests.learner.fakes import FakeModel
 from tests.learner.oracle import Oracle
 from tests.learner.rank_process import VARIANTS, batches
 
 ROOT = Path(__file__).parents[2]
 TWO = ["zero0", "zero1", "zero2", "zero3", "full2", "track"]
-ONE = [*TWO, "micro1", "micro64", "full0"]
 
 
 def free_port() -> int:
@@ -129,6 +130,18 @@ def test_the_first_replay_has_ratio_1(results: dict[str, Any], who: str) -> None
         first = results[who][variant]["metrics"][0]
         assert first["ratio_min"] == pytest.approx(1, abs=1e-6) and first["ratio_max"] == pytest.approx(1, abs=1e-6)
         assert first["kl"] == pytest.approx(0, abs=1e-10)
+
+
+def test_bf16_computes_in_bf16_and_learns_nearly_the_same(results: dict[str, Any]) -> None:
+    full, half = results["one"]["zero0"], results["one"]["bf16"]
+    for a, b in zip(full["metrics"], half["metrics"], strict=True):
+        assert a["loss"] != b["loss"] == pytest.approx(a["loss"], rel=0.02, abs=2e-3)
+    assert half["metrics"][0]["ratio_max"] == pytest.approx(1, abs=1e-4)
+    model = FakeModel()
+    make_trainable(model, VARIANTS["bf16"].adapt)
+    start = trained_parameters(model)
+    moves = [torch.cat([(run["weights"][-1][n] - p).flatten() for n, p in start.items()]) for run in (full, half)]
+    assert float(torch.cosine_similarity(*moves, dim=0)) > 0.6  # after three steps of Adam
 
 
 def test_later_updates_of_a_batch_are_off_policy(results: dict[str, Any]) -> None:

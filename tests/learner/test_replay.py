@@ -1,11 +1,15 @@
+from pathlib import Path
+
 import torch
 from torch.distributions import Normal
 
 from learner.advantage import AdvantageSettings, RewardTracks
 from learner.batch import GlobalBatch, assemble, make_work
+from learner.learner import enable_checkpointing
 from learner.objective import ObjectiveSettings
 from learner.replay import Loader, Replay
-from restoration.adapters import AdaptSettings, make_trainable
+from restoration.adapters import AdaptSettings, make_trainable, trained_parameters
+from restoration.base_models import load
 from restoration.transition import predict_x0, transition_mean
 from tests.learner.fakes import SAMPLER, FakeModel, fake_pairs, roll_out_group
 
@@ -80,3 +84,31 @@ def test_noise_depends_on_seed_iteration_and_sample_only() -> None:
 def test_only_the_policy_is_part_of_the_module_that_is_sharded() -> None:
     model, replay, _, _ = setup()
     assert {id(p) for p in replay.parameters()} == {id(p) for p in model.policy.parameters()}
+
+
+def test_gradient_checkpointing_keeps_the_gradient_and_stores_less() -> None:
+    model = load(Path(__file__).parents[2] / "models/demo")
+    make_trainable(model, AdaptSettings("lora", rank=2))
+    model.policy.eval()
+    generator = torch.Generator().manual_seed(0)
+    condition = model.condition(torch.rand(1, 3, 64, 64, generator=generator))
+    noise = torch.randn(condition.latent.shape, generator=generator)
+    found = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            enable_checkpointing(model)
+        stored = 0
+
+        def store(t: torch.Tensor) -> torch.Tensor:
+            nonlocal stored
+            stored += t.nbytes
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(store, lambda t: t):
+            loss = model.sft_loss(condition.latent, condition, torch.tensor([500]), noise).sum()
+            bytes_for_backward = stored
+        found.append((bytes_for_backward, torch.autograd.grad(loss, list(trained_parameters(model).values()))))
+    (plain_bytes, plain), (checkpointed_bytes, checkpointed) = found
+    assert checkpointed_bytes < plain_bytes / 2
+    for a, b in zip(plain, checkpointed, strict=True):
+        torch.testing.assert_close(a, b)
