@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from restoration.base_models.interface import BaseModel, SamplerSettings
+from restoration.colour import match_colour
 from restoration.images import to_uint8
 from restoration.transition import (
     Schedule,
@@ -162,7 +163,8 @@ def rollout(
     wanted = settings.scored(len(estimates))
     blocks = {}
     for index in wanted:
-        images = _decode(model, x if index == len(estimates) - 1 else estimates[index], settings)
+        latents = x if index == len(estimates) - 1 else estimates[index]
+        images = match_colour(_decode(model, latents, settings), condition.clean, sampler.colour_fix)
         blocks[index] = to_uint8(images)
     error = images - batch.gt.repeat_interleave(settings.rollouts_per_image, dim=0)
     return Rollout(
@@ -182,7 +184,7 @@ def rollout(
 
 def _decode(model: BaseModel, latents: Tensor, settings: RolloutSettings) -> Tensor:
     with _precision(latents.device, settings.decode_dtype):
-        return torch.cat([model.decode(part) for part in latents.split(settings.decode_batch)])
+        return torch.cat([model.decode(part).float() for part in latents.split(settings.decode_batch)])
 
 
 def _precision(device: torch.device, dtype: str) -> torch.autocast:

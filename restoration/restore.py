@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from restoration.base_models.interface import BaseModel, SamplerSettings
+from restoration.colour import match_colour
 from restoration.images import ImageError, crop_back, list_images, pad_to_multiple, read_image, write_image
 from restoration.transition import transition
 
@@ -65,7 +66,7 @@ def sample(model: BaseModel, lq: Tensor, sampler: SamplerSettings, generator: Ge
         output = model.denoise(x_t, step.timestep, condition, sampler.guidance_scale)
         noise = _noise(shape, generator, lq.device) if step.is_decision else torch.zeros_like(x_t)
         x_t = transition(step, output, x_t, noise=noise).action
-    return model.decode(x_t).float().clamp(0, 1)
+    return match_colour(model.decode(x_t).float(), condition.clean, sampler.colour_fix).clamp(0, 1)
 
 
 def restore(

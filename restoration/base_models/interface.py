@@ -10,18 +10,26 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from restoration.colour import COLOUR_FIXES, ColourFix
 from restoration.transition import Schedule
 
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """How a chain visits the training timesteps; `eta` is the noise of DDIM, 1 is DDPM."""
+    """How a chain visits the training timesteps and how its decoded end is finished.
+
+    Attributes:
+        eta: the noise of DDIM; 1 is DDPM.
+        colour_fix: none, adain or wavelet: colours taken from the cleaner's output (`restoration.colour`), also
+            in the images that are scored, so that a reward can't be bought with a colour cast.
+    """
 
     steps: int = 6
     eta: float = 1.0
     spacing: str = "trailing"
     steps_offset: int = 0
     guidance_scale: float = 1.0
+    colour_fix: ColourFix = "none"
 
     def __post_init__(self) -> None:
         if self.spacing not in ("leading", "trailing", "linspace"):
@@ -30,6 +38,8 @@ class SamplerSettings:
             raise ValueError(f"sampler.eta={self.eta}: a policy needs noise in its steps; choose 0 < eta <= 1")
         if self.steps < 1:
             raise ValueError(f"sampler.steps={self.steps}: at least 1")
+        if self.colour_fix not in COLOUR_FIXES:
+            raise ValueError(f"sampler.colour_fix={self.colour_fix!r}: choose {', '.join(COLOUR_FIXES)}")
 
 
 @dataclass(frozen=True)

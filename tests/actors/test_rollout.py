@@ -33,9 +33,11 @@ def batch(images: int = 2, side: int = 16) -> PairBatch:
     return PairBatch([f"image{n}" for n in range(images)], [(0, 0, side, side)] * images, [False] * images, lq, gt)
 
 
-def rolled(seed: int = 0, model: FakeModel | None = None, **settings: object) -> Rollout:
+def rolled(
+    seed: int = 0, model: FakeModel | None = None, sampler: SamplerSettings = SAMPLER, **settings: object
+) -> Rollout:
     chosen = RolloutSettings(images_per_batch=2, rollouts_per_image=3, crop=0, **settings)  # type: ignore[arg-type]
-    return rollout(model or FakeModel(), batch(), SAMPLER, chosen, torch.Generator().manual_seed(seed))
+    return rollout(model or FakeModel(), batch(), sampler, chosen, torch.Generator().manual_seed(seed))
 
 
 def metas(count: int = 2, dtype: str = "float32") -> list[RecordMeta]:
@@ -164,6 +166,14 @@ def test_the_error_is_the_distance_of_the_final_output_to_the_ground_truth() -> 
     images = torch.from_numpy(result.blocks[3]).permute(0, 3, 1, 2).float() / 255
     expected = (images - batch().gt.repeat_interleave(3, 0)).flatten(1).norm(dim=1)
     torch.testing.assert_close(result.error_l2, expected, atol=0.1, rtol=0.02)
+
+
+def test_images_are_scored_with_the_colours_that_they_are_restored_with() -> None:
+    plain, fixed = (rolled(sampler=replace(SAMPLER, colour_fix=how)) for how in ("none", "adain"))
+    clean = FakeModel().condition(batch().lq).clean.repeat_interleave(3, 0).mean((2, 3)) * 255
+    means = [[torch.from_numpy(b).float().mean((1, 2)) for b in r.blocks.values()] for r in (plain, fixed)]
+    assert all((m - clean).abs().max() > 10 for m in means[0]) and all((m - clean).abs().max() < 5 for m in means[1])
+    assert torch.equal(plain.states, fixed.states) and torch.equal(plain.log_probs, fixed.log_probs)
 
 
 @pytest.mark.parametrize("name", ["action_target", "reward_at", "storage_dtype", "denoise_dtype"])

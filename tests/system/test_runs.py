@@ -91,6 +91,7 @@ def test_an_unreachable_store_is_told_without_a_stack_trace(start: Start) -> Non
         ("source.groups_per_step=3", "rollout.images_per_batch"),
         ("store.max_entries=4", "store.max_entries"),
         ("objective.recipe=mine", "diff_sft"),
+        ("learner.dtype=bfloat16", "rollout.denoise_dtype"),
     ],
 )
 def test_a_mistake_in_the_recipe_is_told_before_anything_starts(workplace: Path, override: str, said: str) -> None:
