@@ -12,6 +12,7 @@ import statistics
 import sys
 from pathlib import Path
 
+from benchmarks.report import RESULTS, write
 from cluster.models import load_policy, load_run_config
 from restoration.datasets.paired import PairedFolder, discover
 from restoration.evaluate import evaluate_pairs, mean_values
@@ -64,10 +65,9 @@ def main() -> None:
     lines.append(row("RL, mean ± deviation of seeds", [spread([t[m] for t in tuned.values()]) for m in METRICS]))
     lines.append(row("RL - base", [spread([g[m] for g in gains.values()]) for m in METRICS]))
     lines.append(row("ground truth", ["", "", f"{base['gt_reward']:.4f}"]))
-    out = Path("benchmarks/results")
     seeds = {str(seed): {"rl": tuned[seed], "gain": gains[seed], **identity(run)} for seed, run in runs.items()}
-    (out / "demo_seeds.json").write_text(json.dumps({"base": before, "seeds": seeds}, indent=2) + "\n")
-    (out / "demo_seeds.md").write_text("\n".join(lines) + "\n")
+    write(RESULTS / "demo_seeds.json", {"base": before, "seeds": seeds})
+    (RESULTS / "demo_seeds.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 

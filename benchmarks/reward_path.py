@@ -9,9 +9,7 @@ way; the scorer costs 5 ms an image. Direct and served rounds alternate; a ratio
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import statistics
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +19,7 @@ import numpy as np
 import ray
 
 from benchmarks.fixed_cost import turns_for
+from benchmarks.report import RESULTS, show, spread, write
 from reward_service import service
 from reward_service.client import RewardClient
 from reward_service.scorers import make_scorer
@@ -81,23 +80,19 @@ def compare(name: str, params: dict[str, Any], outstanding: int, repeats: int, b
     summary = {
         "name": name,
         "outstanding": outstanding,
-        "ratio": {k: round(f(ratios), 3) for k, f in (("median", statistics.median), ("min", min), ("max", max))},
+        "ratio": spread(ratios),
         "images_per_s": rounds,
         "settings": asdict(settings),
     }
-    print(f"{name:6} {outstanding} on their way: {_show(summary['ratio'])} of direct", flush=True)
+    print(f"{name:6} {outstanding} on their way: {show(summary['ratio'])} of direct", flush=True)
     return summary
-
-
-def _show(ratio: dict[str, float]) -> str:
-    return f"{ratio['median']:.2f} [{ratio['min']:.2f}-{ratio['max']:.2f}]"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--blocks", type=int, default=12, help="blocks a caller sends in a round")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/reward_path.json"))
+    parser.add_argument("--output", type=Path, default=RESULTS / "reward_path.json")
     args = parser.parse_args()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # 15 s are too few on a busy machine
@@ -116,8 +111,7 @@ def main() -> None:
         "load_average": os.getloadavg(),
         "results": results,
     }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(report, indent=1) + "\n")
+    write(args.output, report)
 
 
 if __name__ == "__main__":

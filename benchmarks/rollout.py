@@ -6,14 +6,13 @@ log-probs, enhances actions and stacks the record. Rounds alternate; the figure 
 
 from __future__ import annotations
 
-import json
-import statistics
 import time
 from pathlib import Path
 
 import torch
 
 from actors.rollout import PairBatch, RolloutSettings, rollout
+from benchmarks.report import RESULTS, show, spread, write
 from restoration.base_models import load
 from restoration.base_models.interface import SamplerSettings
 
@@ -50,15 +49,10 @@ def main() -> None:
         middle = time.perf_counter()
         ours()
         ratios.append((time.perf_counter() - middle) / (middle - began))
-    median = statistics.median(ratios)
-    result = {"ratio_median": median, "ratio_min": min(ratios), "ratio_max": max(ratios), "limit": LIMIT}
-    out = Path("benchmarks/results/rollout.json")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=2) + "\n")
-    verdict = "ok" if median <= LIMIT else "too slow"
-    print(
-        f"rollout / bare denoiser calls: {median:.3f} [{min(ratios):.3f}-{max(ratios):.3f}]  limit {LIMIT}  {verdict}"
-    )
+    ratio = spread(ratios)
+    write(RESULTS / "rollout.json", {"ratio": ratio, "limit": LIMIT})
+    verdict = "ok" if ratio["median"] <= LIMIT else "TOO SLOW"
+    print(f"rollout / bare denoiser calls: {show(ratio)}, limit {LIMIT}: {verdict}")
 
 
 if __name__ == "__main__":

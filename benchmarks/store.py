@@ -12,10 +12,8 @@ alternate; the ratio of each pair is throughput of ours / raw.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,6 +23,7 @@ from typing import Any
 import redis
 import torch
 
+from benchmarks.report import RESULTS, show, spread, write
 from trajectories.schema import RecordMeta, Trajectories, encode
 from trajectories.server import EmbeddedServer
 from trajectories.settings import StoreAddress, StoreSettings
@@ -168,10 +167,6 @@ def megabytes_per_second(
     return size * count / next(s for s in seconds if s is not None) / 1e6
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
 def compare(name: str, shape: tuple[int, ...], options: argparse.Namespace, address: StoreAddress) -> dict[str, Any]:
     """Alternate ours and raw; print and return ratio and rates."""
     size = len(encode(make_record("bench", "g0", make_latents(shape))))
@@ -185,7 +180,7 @@ def compare(name: str, shape: tuple[int, ...], options: argparse.Namespace, addr
     ratio = spread([ours / raw for ours, raw in zip(rates["ours"], rates["raw"], strict=True)])
     result = {which: spread(values) for which, values in rates.items()}
     print(
-        f"{name}: ours / raw {ratio['median']:.2f} [{ratio['min']:.2f}-{ratio['max']:.2f}], target {TARGET}: "
+        f"{name}: ours / raw {show(ratio)}, target {TARGET}: "
         f"{'ok' if ratio['median'] >= TARGET else 'BELOW TARGET'}; "
         f"ours {result['ours']['median']:.0f} MB/s, raw {result['raw']['median']:.0f} MB/s",
         flush=True,
@@ -197,7 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--count", type=int, default=40, help="records moved in a repetition")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "store.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "store.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     load = os.getloadavg()[0]
@@ -211,8 +206,7 @@ def main() -> None:
                 for name, shape in SHAPES.items()
             }
     report["load_average"] = [load, os.getloadavg()[0]]
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(report, indent=1) + "\n")
+    write(options.output, report)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ iteration of the second run over the median of the slowest phase of the first; e
 
 from __future__ import annotations
 
-import json
 import shutil
 import statistics
 from pathlib import Path
 
+from benchmarks.report import RESULTS, show, spread, write
 from cluster.config import RunConfig
 from cluster.configure import load_config
 from cluster.driver import train
@@ -39,25 +39,20 @@ def main() -> None:
     phases = {p: statistics.median(r[p] for r in alone) for p in PHASES}
     slowest = max(phases, key=lambda p: phases[p])
     walls = [r["iteration_s"] for r in overlapped]
-    ratios = sorted(w / phases[slowest] for w in walls)
-    median = statistics.median(ratios)
+    ratio = spread([w / phases[slowest] for w in walls])
     sync = statistics.median(r["iteration_s"] for r in alone)
     result = {
-        "ratio_median": median,
-        "ratio_min": ratios[0],
-        "ratio_max": ratios[-1],
+        "ratio": ratio,
         "limit": LIMIT,
         "slowest_phase": slowest,
         "phases_over_slowest": {p: v / phases[slowest] for p, v in phases.items()},
         "synchronous_over_slowest": sync / phases[slowest],
     }
-    out = Path("benchmarks/results/whole_loop.json")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=2) + "\n")
-    verdict = "ok" if median <= LIMIT else "too slow"
+    write(RESULTS / "whole_loop.json", result)
+    verdict = "ok" if ratio["median"] <= LIMIT else "TOO SLOW"
     print(
-        f"iteration / slowest phase ({slowest.removesuffix('_s')}): {median:.3f} [{ratios[0]:.3f}-{ratios[-1]:.3f}]  "
-        f"limit {LIMIT}  {verdict}; without overlap {sync / phases[slowest]:.3f}"
+        f"iteration / slowest phase ({slowest.removesuffix('_s')}): {show(ratio)}, limit {LIMIT}: {verdict}; "
+        f"without overlap {sync / phases[slowest]:.3f}"
     )
 
 
