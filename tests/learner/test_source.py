@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from learner.source import BatchSource, BatchTimeout, SourceSettings
+from tests.conftest import OpenStream
 from tests.trajectories.records import make_record
 from tests.trajectories.test_schema import with_metadata
 from trajectories.schema import encode
-from trajectories.server import EmbeddedServer
 from trajectories.stream import TrajectoryStream
 
 FINGERPRINT = "ddim-5"  # of make_record, whose weights_version is 7
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(tmp_path_factory.mktemp("store")) as running:
-        yield running
-
-
 @pytest.fixture
-def stream(server: EmbeddedServer) -> Iterator[TrajectoryStream]:
-    with TrajectoryStream(server.address, f"run-{uuid.uuid4().hex[:8]}") as opened:
-        yield opened
+def stream(open_stream: OpenStream) -> TrajectoryStream:
+    return open_stream()
 
 
 def source(stream: TrajectoryStream, **settings: Any) -> BatchSource:

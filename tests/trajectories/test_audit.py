@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.trajectories.conftest import OpenStream
+from tests.conftest import OpenStream
 from tests.trajectories.test_stream import ids, publish
 from trajectories.audit import audit_file
 from trajectories.errors import StoreError

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.trajectories.conftest import OpenStream
+from tests.conftest import OpenStream
 from tests.trajectories.proxy import CuttingProxy
 from tests.trajectories.records import make_record
 from tests.trajectories.test_stream import groups, ids, publish

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from tests.trajectories.conftest import OpenStream
+from tests.conftest import OpenStream
 from tests.trajectories.records import assert_same, make_record
 from tests.trajectories.test_schema import with_metadata
 from trajectories.consumer import Entry
