@@ -168,7 +168,7 @@ class Loader:
     ) -> SftMicro:
         """`seed` and each item's index decide its timestep and noise, whatever the split."""
         latents = torch.cat([self._latent(batch, i.group) for i in items])
-        drawn = [_draw((*seed, i.index), self.model.train_timesteps, latents.shape[1:]) for i in items]
+        drawn = [sft_draw((*seed, i.index), self.model.train_timesteps, latents.shape[1:]) for i in items]
         return SftMicro(
             gt_latent=latents,
             noise=torch.stack([n for _, n in drawn]).to(self.device),
@@ -203,7 +203,7 @@ class Loader:
         return self._latents[key]
 
 
-def _draw(seed: tuple[int, ...], timesteps: int, shape: torch.Size) -> tuple[int, Tensor]:
+def sft_draw(seed: tuple[int, ...], timesteps: int, shape: torch.Size) -> tuple[int, Tensor]:
     """Timestep and noise of one sample, drawn on the CPU so that every device gets the same."""
     mixed = 0
     for part in seed:

@@ -34,28 +34,50 @@ VARIANTS = {
     "full0": replace(BASE, adapt=AdaptSettings("full")),
     "full2": replace(BASE, adapt=AdaptSettings("full"), optimiser=replace(BASE.optimiser, zero_stage=2)),
     "bf16": replace(BASE, dtype="bfloat16"),
+    "switches": replace(
+        BASE,
+        objective=ObjectiveSettings(
+            kl_beta=0.5, clip=1e-3, use_weights=False, difficulty_norm="l1", rl_coef=3.0, sft_coef=0.5
+        ),
+        advantage=AdvantageSettings(
+            stats="track",
+            min_count=2,
+            track_length=3,
+            per_step=False,
+            batch_scope="same_image",
+            eps_at="deviation",
+            clamp_to_gt=True,
+            unscored="next",
+        ),
+        optimiser=replace(BASE.optimiser, warmup=2, weight_decay=0.1),
+    ),
+    "l1": replace(BASE, objective=ObjectiveSettings(difficulty_norm="l1"), advantage=AdvantageSettings()),
+    "diff_sft": replace(BASE, objective=ObjectiveSettings(recipe="diff_sft")),
     "track": replace(BASE, advantage=AdvantageSettings(), inner_epochs=2, updates_per_batch=2),
 }
-ONE_RANK_ONLY = ("micro1", "micro64", "full0", "bf16")
+ONE_RANK_ONLY = ("micro1", "micro64", "full0", "bf16", "switches", "l1", "diff_sft")
+UNSCORED = {"switches": (0, 1), "l1": (1,)}  # steps without a reward
 STEPS = 3
 
 
-def batches(settings: LearnerSettings) -> list[list[Trajectories]]:
+def batches(variant: str) -> list[list[Trajectories]]:
     """Sizes that don't divide by ranks or micro-batches; the last has one row, fewer than two ranks can share."""
+    settings, unscored = VARIANTS[variant], UNSCORED.get(variant, ())
     model = FakeModel()
     make_trainable(model, settings.adapt)
     sizes = [(3, 3), (2, 3), (1, 1)]
     with torch.autocast("cpu", torch.bfloat16, enabled=settings.dtype == "bfloat16"):
         return [
-            [roll_out_group(model, f"image-{g}", seed=10 * b + g, rollouts=k) for g in range(count)]
+            [roll_out_group(model, f"image-{g}", seed=10 * b + g, rollouts=k, unscored=unscored) for g in range(count)]
             for b, (count, k) in enumerate(sizes)
         ]
 
 
-def train(settings: LearnerSettings, rank: int, world: int, port: int) -> dict[str, Any]:
+def train(variant: str, rank: int, world: int, port: int) -> dict[str, Any]:
     """Steps over `batches`, and the last again by a learner that was loaded before it."""
+    settings = VARIANTS[variant]
     learner = LearnerRank(settings, FakeModel(), fake_pairs, rank, world, port=port)
-    records = [[encode(g) for g in groups] for groups in batches(settings)]
+    records = [[encode(g) for g in groups] for groups in batches(variant)]
     metrics, weights, files = [], [], {}
     for i, groups in enumerate(records):
         if i == STEPS - 1:
@@ -91,7 +113,7 @@ def faults(port: int) -> dict[str, Any]:
         return lq, gt * float("nan")
 
     found: dict[str, Any] = {}
-    groups = batches(BASE)[0]
+    groups = batches("zero0")[0]
     learner = LearnerRank(BASE, FakeModel(), broken, port=port)
     before, tracks = learner.engine.weights(), learner.tracks.state_dict()
     try:
@@ -112,7 +134,7 @@ def faults(port: int) -> dict[str, Any]:
 def main(rank: int, world: int, port: int, result: str) -> None:
     torch.set_num_threads(1)
     names = [n for n in VARIANTS if world == 1 or n not in ONE_RANK_ONLY]
-    results: dict[str, Any] = {name: train(VARIANTS[name], rank, world, port) for name in names}
+    results: dict[str, Any] = {name: train(name, rank, world, port) for name in names}
     results["compiled"] = without_compiler().ops.__compatible_ops__["deepspeed_shm_comm"]
     results["extensions"] = sorted(m for m in sys.modules if "shm_comm" in m)
     if world == 1:

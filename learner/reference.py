@@ -1,0 +1,300 @@
+"""The method in one process and plain torch: to read beside arXiv 2511.01645 and to check the system against.
+
+`Reference.rollout` is what the actors do and `Reference.step` what the learner does, written a second time and as
+simply as it goes: no store, no ranks, no sharding, no micro-batches. The equations are those of the paper; what is
+marked [ours] is a decision of this project. Tests hold the distributed learner to the loss, the gradient norm and
+the weights of this file (within 1e-5), and a synchronous run of the whole system to its rollouts.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.distributions import Normal
+
+from learner.advantage import AdvantageSettings
+from learner.objective import ObjectiveSettings
+from learner.replay import sft_draw
+from restoration.adapters import AdaptSettings, make_trainable, reference, trained_parameters
+from restoration.base_models.interface import BaseModel, Condition, SamplerSettings
+from restoration.colour import match_colour
+from restoration.images import to_uint8
+from restoration.transition import Step
+
+ScoreFunction = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """The switches of method.md. See the settings of each room for their meaning; those below are the optimiser's.
+
+    `enhanced`, `final_only`, `stride` and `rollouts` (K) are the rollout's `action_target`, `reward_at`,
+    `reward_stride` and `rollouts_per_image`.
+    """
+
+    sampler: SamplerSettings = field(default_factory=SamplerSettings)
+    adapt: AdaptSettings = field(default_factory=AdaptSettings)
+    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
+    advantage: AdvantageSettings = field(default_factory=AdvantageSettings)
+    rollouts: int = 8
+    enhanced: bool = True
+    final_only: bool = False
+    stride: int = 1
+    updates_per_batch: int = 1
+    inner_epochs: int = 1
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    warmup: int = 0
+    grad_clip: float = 1.0
+    seed: int = 0
+
+
+@dataclass
+class Group:
+    """K rollouts of one image over S trained steps.
+
+    Attributes:
+        lq, gt: float32 [1, 3, H, W] in [0, 1].
+        steps: the trained steps, noisiest first.
+        states: x_t; targets: the action to learn; float32 [K, S, C, h, w].
+        log_probs: float32 [K, S], of the targets under the policy that acted.
+        rewards: float32 [K, S]; NaN where a step was not scored.
+        gt_reward: of the ground truth, None if it was not scored.
+        errors: float32 [K, 2], L1 and L2 norm of the final output minus GT.
+    """
+
+    name: str
+    image_id: str
+    lq: Tensor
+    gt: Tensor
+    steps: Sequence[Step]
+    states: Tensor
+    targets: Tensor
+    log_probs: Tensor
+    rewards: Tensor
+    gt_reward: float | None
+    errors: Tensor
+
+
+class Reference:
+    """A policy, its optimiser and the reward tracks of the images."""
+
+    def __init__(self, model: BaseModel, method: Method) -> None:
+        self.model, self.method, self.iteration = model, method, 0
+        parameters = make_trainable(model, method.adapt)
+        model.policy.eval()  # dropout would replay another policy than the one that acted
+        self.optimiser = torch.optim.AdamW(
+            parameters, lr=method.lr, betas=method.betas, eps=method.eps, weight_decay=method.weight_decay
+        )
+        self.tracks: dict[tuple[str, int], list[float]] = defaultdict(list)
+
+    # --- acting (method.md 2 to 4)
+
+    @torch.no_grad()
+    def rollout(
+        self,
+        names: Sequence[str],
+        image_ids: Sequence[str],
+        lq: Tensor,
+        gt: Tensor,
+        score: ScoreFunction,
+        generator: torch.Generator,
+        decoding: AbstractContextManager[object] | None = None,
+    ) -> list[Group]:
+        """K chains of each image of `lq` [N, 3, H, W], scored by `score` (uint8 [M, H, W, 3] -> float32 [M])."""
+        m, model, k = self.method, self.model, self.method.rollouts
+        condition = model.condition(lq).repeat_interleave(k)
+        steps = model.schedule(m.sampler).steps
+
+        def normal() -> Tensor:
+            return torch.randn(condition.latent.shape, generator=generator).to(lq.device)
+
+        x = model.start(condition, normal())
+        states, actions, means, estimates = [], [], [], []
+        for step in steps:
+            mean, x0 = self.mean_and_x0(step, x, condition)
+            states.append(x)
+            means.append(mean)
+            estimates.append(x0)
+            x = (mean + step.std * normal()) if step.std > 0 else mean + 0 * normal()
+            actions.append(x)
+        decisions = [i for i, step in enumerate(steps) if step.std > 0]
+        # The estimate that belongs to the action of step i is that of step i+1: the same evaluation serves both.
+        better = [*estimates[1:], x]
+        targets = []
+        for i in decisions:
+            # [ours] x^enh = μ(x_t, x0') + (x_{t-1} - μ(x_t, x0))
+            shift = steps[i].mean_from_x0 * (better[i] - estimates[i]) if m.enhanced else 0.0
+            targets.append(actions[i] + shift)
+        log_probs = [log_prob(a, means[i], steps[i].std) for a, i in zip(targets, decisions, strict=True)]
+
+        def finished(latents: Tensor) -> Tensor:
+            with decoding or nullcontext():
+                images = torch.cat([model.decode(part).float() for part in latents.split(4)])
+            return match_colour(images, condition.clean, m.sampler.colour_fix)
+
+        final = finished(x)
+        rewards = torch.full((len(x), len(decisions)), torch.nan)
+        last = len(decisions) - 1
+        wanted = {last} if m.final_only else {*range(0, last + 1, m.stride), last}
+        for position in sorted(wanted):
+            # [ours] r_t scores the clean estimate of the action of step t; the last, x_0 itself
+            images = final if position == last else finished(better[decisions[position]])
+            rewards[:, position] = torch.from_numpy(np.array(score(to_uint8(images)), dtype=np.float32))
+        if m.final_only:
+            rewards[:] = rewards[:, -1:]
+        gt_rewards = score(to_uint8(gt)).tolist() if m.advantage.clamp_to_gt else [None] * len(gt)
+        error = (final - gt.repeat_interleave(k, 0)).flatten(1)
+        errors = torch.stack([error.abs().sum(1), error.norm(dim=1)], 1)
+        trained = [steps[i] for i in decisions]
+        x_t, target = torch.stack([states[i] for i in decisions], 1), torch.stack(targets, 1)
+        logp = torch.stack(log_probs, 1)
+        groups = []
+        for n, (name, image_id) in enumerate(zip(names, image_ids, strict=True)):
+            pair, r = (lq[n : n + 1], gt[n : n + 1]), slice(n * k, (n + 1) * k)
+            rows = (x_t[r], target[r], logp[r], rewards[r])
+            groups.append(Group(name, image_id, *pair, trained, *rows, gt_rewards[n], errors[r]))
+        return groups
+
+    def mean_and_x0(self, step: Step, x: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+        """Mean of π_θ(x_{t-1} | x_t, c) and the clean estimate x̂0 that it follows from."""
+        output = self.model.denoise(x, step.timestep, condition, self.method.sampler.guidance_scale)
+        x0 = step.x0_from_x * x + step.x0_from_out * output
+        return step.mean_from_x * x + step.mean_from_x0 * x0, x0
+
+    # --- learning (method.md 5 to 7)
+
+    def step(self, groups: Sequence[Group]) -> dict[str, float]:
+        """One iteration; `loss`, `loss_rl`, `loss_sft`, `loss_kl` (means over the updates) and the last `grad_norm`."""
+        m = self.method
+        groups = sorted(groups, key=lambda g: g.name)
+        advantages = self.advantages(groups)
+        count = min(m.updates_per_batch, len(groups))
+        bounds = [round(i * len(groups) / count) for i in range(count + 1)]
+        parts = [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)] * m.inner_epochs
+        sums: dict[str, float] = defaultdict(float)
+        for update, part in enumerate(parts):
+            self.optimiser.zero_grad()
+            for name, value in self.backward(groups[part], advantages[part], update).items():
+                sums[name] += value / len(parts)
+            for settings in self.optimiser.param_groups:
+                settings["lr"] = m.lr * min(1.0, (self.iteration + 1) / m.warmup if m.warmup else 1.0)
+            parameters = [p for p in trained_parameters(self.model).values() if p.grad is not None]
+            norm = torch.nn.utils.clip_grad_norm_(parameters, m.grad_clip or torch.inf)
+            self.optimiser.step()
+        self.iteration += 1
+        loss = {"loss": sums["loss_rl"] + sums["loss_sft"] + sums["loss_kl"], "grad_norm": float(norm)}
+        return dict(sums) | loss
+
+    def advantages(self, groups: Sequence[Group]) -> list[Tensor]:
+        """Eq. 4: Â = (r - μ)/√(σ² + eps) over the union of the image's track and the batch; [K, S], NaN: untrained."""
+        s = self.method.advantage
+        used = [g.rewards.double() for g in groups]
+        if s.clamp_to_gt:
+            used = [r.clamp(max=g.gt_reward) for r, g in zip(used, groups, strict=True)]
+
+        def key(position: int) -> int:
+            return position if s.per_step else -1
+
+        current: dict[tuple[str, int], list[float]] = defaultdict(list)
+        for g, rewards in zip(groups, used, strict=True):
+            scope = g.image_id if s.batch_scope == "same_image" else ""
+            for position, column in enumerate(rewards.T):
+                current[scope, key(position)] += column[~column.isnan()].tolist()
+        # a track grows by the names of the trajectories, of which "g/10" comes before "g/2"
+        order = [sorted(range(len(r)), key=str) for r in used]
+        grown = {name: list(values) for name, values in self.tracks.items()}
+        for g, rewards, rows in zip(groups, used, order, strict=True):
+            for row in rows:
+                for position, reward in enumerate(rewards[row].tolist()):
+                    if reward == reward:
+                        track = grown.setdefault((g.image_id, key(position)), [])
+                        grown[g.image_id, key(position)] = [*track, reward][-s.track_length :]
+
+        result = []
+        for g, rewards in zip(groups, used, strict=True):
+            advantage = torch.full_like(rewards, torch.nan)
+            for position in reversed(range(rewards.shape[1])):
+                column = rewards[:, position]
+                batch = current[g.image_id if s.batch_scope == "same_image" else "", key(position)]
+                track = (grown if s.stats == "track" else self.tracks).get((g.image_id, key(position)), [])
+                pool = {
+                    "batch": batch,
+                    "track": track if len(track) >= s.min_count else batch,
+                    "track+batch": [*track, *batch],
+                }[s.stats]
+                if pool:
+                    mean, variance = float(np.mean(pool)), float(np.var(pool))
+                    scale = (variance + s.eps) ** 0.5 if s.eps_at == "variance" else variance**0.5 + s.eps
+                    advantage[:, position] = ((column - mean) / scale).clamp(-s.clamp, s.clamp)
+                if s.unscored == "next" and position + 1 < rewards.shape[1]:
+                    unscored = column.isnan()
+                    advantage[unscored, position] = advantage[unscored, position + 1]
+            result.append(advantage)
+        self.tracks = defaultdict(list, grown)
+        return result
+
+    def backward(self, groups: Sequence[Group], advantages: Sequence[Tensor], update: int) -> dict[str, float]:
+        """Eq. 10: gradients of mean (1-w) L_diff - mean w J + β L_KL; returns the three terms."""
+        o = self.method.objective
+        errors = torch.cat([g.errors[:, 0 if o.difficulty_norm == "l1" else 1] for g in groups]).double()
+        w = (errors / errors.max()).nan_to_num().float()  # Eq. 9; all errors 0: all weights 0
+        rl = (w if o.use_weights else torch.ones_like(w)) * o.rl_coef
+        easy = w if o.recipe == "diff_sft" else 1 - w
+        sft = (easy if o.use_weights else torch.ones_like(w)) * o.sft_coef
+        total = {"loss_rl": 0.0, "loss_sft": 0.0, "loss_kl": 0.0}
+        first = 0
+        for g, advantage in zip(groups, advantages, strict=True):
+            rows = range(first, first := first + len(g.states))
+            condition = self.model.condition(g.lq).repeat_interleave(len(rows))
+            trained = ~advantage.isnan()
+            if o.needs_policy:
+                for position, step in enumerate(g.steps):
+                    k = trained[:, position].nonzero().flatten()
+                    if len(k):
+                        # a trajectory's J is the mean over its trained steps
+                        share = 1 / (trained[k].sum(1) * len(w))
+                        J, kl = self.decision(g, position, step, condition[k], k, advantage[k, position].float())
+                        terms = {"loss_rl": -(rl[rows][k] * share * J).sum(), "loss_kl": o.kl_beta * (share * kl).sum()}
+                        sum(terms.values()).backward()  # type: ignore[union-attr]
+                        for name, value in terms.items():
+                            total[name] += float(value.detach())
+            if o.needs_sft:
+                latent = self.model.encode(g.gt).float().repeat_interleave(len(rows), 0)
+                seed = (self.method.seed, self.iteration, update)
+                drawn = [sft_draw((*seed, i), self.model.train_timesteps, latent.shape[1:]) for i in rows]
+                noise = torch.stack([n for _, n in drawn])
+                l_diff = self.model.sft_loss(latent, condition, torch.tensor([t for t, _ in drawn]), noise)
+                term = (sft[rows] * l_diff).sum() / len(w)
+                term.backward()
+                total["loss_sft"] += float(term.detach())
+        return total
+
+    def decision(
+        self, g: Group, position: int, step: Step, condition: Condition, k: Tensor, advantage: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Eq. 3's J = min(w Â, g(ε, Â)) of rows `k` at one step, and their KL to the SFT policy; [M] each."""
+        x, clip = g.states[k, position], self.method.objective.clip
+        mean, _ = self.mean_and_x0(step, x, condition)
+        ratio = (log_prob(g.targets[k, position], mean, step.std) - g.log_probs[k, position]).exp()
+        bound = torch.where(advantage >= 0, 1 + clip, 1 - clip) * advantage
+        kl = torch.zeros(len(k))
+        if self.method.objective.needs_reference:
+            with torch.no_grad(), reference(self.model):
+                before, _ = self.mean_and_x0(step, x, condition)
+            kl = (mean - before).square().flatten(1).mean(1) / (2 * step.std**2)
+        return torch.minimum(ratio * advantage, bound), kl
+
+
+def log_prob(action: Tensor, mean: Tensor, std: float) -> Tensor:
+    """Log-density of N(mean, std² I), averaged over dimensions; [K]."""
+    return Normal(mean, std).log_prob(action).flatten(1).mean(1)

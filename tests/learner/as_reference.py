@@ -1,0 +1,48 @@
+"""Settings and records of the distributed learner as `learner.reference` takes them."""
+
+from __future__ import annotations
+
+import torch
+
+from learner.batch import PairLoader, cut
+from learner.learner import LearnerSettings
+from learner.reference import Group, Method
+from restoration.base_models.interface import BaseModel
+from trajectories.schema import Trajectories
+
+
+def as_method(settings: LearnerSettings) -> Method:
+    o = settings.optimiser
+    return Method(
+        sampler=settings.sampler,
+        adapt=settings.adapt,
+        objective=settings.objective,
+        advantage=settings.advantage,
+        updates_per_batch=settings.updates_per_batch,
+        inner_epochs=settings.inner_epochs,
+        lr=o.lr,
+        betas=o.betas,
+        eps=o.eps,
+        weight_decay=o.weight_decay,
+        warmup=o.warmup,
+        grad_clip=o.grad_clip,
+        seed=settings.seed,
+    )
+
+
+def as_group(record: Trajectories, model: BaseModel, settings: LearnerSettings, pairs: PairLoader) -> Group:
+    lq, gt = (cut(image, record.meta.crop, record.meta.flip)[None] for image in pairs(record.meta.image_id))
+    steps = model.schedule(settings.sampler).steps
+    return Group(
+        name=record.meta.group_id,
+        image_id=record.meta.image_id,
+        lq=lq,
+        gt=gt,
+        steps=[steps[int(i)] for i in record.step_index],
+        states=record.states.float(),
+        targets=record.targets.float(),
+        log_probs=record.log_probs,
+        rewards=record.rewards.masked_fill(~record.scored, float("nan")),
+        gt_reward=record.gt_reward,
+        errors=torch.stack([record.error_l1, record.error_l2], 1),
+    )
