@@ -14,6 +14,7 @@ from cluster.cli_errors import UserMistake, argv, as_mistake, guarded, say
 if TYPE_CHECKING:
     import numpy as np
 
+    from cluster.config import RunConfig
     from restoration.evaluate import Row
     from reward_service.scorers.interface import Scorer
 
@@ -41,10 +42,15 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder.", metavar="RUN")] = None,
     run: Annotated[Path | None, typer.Option(help="Folder of the new run; default `runs/<name>`.")] = None,
+    single: Annotated[
+        bool, typer.Option("--single", help="In this process alone, without Ray, to step through.")
+    ] = False,
 ) -> None:
     """Tune a base model by reinforcement learning.
 
     restorl train configs/demo.yaml
+
+    restorl train configs/demo.yaml --single
 
     restorl train configs/demo.yaml iterations=20 optimiser.lr=1e-5 --run runs/try
 
@@ -69,6 +75,11 @@ def train(
 
         loaded = load_config(RunConfig, Path(config), given)
         folder = run or _new_run_folder(loaded.name)
+    if single:
+        if resume is not None:
+            raise UserMistake("--single can't be resumed: leave out one of --single and --resume")
+        _train_single(loaded, folder)
+        return
     from cluster import driver
 
     say(f"run folder: {folder}")
@@ -298,6 +309,17 @@ def data_demo(
         made = make_demo(photos, out, tasks, seed, crop, train_count=train_count, test_count=test_count)
     for name, folder in made.items():
         print(f"{name}: {folder}")
+
+
+def _train_single(config: RunConfig, folder: Path) -> None:
+    from cluster.report import write_report
+    from cluster.single import train_single
+
+    say(f"run folder: {folder}")
+    with _counter() as shown:
+        rows = train_single(config, folder, lambda i, m: shown(f"reward {m['reward_mean']:.3f}", i, config.iterations))
+    _print_rows(rows, "held-out images")
+    print(f"report: {write_report(folder).resolve()}")
 
 
 def _new_run_folder(name: str) -> Path:

@@ -36,7 +36,7 @@ class Method:
     """The switches of method.md. See the settings of each room for their meaning; those below are the optimiser's.
 
     `enhanced`, `final_only`, `stride` and `rollouts` (K) are the rollout's `action_target`, `reward_at`,
-    `reward_stride` and `rollouts_per_image`.
+    `reward_stride` and `rollouts_per_image`; `decode_batch` bounds the memory of the decoder.
     """
 
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
@@ -47,6 +47,7 @@ class Method:
     enhanced: bool = True
     final_only: bool = False
     stride: int = 1
+    decode_batch: int = 8
     updates_per_batch: int = 1
     inner_epochs: int = 1
     lr: float = 1e-4
@@ -139,7 +140,7 @@ class Reference:
 
         def finished(latents: Tensor) -> Tensor:
             with decoding or nullcontext():
-                images = torch.cat([model.decode(part).float() for part in latents.split(4)])
+                images = torch.cat([model.decode(part).float() for part in latents.split(m.decode_batch)])
             return match_colour(images, condition.clean, m.sampler.colour_fix)
 
         final = finished(x)

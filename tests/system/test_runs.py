@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from cluster.config import RunConfig
 from cluster.configure import ConfigError, load_config
 from cluster.driver import train
+from cluster.models import load_policy
 from cluster.records import read_metrics, without_timings
 from cluster.run_audit import audit_run
 from learner.checkpoint import latest
@@ -68,6 +69,23 @@ def test_a_run_interrupted_and_resumed_equals_one_that_was_not_bit_for_bit(start
     assert audit_run(resumed.folder)[0].ok
     assert json.loads((whole.folder / "run.json").read_text())["run_id"].startswith("system-")
     assert "groups_per_step: 4" in (whole.folder / "config.yaml").read_text()
+
+
+def test_a_single_process_gives_what_a_synchronous_run_of_the_system_gives(start: Start) -> None:
+    """The same recipe through `learner.reference`: other code for rollout, advantage, loss and update."""
+    system, single = start("system", "iterations=3"), start("single", "iterations=3", "--single")
+    assert single.wait() == 0, single.output()
+    assert system.wait() == 0, system.output()
+    names = ("loss", "loss_rl", "loss_sft", "grad_norm", "reward_mean", "reward_std_within", "error_l2")
+    pairs = zip(read_metrics(system.folder, "train"), read_metrics(single.folder, "train"), strict=True)
+    for ours, reference in pairs:
+        for name in names:
+            assert ours[name] == pytest.approx(reference[name], rel=1e-4, abs=1e-5), (ours["iteration"], name)
+    ours, reference = (load_policy(run.folder)[0].policy.state_dict() for run in (system, single))
+    assert all(torch.allclose(value, reference[name], rtol=0, atol=1e-5) for name, value in ours.items())
+    assert not all(
+        torch.equal(v, load_policy(system.folder, "base")[0].policy.state_dict()[n]) for n, v in ours.items()
+    )
 
 
 def test_a_scorer_that_gives_nan_ends_the_run_with_its_reason_and_no_reward_of_0(start: Start) -> None:
