@@ -35,7 +35,8 @@ class RolloutSettings:
         images_per_batch: images (groups) an actor denoises together.
         rollouts_per_image: K, chains of one image, the size of a group.
         crop: side of the random square crop taken of each pair, in pixels; 0 takes the whole image.
-        action_target: `enhanced` trains towards the better estimate, `sampled` towards x_{t-1}.
+        action_target: `enhanced` trains towards the better estimate, `sampled` towards x_{t-1}. A noisy last step (of a
+            one-step model) has no better estimate and trains towards its sample.
         reward_at: score the clean estimate of `every_step`, or only x_0 (`final`) for all steps.
         reward_stride: score every k-th decision and the last.
         storage_dtype: of latents in the record.
@@ -137,10 +138,10 @@ def rollout(
     estimates: list[Tensor] = []  # better clean estimate of each decision
     previous: tuple[Step, Tensor, Transition] | None = None  # a decision that waits for its better estimate
 
-    def settle(decision: tuple[Step, Tensor, Transition], better: Tensor) -> None:
+    def settle(decision: tuple[Step, Tensor, Transition], better: Tensor, last: bool = False) -> None:
         step, x_t, taken = decision
         target = taken.action
-        if settings.action_target == "enhanced":
+        if settings.action_target == "enhanced" and not last:
             target = enhanced_action(step, x_t, taken.x0, better, taken.action).to(dtype).float()
         states.append(x_t.to(dtype))
         actions.append(taken.action.to(dtype))
@@ -157,8 +158,8 @@ def rollout(
             settle(previous, taken.x0)
         previous = (step, x, taken) if step.is_decision else None
         x = taken.action
-    if previous is not None:  # a noisy last step has no later evaluation: x_0 itself is its estimate
-        settle(previous, x)
+    if previous is not None:  # a noisy last step has no later evaluation: its sample is target and estimate
+        settle(previous, x, last=True)
 
     wanted = settings.scored(len(estimates))
     blocks = {}

@@ -130,12 +130,13 @@ class Reference:
             actions.append(x)
         decisions = [i for i, step in enumerate(steps) if step.std > 0]
         # The estimate that belongs to the action of step i is that of step i+1: the same evaluation serves both.
+        # A noisy last step (of a one-step model) has none: its own sample is target and estimate.
         better = [*estimates[1:], x]
         targets = []
         for i in decisions:
             # [ours] x^enh = μ(x_t, x0') + (x_{t-1} - μ(x_t, x0))
-            shift = steps[i].mean_from_x0 * (better[i] - estimates[i]) if m.enhanced else 0.0
-            targets.append(actions[i] + shift)
+            shift = steps[i].mean_from_x0 * (better[i] - estimates[i])
+            targets.append(actions[i] + shift if m.enhanced and i + 1 < len(steps) else actions[i])
         log_probs = [log_prob(a, means[i], steps[i].std) for a, i in zip(targets, decisions, strict=True)]
 
         def finished(latents: Tensor) -> Tensor:

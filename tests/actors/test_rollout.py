@@ -10,7 +10,15 @@ import torch
 
 from actors.rollout import PairBatch, Rollout, RolloutSettings, complete, rollout
 from restoration.base_models.interface import SamplerSettings
-from restoration.transition import gaussian_log_prob, transition
+from restoration.transition import (
+    Schedule,
+    ddim_schedule,
+    flow_schedule,
+    gaussian_log_prob,
+    one_step_schedule,
+    scaled_linear_alphas,
+    transition,
+)
 from tests.learner.fakes import FakeModel
 from trajectories.schema import STORAGE_DTYPES, RecordMeta, decode, encode
 
@@ -66,11 +74,34 @@ def test_the_noiseless_last_step_is_executed_but_not_a_decision() -> None:
     assert rolled().states.shape[1] == SAMPLER.steps - 1
 
 
+class OtherChain(FakeModel):
+    """A policy with another kind of steps."""
+
+    def __init__(self, chain: Schedule) -> None:
+        super().__init__()
+        self.chain = chain
+
+    def schedule(self, sampler: SamplerSettings) -> Schedule:
+        return self.chain
+
+
+ALPHAS = scaled_linear_alphas()
+CHAINS = {
+    **{kind: ddim_schedule(ALPHAS, 5, 1.0, kind) for kind in ("epsilon", "v_prediction", "sample")},  # type: ignore[arg-type]
+    "zero terminal SNR": ddim_schedule(scaled_linear_alphas(zero_terminal_snr=True), 5, 0.7, "v_prediction"),
+    "flow": flow_schedule([1.0, 0.8, 0.5, 0.2, 0.0], noise_level=0.7),
+    "one step": one_step_schedule(999, 0.0, 1.0, std=0.1),
+}
+
+
 @pytest.mark.parametrize("dtype", list(STORAGE_DTYPES))
 @pytest.mark.parametrize("target", ["enhanced", "sampled"])
+@pytest.mark.parametrize("chain", CHAINS)
 @torch.no_grad()
-def test_a_replay_before_any_update_has_ratio_1_for_every_storage_dtype(dtype: str, target: str) -> None:
-    model = FakeModel()
+def test_a_replay_before_any_update_has_ratio_1_for_every_policy_and_storage_dtype(
+    dtype: str, target: str, chain: str
+) -> None:
+    model = OtherChain(CHAINS[chain])
     result = rolled(model=model, storage_dtype=dtype, action_target=target)
     condition = model.condition(batch().lq).repeat_interleave(3)
     for position, step in enumerate(result.schedule.decisions):
@@ -79,6 +110,19 @@ def test_a_replay_before_any_update_has_ratio_1_for_every_storage_dtype(dtype: s
         replay = transition(step, output, x_t, action=result.targets[:, position].float())
         ratio = (replay.log_prob - result.log_probs[:, position]).exp()
         assert (ratio - 1).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_every_policy_costs_one_evaluation_a_step_and_moves_all_targets_but_that_of_a_noisy_last_step(
+    chain: str,
+) -> None:
+    model = OtherChain(CHAINS[chain])
+    evaluate, calls = model.denoise, []
+    model.denoise = lambda *given: calls.append(1) or evaluate(*given)  # type: ignore[method-assign, func-returns-value]
+    result = rolled(model=model)
+    assert len(calls) == len(CHAINS[chain])
+    moved = [bool((shift > 0).all()) for shift in result.shift.T]
+    assert moved == [step.index + 1 < len(CHAINS[chain]) for step in CHAINS[chain].decisions]
 
 
 @torch.no_grad()
