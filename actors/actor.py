@@ -13,7 +13,7 @@ import numpy as np
 import ray
 import torch
 
-from actors.rollout import PairBatch, Rollout, RolloutSettings, complete, rollout
+from actors.rollout import PairBatch, Rollout, RolloutSettings, complete, reconstruction_scores, rollout
 from actors.work import WorkItem, WorkReport
 from restoration.adapters import AdaptSettings, load_trainable, make_trainable
 from restoration.base_models import load
@@ -168,6 +168,9 @@ class RolloutActor:
         return rollout(self.model, on_device, self.spec.sampler, self.spec.rollout, generator)
 
     def _score(self, rolled: Rollout) -> tuple[dict[int, np.ndarray], np.ndarray | None, str]:
+        if self.spec.rollout.reward == "reconstruction":
+            scores, gt_scores = reconstruction_scores(rolled)
+            return scores, gt_scores, "reconstruction-1"
         tickets = {index: self.rewards.submit(block) for index, block in rolled.blocks.items()}
         gt_ticket = self.rewards.submit(to_uint8(rolled.batch.gt)) if self.spec.score_gt else None
         results = {index: ticket.result() for index, ticket in tickets.items()}

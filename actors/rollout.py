@@ -37,6 +37,7 @@ class RolloutSettings:
         crop: side of the random square crop taken of each pair, in pixels; 0 takes the whole image.
         action_target: `enhanced` trains towards the better estimate, `sampled` towards x_{t-1}. A noisy last step (of a
             one-step model) has no better estimate and trains towards its sample.
+        reward: `iqa` asks the reward service; `reconstruction` is the ablation "Rec.", r = -‖x̂ - g‖ (L2).
         reward_at: score the clean estimate of `every_step`, or only x_0 (`final`) for all steps.
         reward_stride: score every k-th decision and the last.
         storage_dtype: of latents in the record.
@@ -49,6 +50,7 @@ class RolloutSettings:
     rollouts_per_image: int = 8
     crop: int = 128
     action_target: str = "enhanced"
+    reward: str = "iqa"
     reward_at: str = "every_step"
     reward_stride: int = 1
     storage_dtype: str = "float32"
@@ -59,6 +61,8 @@ class RolloutSettings:
     def __post_init__(self) -> None:
         if self.action_target not in ("enhanced", "sampled"):
             raise ValueError(f"action_target={self.action_target!r}: choose enhanced or sampled")
+        if self.reward not in ("iqa", "reconstruction"):
+            raise ValueError(f"reward={self.reward!r}: choose iqa or reconstruction")
         if self.reward_at not in ("every_step", "final"):
             raise ValueError(f"reward_at={self.reward_at!r}: choose every_step or final")
         if self.storage_dtype not in STORAGE_DTYPES:
@@ -190,6 +194,17 @@ def _decode(model: BaseModel, latents: Tensor, settings: RolloutSettings) -> Ten
 
 def _precision(device: torch.device, dtype: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+def reconstruction_scores(rolled: Rollout) -> tuple[dict[int, np.ndarray], np.ndarray]:
+    """The ablation's r = -‖x̂ - g‖ for every block (decision -> float32 [R]) and for the ground truth (0, [N])."""
+    gt = rolled.batch.gt.repeat_interleave(rolled.settings.rollouts_per_image, dim=0).cpu()
+
+    def score(block: np.ndarray) -> np.ndarray:
+        images = torch.from_numpy(block).movedim(-1, 1).float() / 255
+        return np.asarray(-(images - gt).flatten(1).norm(dim=1))
+
+    return {index: score(block) for index, block in rolled.blocks.items()}, np.zeros(len(rolled.batch.gt), np.float32)
 
 
 def complete(

@@ -52,6 +52,7 @@ def method_of(config: RunConfig) -> Method:
         advantage=config.advantage,
         rollouts=config.rollout.rollouts_per_image,
         enhanced=config.rollout.action_target == "enhanced",
+        reconstruction=config.rollout.reward == "reconstruction",
         final_only=config.rollout.reward_at == "final",
         stride=config.rollout.reward_stride,
         decode_batch=config.rollout.decode_batch,

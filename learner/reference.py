@@ -35,8 +35,8 @@ ScoreFunction = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 class Method:
     """The switches of method.md. See the settings of each room for their meaning; those below are the optimiser's.
 
-    `enhanced`, `final_only`, `stride` and `rollouts` (K) are the rollout's `action_target`, `reward_at`,
-    `reward_stride` and `rollouts_per_image`; `decode_batch` bounds the memory of the decoder.
+    `enhanced`, `reconstruction`, `final_only`, `stride` and `rollouts` (K) are the rollout's `action_target`, `reward`,
+    `reward_at`, `reward_stride` and `rollouts_per_image`; `decode_batch` bounds the memory of the decoder.
     """
 
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
@@ -45,6 +45,7 @@ class Method:
     advantage: AdvantageSettings = field(default_factory=AdvantageSettings)
     rollouts: int = 8
     enhanced: bool = True
+    reconstruction: bool = False
     final_only: bool = False
     stride: int = 1
     decode_batch: int = 8
@@ -151,10 +152,16 @@ class Reference:
         for position in sorted(wanted):
             # [ours] r_t scores the clean estimate of the action of step t; the last, x_0 itself
             images = final if position == last else finished(better[decisions[position]])
-            rewards[:, position] = torch.from_numpy(np.array(score(to_uint8(images)), dtype=np.float32))
+            if m.reconstruction:
+                seen = torch.from_numpy(to_uint8(images)).movedim(-1, 1) / 255
+                rewards[:, position] = -(seen - gt.repeat_interleave(k, 0)).flatten(1).norm(dim=1)
+            else:
+                rewards[:, position] = torch.from_numpy(np.array(score(to_uint8(images)), dtype=np.float32))
         if m.final_only:
             rewards[:] = rewards[:, -1:]
-        gt_rewards = score(to_uint8(gt)).tolist() if m.advantage.clamp_to_gt else [None] * len(gt)
+        gt_rewards: list[float | None] = [None] * len(gt)
+        if m.advantage.clamp_to_gt:
+            gt_rewards = [0.0] * len(gt) if m.reconstruction else score(to_uint8(gt)).tolist()
         error = (final - gt.repeat_interleave(k, 0)).flatten(1)
         errors = torch.stack([error.abs().sum(1), error.norm(dim=1)], 1)
         trained = [steps[i] for i in decisions]

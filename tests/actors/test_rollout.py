@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.rollout import PairBatch, Rollout, RolloutSettings, complete, rollout
+from actors.rollout import PairBatch, Rollout, RolloutSettings, complete, reconstruction_scores, rollout
 from restoration.base_models.interface import SamplerSettings
 from restoration.transition import (
     Schedule,
@@ -199,6 +199,15 @@ def test_records_hold_one_image_each_and_survive_the_wire() -> None:
     assert torch.equal(again.states, second.states) and torch.equal(again.log_probs, second.log_probs)
 
 
+def test_the_reconstruction_reward_is_minus_the_distance_to_the_ground_truth() -> None:
+    result = rolled(reward="reconstruction")
+    scores, gt_scores = reconstruction_scores(result)
+    assert scores.keys() == result.blocks.keys() and not gt_scores.any()
+    # the last scored image is the final output, here rounded to 8 bits
+    assert np.allclose(scores[3], -result.error_l2.numpy(), atol=0.5 / 255 * np.sqrt(3 * 16 * 16))
+    assert scores[3].std() > 0 and not np.allclose(scores[0], scores[3])
+
+
 def test_a_final_reward_stands_for_every_step() -> None:
     result = rolled(reward_at="final")
     record = complete(result, {3: np.arange(6, dtype=np.float32)}, None, metas())[0]
@@ -220,7 +229,7 @@ def test_images_are_scored_with_the_colours_that_they_are_restored_with() -> Non
     assert torch.equal(plain.states, fixed.states) and torch.equal(plain.log_probs, fixed.log_probs)
 
 
-@pytest.mark.parametrize("name", ["action_target", "reward_at", "storage_dtype", "denoise_dtype"])
+@pytest.mark.parametrize("name", ["action_target", "reward", "reward_at", "storage_dtype", "denoise_dtype"])
 def test_an_unknown_choice_is_refused_by_name(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         RolloutSettings(**{name: "nonsense"})  # type: ignore[arg-type]

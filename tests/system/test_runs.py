@@ -20,7 +20,6 @@ from cluster.records import read_metrics, without_timings
 from cluster.run_audit import audit_run
 from learner.checkpoint import latest
 from restoration.datasets.paired import DataError
-from restoration.pretrain.run import PretrainRecipe
 from tests.system.conftest import Run
 
 pytestmark = pytest.mark.timeout(900)
@@ -71,10 +70,22 @@ def test_a_run_interrupted_and_resumed_equals_one_that_was_not_bit_for_bit(start
     assert "groups_per_step: 4" in (whole.folder / "config.yaml").read_text()
 
 
-def test_a_single_process_gives_what_a_synchronous_run_of_the_system_gives(start: Start) -> None:
+@pytest.mark.parametrize(
+    "switches",
+    [
+        [],
+        [
+            *("rollout.reward=reconstruction", "rollout.reward_at=final", "rollout.action_target=sampled"),
+            *("advantage.stats=track", "objective.use_weights=false", "sampler.colour_fix=wavelet"),
+        ],
+    ],
+    ids=["ours", "other switches"],
+)
+def test_a_single_process_gives_what_a_synchronous_run_of_the_system_gives(start: Start, switches: list[str]) -> None:
     """The same recipe through `learner.reference`: other code for rollout, advantage, loss and update."""
-    system, single = start("system", "iterations=3"), start("single", "iterations=3", "--single")
+    single = start("single", "iterations=3", "--single", *switches)
     assert single.wait() == 0, single.output()
+    system = start("system", "iterations=3", *switches)
     assert system.wait() == 0, system.output()
     names = ("loss", "loss_rl", "loss_sft", "grad_norm", "reward_mean", "reward_std_within", "error_l2")
     pairs = zip(read_metrics(system.folder, "train"), read_metrics(single.folder, "train"), strict=True)
@@ -121,11 +132,3 @@ def test_missing_data_is_told_before_ray_starts(workplace: Path, tmp_path: Path)
     config = load_config(RunConfig, workplace / "recipe.yaml", ["data.root=/nowhere"])
     with pytest.raises((FileNotFoundError, DataError), match="nowhere"):
         train(config, tmp_path / "run")
-
-
-@pytest.mark.parametrize("recipe", sorted(Path("configs").glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_shipped_recipe_loads(recipe: Path) -> None:
-    if recipe.stem.startswith("pretrain"):
-        load_config(PretrainRecipe, recipe)
-    else:
-        load_config(RunConfig, recipe, [] if "model" in recipe.read_text() else ["model=models/demo"])
