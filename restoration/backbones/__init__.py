@@ -1,1 +1,1 @@
-"""Networks that turn a degraded image into the clean condition."""
+"""Networks beside the base model: cleaners, which make the clean condition, and the features of the metrics."""

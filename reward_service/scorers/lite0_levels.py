@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
+from restoration.backbones.lite0 import load_lite0
 from reward_service.scorers.interface import check_block
-from reward_service.scorers.lite0 import load_lite0
 
 LEVEL_SCORES = (5.0, 4.0, 3.0, 2.0, 1.0)  # excellent, good, fair, poor, bad
 DEFAULT_FOLDER = Path(__file__).resolve().parents[2] / "models" / "scorer"
