@@ -1,4 +1,4 @@
-# RestoRL: make setup | make demo | make test | make lint | make bench
+# RestoRL: make setup | make demo | make test | make lint | make bench | make study
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -47,6 +47,13 @@ demo: setup
 demo-seeds: setup
 	for seed in 0 1 2; do $(MAKE) demo SEED=$$seed RUN=runs/demo-seed$$seed || exit 1; done
 	$(BIN)/python -m benchmarks.demo_seeds runs/demo-seed0 runs/demo-seed1 runs/demo-seed2
+
+# The paper's comparison; goes on where it was interrupted. QUICK=1 for the three main arms of one seed.
+.PHONY: study
+study: setup
+	$(BIN)/restorl data demo data/demo --task rain --task low_light
+	$(BIN)/python -m benchmarks.study $(if $(QUICK),--quick)
+	$(BIN)/python -m benchmarks.study_report
 
 bench: setup
 	$(BIN)/python -m benchmarks.rollout

@@ -1,0 +1,173 @@
+"""The paper's comparison on the demo's photographs: python -m benchmarks.study [--quick] [--task rain] [--jobs 2]
+
+Every arm trains from the same base model by `restorl train --single` (`learner.reference`), with the same data order,
+number of iterations and seeds, and is measured on held-out tiles with the same draws of sampling noise. An arm that
+is done (benchmarks/results/study/TASK-ARM-SEED.json) is not run again, so that an interrupted study goes on;
+`python -m benchmarks.study_report` makes tables and pictures of what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.report import RESULTS, write
+from cluster.config import RunConfig
+from cluster.configure import load_config
+from cluster.models import load_policy
+from cluster.records import read_metrics
+from restoration.datasets.paired import discover
+from restoration.evaluate import evaluate_pairs
+from restoration.metrics.perceptual import Lite0Metrics
+from reward_service.scorers import make_scorer
+
+RECIPE = Path("configs/study.yaml")
+FOLDER = RESULTS / "study"
+MAIN = ("base", "diff_sft", "ours")
+ARMS: dict[str, list[str]] = {
+    "base": [],
+    "ours": [],
+    "diff_sft": ["objective.recipe=diff_sft"],
+    "rec_reward": ["rollout.reward=reconstruction"],
+    "no_weights": ["objective.use_weights=false"],
+    "sampled_action": ["rollout.action_target=sampled"],
+    "reward_final": ["rollout.reward_at=final"],
+    "norm_track": ["advantage.stats=track"],
+    "piqe_reward": ["reward.scorer=piqe"],
+}
+TASKS = ("rain", "low_light")
+SEEDS = (0, 1, 2)
+DRAWS = (101, 102)
+CURVE = ("reward_mean", "reward_std_within", "error_l2", "loss_rl", "loss_sft", "grad_norm")
+
+
+@dataclass(frozen=True)
+class Arm:
+    task: str
+    name: str
+    seed: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.task}-{self.name}-{self.seed}"
+
+    @property
+    def result(self) -> Path:
+        return FOLDER / f"{self.label}.json"
+
+    @property
+    def run(self) -> Path:
+        return Path("runs/study") / self.label
+
+    @property
+    def overrides(self) -> list[str]:
+        return [f"data.root=data/demo/{self.task}", f"seed={self.seed}", *ARMS[self.name]]
+
+
+def planned(tasks: list[str], quick: bool) -> Iterator[Arm]:
+    """The three main arms of every seed and task first, then the ablations of the first task. The base has no seed."""
+    for seed in SEEDS[:1] if quick else SEEDS:
+        for task in tasks:
+            yield from (Arm(task, name, seed) for name in MAIN if name != "base" or seed == SEEDS[0])
+    if not quick:
+        yield from (Arm(tasks[0], name, seed) for seed in SEEDS for name in ARMS if name not in MAIN)
+
+
+def run_arm(arm: Arm, extra: list[str]) -> None:
+    """Train and measure in a process of its own, of one thread."""
+    log = arm.run.with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "benchmarks.study", "--arm", arm.task, arm.name, str(arm.seed), *extra]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    with log.open("w") as output:
+        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{arm.label} failed; see {log}")
+
+
+def train_and_measure(arm: Arm, extra: list[str]) -> None:
+    from cluster.single import train_single
+
+    torch.set_num_threads(1)
+    config = load_config(RunConfig, RECIPE, [*arm.overrides, *extra])
+    began = time.monotonic()
+    curve: list[dict[str, Any]] = []
+    if arm.name != "base":
+        if not (arm.run / "run.json").exists():
+            train_single(config, arm.run)
+        for record in read_metrics(arm.run, "train"):
+            curve.append({name: record[name] for name in CURVE if name in record})
+    measured = measure(config, arm)
+    write(arm.result, {"arm": arm.name, "task": arm.task, "seed": arm.seed, "iterations": config.iterations}
+          | measured | {"curve": curve, "seconds": time.monotonic() - began})  # fmt: skip
+
+
+def measure(config: RunConfig, arm: Arm) -> dict[str, Any]:
+    """Per-image figures, each the mean over `DRAWS`, and the Fréchet distance of all draws' outputs."""
+    source = config.model if arm.name == "base" else arm.run
+    model = load_policy(source)[0]
+    pairs = discover(config.data.root, config.data.heldout, config.data.match)
+    scorers = {"reward": make_scorer("lite0_levels").score, "piqe": make_scorer("piqe").score}
+    draws, images, frechet = [], {}, []
+    for draw in DRAWS:
+        metrics = Lite0Metrics()
+        drift: dict[str, dict[str, float]] = {}
+
+        def look(image_id: str, lq: np.ndarray, out: np.ndarray, gt: np.ndarray, m=metrics, d=drift) -> None:  # type: ignore[no-untyped-def]
+            m.add(image_id, out, gt)
+            d[image_id] = {name: value - appearance(gt)[name] for name, value in appearance(out).items()}
+
+        rows = evaluate_pairs(model, pairs, config.sampler, scorers, config.evaluation.protocol, draw, on_image=look)
+        draws.append(
+            {r.image_id: r.values | {"distance": metrics.distances[r.image_id]} | drift[r.image_id] for r in rows}
+        )
+        frechet.append(metrics.frechet())
+    for image_id, values in draws[0].items():
+        images[image_id] = {name: float(np.mean([d[image_id][name] for d in draws])) for name in values}
+    return {"images": images, "frechet": float(np.mean(frechet))}
+
+
+def appearance(image: np.ndarray) -> dict[str, float]:
+    """Brightness, saturation and Laplacian energy of a uint8 [H, W, 3] image, in [0, 1] pixels."""
+    x = image.astype(np.float64) / 255
+    grey = x.mean(2)
+    laplacian = -4 * grey[1:-1, 1:-1] + grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
+    return {
+        "brightness": float(grey.mean()),
+        "saturation": float((x.max(2) - x.min(2)).mean()),
+        "laplacian": float(np.abs(laplacian).mean()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the three main arms of one seed and task")
+    parser.add_argument("--task", action="append", choices=TASKS, help="all if none is given")
+    parser.add_argument("--jobs", type=int, default=2, help="arms trained at the same time, a core each")
+    parser.add_argument("--arm", nargs=3, metavar=("TASK", "ARM", "SEED"), help="one arm, in this process")
+    options, extra = parser.parse_known_args()
+    if options.arm:
+        task, name, seed = options.arm
+        train_and_measure(Arm(task, name, int(seed)), extra)
+        return
+    tasks = options.task or list(TASKS[:1] if options.quick else TASKS)
+    todo = [arm for arm in planned(tasks, options.quick) if not arm.result.exists()]
+    print(f"{len(todo)} arms to run, {options.jobs} at a time", flush=True)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for arm, _ in zip(todo, pool.map(lambda a: run_arm(a, extra), todo), strict=True):
+            print(f"done: {arm.label}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Tables and pictures of the study's results so far: python -m benchmarks.study_report
+
+Reads benchmarks/results/study/*.json; writes study.md, study.csv, study_curves.png and study_histograms.png beside them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import defaultdict
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from scipy.stats import wasserstein_distance
+
+from benchmarks.report import RESULTS
+from benchmarks.study import ARMS, FOLDER, TASKS
+
+# name in the files -> heading, whether more is better, digits
+METRICS = {
+    "psnr": ("PSNR ↑", True, 3),
+    "ssim": ("SSIM ↑", True, 4),
+    "distance": ("lite0 distance ↓", False, 4),
+    "frechet": ("lite0 Fréchet ↓", False, 3),
+    "reward": ("reward ↑", True, 3),
+    "piqe": ("100 - PIQE ↑", True, 2),
+}
+Result = dict[str, Any]
+Arms = dict[str, list[Result]]
+
+
+def results(task: str) -> Arms:
+    """Arm -> its results, a seed each, in the order of `ARMS`."""
+    found: Arms = defaultdict(list)
+    for path in sorted(FOLDER.glob(f"{task}-*.json")):
+        result = json.loads(path.read_text())
+        found[result["arm"]].append(result)
+    return {name: found[name] for name in ARMS if name in found}
+
+
+def per_image(result: Result, metric: str) -> np.ndarray:
+    return np.array([values[metric] for _, values in sorted(result["images"].items())])
+
+
+def mean(result: Result, metric: str) -> float:
+    return float(result["frechet"]) if metric == "frechet" else float(per_image(result, metric).mean())
+
+
+def table(arms: Arms) -> list[str]:
+    """Method rows; mean over seeds ± their deviation, best bold."""
+    lines = ["| | seeds | " + " | ".join(h for h, _, _ in METRICS.values()) + " |", "|-" * (len(METRICS) + 2) + "|"]
+    values = {a: {m: [mean(r, m) for r in found] for m in METRICS} for a, found in arms.items()}
+    best = {
+        m: (max if up else min)(values, key=lambda a: float(np.mean(values[a][m]))) for m, (_, up, _) in METRICS.items()
+    }
+    first = next(iter(arms.values()))[0]
+    degraded = {m: f"input_{m}" for m in ("psnr", "ssim", "reward", "piqe")}
+    cells = [
+        f"{per_image(first, degraded[m]).mean():.{d}f}" if m in degraded else "" for m, (_, _, d) in METRICS.items()
+    ]
+    lines.append("| degraded input | | " + " | ".join(cells) + " |")
+    for arm, found in arms.items():
+        cells = []
+        for m, (_, _, digits) in METRICS.items():
+            text = f"{np.mean(values[arm][m]):.{digits}f}"
+            if len(found) > 1:
+                text += f" ± {np.std(values[arm][m], ddof=1):.{digits}f}"
+            cells.append(f"**{text}**" if best[m] == arm else text)
+        lines.append(f"| {arm} | {len(found)} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def intervals(arms: Arms) -> list[str]:
+    """`ours` minus every other arm: paired over images, seeds averaged, 95 % bootstrap interval over images."""
+    if "ours" not in arms:
+        return []
+    shown = [m for m in METRICS if m != "frechet"]
+    lines = ["| ours minus | " + " | ".join(METRICS[m][0] for m in shown) + " |", "|-" * (len(shown) + 1) + "|"]
+    rng = np.random.default_rng(0)
+    for arm in (a for a in arms if a != "ours"):
+        cells = []
+        for m in shown:
+            difference = np.mean([per_image(r, m) for r in arms["ours"]], 0) - np.mean(
+                [per_image(r, m) for r in arms[arm]], 0
+            )
+            drawn = difference[rng.integers(0, len(difference), (4000, len(difference)))].mean(1)
+            low, high = np.percentile(drawn, [2.5, 97.5])
+            cells.append(f"{difference.mean():+.3f} [{low:+.3f}, {high:+.3f}]")
+        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def drifts(arms: Arms) -> list[str]:
+    """Brightness, saturation and Laplacian energy minus those of the originals."""
+    names = ("brightness", "saturation", "laplacian")
+    lines = ["| output minus GT | " + " | ".join(names) + " |", "|-|-|-|-|"]
+    for arm, found in arms.items():
+        cells = [f"{np.mean([mean(r, n) for r in found]):+.4f}" for n in names]
+        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def curves(task: str, arms: Arms) -> None:
+    """Training reward and error of the rollouts, as the paper's Fig. 6."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4))
+    for arm, found in arms.items():
+        for axis, name in zip(axes, ("reward_mean", "error_l2"), strict=True):
+            if arm in ("rec_reward", "piqe_reward") and name == "reward_mean":
+                continue  # another scale
+            rows = [[row[name] for row in r["curve"]] for r in found if r["curve"]]
+            if rows:
+                smooth = np.convolve(np.mean(rows, 0), np.ones(5) / 5, "valid")
+                axis.plot(np.arange(3, 3 + len(smooth)), smooth, label=arm)
+    axes[0].set(title=f"{task}: reward of the rollouts (mean of 5)", xlabel="iteration")
+    axes[1].set(title="L2 error of the rollouts (mean of 5)", xlabel="iteration")
+    axes[1].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(RESULTS / f"study_{task}_curves.png", dpi=90)
+    plt.close(figure)
+
+
+def histograms(task: str, arms: Arms) -> list[str]:
+    """Scores of outputs and originals, as the paper's Fig. 1, with Wasserstein-1 to the originals."""
+    gt = per_image(next(iter(arms.values()))[0], "gt_reward")
+    figure, axis = plt.subplots(figsize=(7, 4))
+    bins = np.linspace(1, 5, 25)
+    axis.hist(gt, bins, histtype="step", linewidth=2, label="GT", color="k")
+    lines = ["| | Wasserstein-1 of the reward to GT |", "|-|-|"]
+    for arm, found in arms.items():
+        scores = np.mean([per_image(r, "reward") for r in found], 0)
+        distance = wasserstein_distance(scores, gt)
+        lines.append(f"| {arm} | {distance:.3f} |")
+        if arm in ("base", "diff_sft", "ours"):
+            axis.hist(scores, bins, alpha=0.4, label=f"{arm}, W1 {distance:.3f}")
+    axis.set(title=f"{task}: reward of held-out outputs", xlabel="reward")
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(RESULTS / f"study_{task}_histograms.png", dpi=90)
+    plt.close(figure)
+    return lines
+
+
+def main() -> None:
+    page: list[str] = []
+    with (RESULTS / "study.csv").open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["task", "arm", "seed", "iterations", "seconds", *METRICS])
+        for task in TASKS:
+            arms = results(task)
+            if not arms:
+                continue
+            for arm, found in arms.items():
+                for r in found:
+                    out.writerow(
+                        [task, arm, r["seed"], r["iterations"], round(r["seconds"]), *(mean(r, m) for m in METRICS)]
+                    )
+            curves(task, arms)
+            for part in (table(arms), intervals(arms), histograms(task, arms), drifts(arms)):
+                page += [*part, ""]
+            page = [f"## {task}", "", *page] if task == TASKS[0] else page
+    (RESULTS / "study.md").write_text("\n".join(page))
+    print("\n".join(page))
+
+
+if __name__ == "__main__":
+    main()
