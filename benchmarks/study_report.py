@@ -1,6 +1,6 @@
 """Tables and pictures of the study's results so far: python -m benchmarks.study_report
 
-Reads benchmarks/results/study/*.json; writes study.md, study.csv, study_curves.png and study_histograms.png beside them.
+Reads benchmarks/results/study/*.json; writes study.md, study.csv and, for each task, curves and histograms.
 """
 
 from __future__ import annotations
@@ -84,9 +84,8 @@ def intervals(arms: Arms) -> list[str]:
     for arm in (a for a in arms if a != "ours"):
         cells = []
         for m in shown:
-            difference = np.mean([per_image(r, m) for r in arms["ours"]], 0) - np.mean(
-                [per_image(r, m) for r in arms[arm]], 0
-            )
+            ours, other = (np.mean([per_image(r, m) for r in arms[name]], 0) for name in ("ours", arm))
+            difference = ours - other
             drawn = difference[rng.integers(0, len(difference), (4000, len(difference)))].mean(1)
             low, high = np.percentile(drawn, [2.5, 97.5])
             cells.append(f"{difference.mean():+.3f} [{low:+.3f}, {high:+.3f}]")
@@ -159,9 +158,9 @@ def main() -> None:
                         [task, arm, r["seed"], r["iterations"], round(r["seconds"]), *(mean(r, m) for m in METRICS)]
                     )
             curves(task, arms)
+            page += [f"## {task}", ""]
             for part in (table(arms), intervals(arms), histograms(task, arms), drifts(arms)):
                 page += [*part, ""]
-            page = [f"## {task}", "", *page] if task == TASKS[0] else page
     (RESULTS / "study.md").write_text("\n".join(page))
     print("\n".join(page))
 
