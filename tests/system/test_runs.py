@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from cluster.config import RunConfig
 from cluster.configure import ConfigError, load_config
 from cluster.driver import train
-from cluster.models import load_policy
 from cluster.records import read_metrics, without_timings
 from cluster.run_audit import audit_run
 from learner.checkpoint import latest
@@ -24,6 +23,12 @@ from tests.system.conftest import Run
 
 pytestmark = pytest.mark.timeout(900)
 Start = Callable[..., Run]
+
+
+def trained(run: Path) -> dict[str, torch.Tensor]:
+    path = latest(run / "checkpoints")
+    assert path is not None
+    return load_file(path / "weights.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -62,41 +67,29 @@ def test_a_run_interrupted_and_resumed_equals_one_that_was_not_bit_for_bit(start
 
     records = [without_timings(read_metrics(run.folder)) for run in (whole, resumed)]
     assert records[0] == records[1]
-    checkpoints = [latest(run.folder / "checkpoints") for run in (whole, resumed)]
-    weights = [load_file(path / "weights.safetensors") for path in checkpoints if path is not None]
+    weights = [trained(run.folder) for run in (whole, resumed)]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     assert audit_run(resumed.folder)[0].ok
     assert json.loads((whole.folder / "run.json").read_text())["run_id"].startswith("system-")
     assert "groups_per_step: 4" in (whole.folder / "config.yaml").read_text()
 
 
-@pytest.mark.parametrize(
-    "switches",
-    [
-        [],
-        [
-            *("rollout.reward=reconstruction", "rollout.reward_at=final", "rollout.action_target=sampled"),
-            *("advantage.stats=track", "objective.use_weights=false", "sampler.colour_fix=wavelet"),
-        ],
-    ],
-    ids=["ours", "other switches"],
-)
-def test_a_single_process_gives_what_a_synchronous_run_of_the_system_gives(start: Start, switches: list[str]) -> None:
+def test_a_single_process_gives_what_a_synchronous_run_of_the_system_gives(start: Start) -> None:
     """The same recipe through `learner.reference`: other code for rollout, advantage, loss and update."""
-    single = start("single", "iterations=3", "--single", *switches)
+    given = ["iterations=3", "optimiser.lr=1e-4", "sampler.colour_fix=wavelet"]
+    single = start("single", "--single", *given)
     assert single.wait() == 0, single.output()
-    system = start("system", "iterations=3", *switches)
+    system = start("system", *given)
     assert system.wait() == 0, system.output()
     names = ("loss", "loss_rl", "loss_sft", "grad_norm", "reward_mean", "reward_std_within", "error_l2")
     pairs = zip(read_metrics(system.folder, "train"), read_metrics(single.folder, "train"), strict=True)
     for ours, reference in pairs:
         for name in names:
             assert ours[name] == pytest.approx(reference[name], rel=1e-4, abs=1e-5), (ours["iteration"], name)
-    ours, reference = (load_policy(run.folder)[0].policy.state_dict() for run in (system, single))
+    ours, reference = (trained(run.folder) for run in (system, single))
     assert all(torch.allclose(value, reference[name], rtol=0, atol=1e-5) for name, value in ours.items())
-    assert not all(
-        torch.equal(v, load_policy(system.folder, "base")[0].policy.state_dict()[n]) for n, v in ours.items()
-    )
+    moved = max(float(value.abs().max()) for name, value in ours.items() if "lora_B" in name)  # from 0
+    assert moved > 1e-4
 
 
 def test_a_scorer_that_gives_nan_ends_the_run_with_its_reason_and_no_reward_of_0(start: Start) -> None:

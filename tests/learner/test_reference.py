@@ -1,0 +1,69 @@
+"""The reference's own rollout against that of the actors; its step is held to the learner's in test_learner."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from actors.rollout import PairBatch, RolloutSettings, complete, reconstruction_scores, rollout
+from learner.advantage import AdvantageSettings
+from learner.reference import Method, Reference
+from restoration.base_models.interface import SamplerSettings
+from restoration.images import to_uint8
+from tests.actors.test_rollout import metas
+from tests.learner.fakes import FakeModel
+
+SIDE, ROLLOUTS = 16, 3
+
+
+def contrast(images: np.ndarray) -> np.ndarray:
+    return images.astype(np.float32).std((1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {},
+        {"action_target": "sampled", "reward_stride": 2},
+        {"reward_at": "final"},
+        {"reward": "reconstruction"},
+    ],
+    ids=lambda s: "-".join(s) or "ours",
+)
+def test_its_rollouts_are_those_of_the_actors(switches: dict[str, object]) -> None:
+    sampler = SamplerSettings(steps=5, eta=0.8, colour_fix="adain")
+    settings = RolloutSettings(2, ROLLOUTS, crop=0, decode_batch=2, **switches)  # type: ignore[arg-type]
+    lq, gt = torch.rand(2, 2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    ids, names = ["image0", "image1"], ["g0", "g1"]
+    batch = PairBatch(ids, [(0, 0, SIDE, SIDE)] * 2, [False] * 2, lq, gt)
+    rolled = rollout(FakeModel(), batch, sampler, settings, torch.Generator().manual_seed(1))
+    if settings.reward == "reconstruction":
+        scores, gt_scores = reconstruction_scores(rolled)
+    else:
+        scores, gt_scores = {i: contrast(block) for i, block in rolled.blocks.items()}, contrast(to_uint8(gt))
+    method = Method(
+        sampler=sampler,
+        advantage=AdvantageSettings(clamp_to_gt=True),
+        rollouts=ROLLOUTS,
+        enhanced=settings.action_target == "enhanced",
+        reconstruction=settings.reward == "reconstruction",
+        final_only=settings.reward_at == "final",
+        stride=settings.reward_stride,
+        decode_batch=2,
+    )
+    groups = Reference(FakeModel(), method).rollout(names, ids, lq, gt, contrast, torch.Generator().manual_seed(1))
+    for ours, record in zip(groups, complete(rolled, scores, gt_scores, metas()), strict=True):
+        assert (ours.name, ours.image_id) == (record.meta.group_id, record.meta.image_id)
+        assert [step.index for step in ours.steps] == record.step_index.tolist()
+        assert torch.equal(ours.rewards.isnan(), ~record.scored)
+        assert ours.gt_reward == pytest.approx(record.gt_reward)
+        pairs = (
+            (ours.states, record.states),
+            (ours.targets, record.targets),
+            (ours.log_probs, record.log_probs),
+            (ours.rewards.nan_to_num(), record.rewards.nan_to_num()),
+            (ours.errors, torch.stack([record.error_l1, record.error_l2], 1)),
+        )
+        for reference, system in pairs:
+            assert torch.allclose(reference, system, rtol=1e-5, atol=1e-5)
