@@ -133,8 +133,11 @@ class RolloutActor:
 
         with self.denoising:
             model: BaseModel = self.model
-            if weights is None:
+            if weights is None or weights.averaged:  # in a model of their own: the policy keeps its weights
                 model = load(self.spec.model).to(self.spec.device)
+                if weights is not None:
+                    make_trainable(model, self.spec.adapt)
+                    load_trainable(model, self._fetch(weights))
             else:
                 self._take(weights)
             rows = evaluate_pairs(
@@ -154,10 +157,12 @@ class RolloutActor:
     def _take(self, weights: WeightsMessage) -> None:
         if (weights.epoch, weights.version) == (self.epoch, self.version):
             return
-        require_epoch(weights, self.epoch)
-        state, _ = from_bytes(memoryview(ray.get(weights.ref)), self.epoch)
-        load_trainable(self.model, state)
+        load_trainable(self.model, self._fetch(weights))
         self.version, self.epoch = weights.version, weights.epoch
+
+    def _fetch(self, weights: WeightsMessage) -> dict[str, torch.Tensor]:
+        require_epoch(weights, self.epoch)
+        return from_bytes(memoryview(ray.get(weights.ref)), self.epoch)[0]
 
     def _denoise(self, item: WorkItem) -> Rollout:
         generator = torch.Generator().manual_seed(seed_of(self.spec.seed, item.index))

@@ -97,7 +97,7 @@ def main() -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # 15 s are too few on a busy machine
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="warning")
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="warning", log_to_driver=False)
     burn = {"turns": turns_for(COST_MS)}
     try:
         results = [

@@ -40,7 +40,8 @@ def load_policy(run_or_folder: Path, checkpoint: str = "latest") -> tuple[BaseMo
     Args:
         run_or_folder: a run (its base model with the tensors it has trained) or the folder of a model, whose sampler
             is the one of the recipe it was trained with.
-        checkpoint: of a run: "latest", "base" (as before training) or the number of an iteration.
+        checkpoint: of a run: "latest", "average" (of the weights, with optimiser.ema), "base" (as before training) or
+            the number of an iteration.
 
     Raises:
         ConfigError: neither a run nor a model.
@@ -61,7 +62,8 @@ def load_policy(run_or_folder: Path, checkpoint: str = "latest") -> tuple[BaseMo
     config = load_run_config(folder)
     model = load(config.model)
     if checkpoint != "base":
-        _load_trained(model, config, _find_checkpoint(folder, checkpoint))
+        averaged = checkpoint == "average"
+        _load_trained(model, config, _find_checkpoint(folder, "latest" if averaged else checkpoint), averaged)
     model.policy.eval().requires_grad_(False)
     return model, config.sampler
 
@@ -81,15 +83,16 @@ def _find_checkpoint(run: Path, wanted: str) -> Path:
     return found
 
 
-def _load_trained(model: BaseModel, config: RunConfig, checkpoint: Path) -> None:
+def _load_trained(model: BaseModel, config: RunConfig, checkpoint: Path, averaged: bool) -> None:
     import safetensors.torch
 
     from learner.checkpoint import CheckpointError, read
-    from learner.learner import STATE_FILES
+    from learner.learner import AVERAGE_FILE, STATE_FILES
     from restoration.adapters import load_trainable, make_trainable
 
-    files = read(checkpoint)
-    if STATE_FILES[0] not in files:
-        raise CheckpointError(f"{checkpoint} holds no {STATE_FILES[0]}; choose another checkpoint")
+    files, wanted = read(checkpoint), AVERAGE_FILE if averaged else STATE_FILES[0]
+    if wanted not in files:
+        advice = "train with optimiser.ema, or choose latest" if averaged else "choose another checkpoint"
+        raise CheckpointError(f"{checkpoint} holds no {wanted}; {advice}")
     make_trainable(model, config.adapt)
-    load_trainable(model, safetensors.torch.load(files[STATE_FILES[0]]))
+    load_trainable(model, safetensors.torch.load(files[wanted]))

@@ -49,6 +49,9 @@ def reward_curve(train: Sequence[Record], evaluations: Sequence[Record]) -> byte
         shown = [(key, title) for key, title in (("reward", "Held-out reward"), ("psnr", "Held-out PSNR (dB)"))]
         for axis, (key, title) in zip(axes[1:], [s for s in shown if held[s[0]][0]], strict=True):
             axis.plot(*held[key], color=TUNED, linewidth=2, marker="o", markersize=3.5, label="RL")
+            averaged = series([r for r in evaluations if r.get("who") == "ema"], key)
+            if averaged[0]:
+                axis.plot(*averaged, color=TRUTH, linewidth=2, marker="o", markersize=3.5, label="RL, averaged weights")
             if base[key]:
                 axis.axhline(base[key][0], color=BASE, linestyle="--", label="base")
             axis.set(title=title, xlabel="iteration")

@@ -194,6 +194,10 @@ class RunState:
             _write_output(self.folder / "evaluation" / "rl" / f"{image_id}.png", image)
         self._strips(images, self.folder / "strips" / f"iter_{done:06d}.png")
         self.log.append({"kind": "eval", "iteration": done, "who": "now", **means})
+        if self.config.optimiser.ema:
+            rows, _ = parts.evaluate(parts.learner.publish(averaged=True), known=self.base_rows)
+            write_csv(self.folder / "evaluation" / "ema.csv", rows)
+            self.log.append({"kind": "eval", "iteration": done, "who": "ema", **mean_values(rows)})
         self.display.update(done, psnr=means["psnr"])
         self.iteration_began = time.monotonic()
 

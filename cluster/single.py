@@ -22,7 +22,7 @@ from cluster.config import RunConfig
 from cluster.configure import ConfigError, save_config
 from cluster.records import MetricsLog
 from learner import checkpoint
-from learner.learner import STATE_FILES
+from learner.learner import AVERAGE_FILE, STATE_FILES
 from learner.reference import Group, Method, Reference
 from restoration.adapters import trainable_state
 from restoration.base_models import load
@@ -64,6 +64,7 @@ def method_of(config: RunConfig) -> Method:
         weight_decay=o.weight_decay,
         warmup=o.warmup,
         grad_clip=o.grad_clip,
+        ema=o.ema,
         seed=config.seed,
     )
 
@@ -114,8 +115,9 @@ def train_single(
                 log.append({"kind": "eval", "iteration": iteration, "who": "now", **mean_values(rows)})
             if progress is not None:
                 progress(iteration, metrics)
-    weights = safetensors.torch.save({n: v.contiguous() for n, v in trainable_state(runner.model).items()})
-    checkpoint.write(folder / "checkpoints", config.iterations, {STATE_FILES[0]: weights}, config.keep_checkpoints)
+    files = {STATE_FILES[0]: trainable_state(runner.model)} | ({AVERAGE_FILE: runner.average} if runner.average else {})
+    saved = {name: safetensors.torch.save(state) for name, state in files.items()}
+    checkpoint.write(folder / "checkpoints", config.iterations, saved, config.keep_checkpoints)
     identity = {"run_id": f"{config.name}-single", "seconds": time.monotonic() - began}
     (folder / "run.json").write_text(json.dumps(identity, indent=2) + "\n")
     return rows

@@ -29,6 +29,7 @@ class OptimiserSettings:
     Attributes:
         warmup: iterations over which the learning rate grows linearly to `lr`.
         grad_clip: largest global gradient norm, 0 for no clipping.
+        ema: decay, an iteration, of an average of the trained weights that is evaluated beside them; 0 keeps none.
         zero_stage: 0 replicates, 1 shards optimiser state, 2 gradients too, 3 parameters too.
     """
 
@@ -38,6 +39,7 @@ class OptimiserSettings:
     weight_decay: float = 0.0
     warmup: int = 0
     grad_clip: float = 1.0
+    ema: float = 0.0
     zero_stage: int = 0
 
     def __post_init__(self) -> None:
@@ -49,6 +51,8 @@ class OptimiserSettings:
             raise ValueError(f"optimiser.eps={self.eps}: above 0")
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise ValueError(f"optimiser.betas={self.betas}: two numbers in [0, 1)")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"optimiser.ema={self.ema}: from 0 (none) to below 1")
         for name in ("weight_decay", "warmup", "grad_clip"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"optimiser.{name}={getattr(self, name)}: 0 or above")

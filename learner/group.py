@@ -123,9 +123,9 @@ class _RankProcess:
     def settle(self) -> None:
         self._opened().settle()
 
-    def weights(self, epoch: int, run_id: str) -> np.ndarray | None:
+    def weights(self, epoch: int, run_id: str, averaged: bool) -> np.ndarray | None:
         """On rank 0 the published bytes as uint8, which readers on a node share instead of copying."""
-        data = self._started().trainable_bytes(epoch, run_id)
+        data = self._started().trainable_bytes(epoch, run_id, averaged)
         return None if data is None else np.frombuffer(data, np.uint8)
 
     def save(self, root: Path, keep: int) -> Path | None:
@@ -216,10 +216,15 @@ class LearnerGroup:
         self.iteration, self.weights_version = int(metrics["iteration"] or 0), int(metrics["weights_version"] or 0)
         return metrics
 
-    def publish(self) -> WeightsMessage:
-        """The current weights in the object store, once, for every actor to read; owned by the caller's process."""
-        references = self._call("weights", self.epoch, self.run_id, timeout_s=self.group.step_timeout_s, keep=True)
-        return WeightsMessage(self.weights_version, self.epoch, references[0])
+    def publish(self, averaged: bool = False) -> WeightsMessage:
+        """The current weights in the object store, once, for every actor to read; owned by the caller's process.
+
+        Args:
+            averaged: their average over iterations instead (`optimiser.ema`).
+        """
+        limit = self.group.step_timeout_s
+        references = self._call("weights", self.epoch, self.run_id, averaged, timeout_s=limit, keep=True)
+        return WeightsMessage(self.weights_version, self.epoch, references[0], averaged)
 
     def save(self, root: Path, keep: int = 3) -> Path:
         """Rank 0 writes a checkpoint below `root`, with what was consumed since the last one; returns its folder.

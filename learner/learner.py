@@ -17,6 +17,7 @@ from torch import Tensor
 
 from learner import checkpoint
 from learner.advantage import AdvantageSettings, RewardTracks
+from learner.average import WeightAverage
 from learner.batch import GlobalBatch, PairLoader, Work, assemble, make_work, plan_updates, share
 from learner.engine import Engine, OptimiserSettings, join
 from learner.objective import ObjectiveSettings
@@ -28,6 +29,7 @@ from restoration.weights import WeightsInfo, to_bytes
 from trajectories.schema import Trajectories, decode
 
 STATE_FILES = ("weights.safetensors", "optimiser.safetensors", "learner.json")
+AVERAGE_FILE = "average.safetensors"  # with optimiser.ema
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ class LearnerRank:
         self.engine = Engine(replay, trained_parameters(self.model), settings.optimiser)
         self.loader = Loader(self.model, pairs, self.device)
         self.tracks = RewardTracks(settings.advantage)
+        self.average = WeightAverage(settings.optimiser.ema) if settings.optimiser.ema else None
         self.iteration = 0
         self.weights_version = 0
 
@@ -157,6 +160,8 @@ class LearnerRank:
             self.loader.clear()
         self.iteration += 1
         self.weights_version += 1
+        if self.average is not None:
+            self.average.update(self.engine.weights())
         metrics |= batch_summary(batch)
         metrics |= {
             "iteration": self.iteration,
@@ -240,13 +245,15 @@ class LearnerRank:
             norms[name] = float(flat.norm())
         return norms
 
-    def trainable_bytes(self, epoch: int, run_id: str = "") -> bytes | None:
-        """Collective: the trained tensors as safetensors bytes on rank 0, None elsewhere."""
-        weights = self.engine.weights()
+    def trainable_bytes(self, epoch: int, run_id: str = "", averaged: bool = False) -> bytes | None:
+        """Collective: the trained tensors, or their average, as safetensors bytes on rank 0, None elsewhere."""
+        if averaged and self.average is None:
+            raise ValueError("there is no average of the weights: set optimiser.ema")
+        weights = self.average.weights if averaged and self.average is not None else self.engine.weights()
         return to_bytes(weights, WeightsInfo(self.weights_version, epoch, run_id)) if self.rank == 0 else None
 
     def state_files(self) -> dict[str, bytes]:
-        """Collective: the rank-independent state as the contents of `STATE_FILES` on rank 0, {} elsewhere."""
+        """Collective: the rank-independent state by file name (`STATE_FILES`, `AVERAGE_FILE`) on rank 0, else {}."""
         weights, optimiser = self.engine.weights(), self.engine.optimiser_state()
         if self.rank:
             return {}
@@ -254,10 +261,14 @@ class LearnerRank:
             "iteration": self.iteration,
             "weights_version": self.weights_version,
             "tracks": self.tracks.state_dict(),
+            "averaged_updates": self.average.updates if self.average is not None else 0,
             "torch_rng": torch.get_rng_state().tolist(),
         }
         contents = (safetensors.torch.save(weights), safetensors.torch.save(optimiser), json.dumps(progress).encode())
-        return dict(zip(STATE_FILES, contents, strict=True))
+        files = dict(zip(STATE_FILES, contents, strict=True))
+        if self.average is not None and self.average.weights:
+            files[AVERAGE_FILE] = safetensors.torch.save(self.average.weights)
+        return files
 
     def load_files(self, files: Mapping[str, bytes]) -> None:
         """Collective: continue from `state_files`; bit-identical with the same number of ranks.
@@ -272,6 +283,8 @@ class LearnerRank:
             self.tracks.load_state_dict(progress["tracks"])
             self.iteration, self.weights_version = progress["iteration"], progress["weights_version"]
             torch.set_rng_state(torch.tensor(progress["torch_rng"], dtype=torch.uint8))
+            if self.average is not None and AVERAGE_FILE in files:  # without it, averaging begins here
+                self.average.load(safetensors.torch.load(files[AVERAGE_FILE]), progress["averaged_updates"])
         except (KeyError, ValueError, safetensors.SafetensorError) as error:
             raise checkpoint.CheckpointError(f"this checkpoint doesn't continue this run: {error}") from error
 

@@ -57,6 +57,7 @@ class Method:
     weight_decay: float = 0.0
     warmup: int = 0
     grad_clip: float = 1.0
+    ema: float = 0.0
     seed: int = 0
 
 
@@ -98,6 +99,7 @@ class Reference:
             parameters, lr=method.lr, betas=method.betas, eps=method.eps, weight_decay=method.weight_decay
         )
         self.tracks: dict[tuple[str, int], list[float]] = defaultdict(list)
+        self.average: dict[str, Tensor] = {}  # of the trained weights, with `ema`
 
     # --- acting (method.md 2 to 4)
 
@@ -201,6 +203,11 @@ class Reference:
             norm = torch.nn.utils.clip_grad_norm_(parameters, m.grad_clip or torch.inf)
             self.optimiser.step()
         self.iteration += 1
+        if m.ema:
+            keep = min(m.ema, (1 + self.iteration) / (10 + self.iteration))
+            for name, parameter in trained_parameters(self.model).items():
+                now = parameter.detach().float().cpu().clone()
+                self.average[name] = keep * self.average.get(name, now) + (1 - keep) * now
         loss = {"loss": sums["loss_rl"] + sums["loss_sft"] + sums["loss_kl"], "grad_norm": float(norm)}
         return dict(sums) | loss
 

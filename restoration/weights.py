@@ -34,11 +34,15 @@ class WeightsInfo:
 
 @dataclass(frozen=True)
 class WeightsMessage:
-    """What the driver hands to the actors: `ref` is the reference of the bytes in the object store (or the bytes)."""
+    """What the driver hands to the actors: `ref` is the reference of the bytes in the object store (or the bytes).
+
+    `averaged` weights are for evaluation only: no policy acts with them.
+    """
 
     version: int
     epoch: int
     ref: Any
+    averaged: bool = False
 
 
 def to_bytes(state: Mapping[str, Tensor], info: WeightsInfo) -> bytes:

@@ -26,6 +26,7 @@ def as_method(settings: LearnerSettings) -> Method:
         weight_decay=o.weight_decay,
         warmup=o.warmup,
         grad_clip=o.grad_clip,
+        ema=o.ema,
         seed=settings.seed,
     )
 

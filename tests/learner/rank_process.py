@@ -28,7 +28,8 @@ BASE = LearnerSettings(
     threads=1,
 )
 VARIANTS = {
-    **{f"zero{stage}": replace(BASE, optimiser=replace(BASE.optimiser, zero_stage=stage)) for stage in range(4)},
+    **{f"zero{stage}": replace(BASE, optimiser=replace(BASE.optimiser, zero_stage=stage)) for stage in range(3)},
+    "zero3": replace(BASE, optimiser=replace(BASE.optimiser, zero_stage=3, ema=0.2)),
     "micro1": replace(BASE, micro_batch=1),
     "micro64": replace(BASE, micro_batch=64),
     "full0": replace(BASE, adapt=AdaptSettings("full")),
@@ -49,7 +50,7 @@ VARIANTS = {
             clamp_to_gt=True,
             unscored="next",
         ),
-        optimiser=replace(BASE.optimiser, warmup=2, weight_decay=0.1),
+        optimiser=replace(BASE.optimiser, warmup=2, weight_decay=0.1, ema=0.5),
     ),
     "l1": replace(BASE, objective=ObjectiveSettings(difficulty_norm="l1"), advantage=AdvantageSettings()),
     "diff_sft": replace(BASE, objective=ObjectiveSettings(recipe="diff_sft")),
@@ -97,6 +98,8 @@ def train(variant: str, rank: int, world: int, port: int) -> dict[str, Any]:
         "files_after": gathered(learner),
         "resumed_files_after": gathered(again),
         "published": learner.trainable_bytes(epoch=4),
+        "average": dict(learner.average.weights) if learner.average else {},
+        "resumed_average": dict(again.average.weights) if again.average else {},
     }
 
 

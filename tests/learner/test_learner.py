@@ -94,6 +94,8 @@ def test_every_rank_zero_stage_and_switch_equals_the_reference_step_for_step(
             for name in ("loss", "loss_rl", "loss_sft", "loss_kl", "grad_norm"):
                 assert found["metrics"][i][name] == pytest.approx(metrics[name], abs=1e-5, rel=1e-5), (who, name)
             assert_close(found["weights"][i], trainable_state(reference.model))
+    assert_close(results["one"][variant]["average"], reference.average)
+    assert bool(reference.average) == bool(settings.optimiser.ema)
 
 
 @pytest.mark.parametrize("variant", TWO)
@@ -189,6 +191,18 @@ def test_checkpoints_do_not_depend_on_ranks_or_zero_stage(results: dict[str, Any
         for who in ("one", "two0"):
             for variant in ("zero0", "zero1", "zero2", "zero3"):
                 assert_close(load(results[who][variant]["files"][name]), expected)
+
+
+@pytest.mark.parametrize("who", ["one", "two0"])
+def test_the_average_of_the_weights_lies_behind_them_and_survives_a_checkpoint(
+    results: dict[str, Any], who: str
+) -> None:
+    run = results[who]["zero3"]
+    assert_close(run["resumed_average"], run["average"], atol=0)
+    assert any(not torch.equal(value, run["weights"][-1][name]) for name, value in run["average"].items())
+    for name, value in run["average"].items():
+        over = torch.stack([weights[name] for weights in run["weights"]])
+        assert ((value >= over.amin(0) - 1e-6) & (value <= over.amax(0) + 1e-6)).all(), name
 
 
 @pytest.mark.parametrize("variant", TWO)

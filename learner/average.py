@@ -1,0 +1,33 @@
+"""Exponential moving average of the trained weights: what a noisy policy gradient circles around."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+class WeightAverage:
+    """After update n: average <- d average + (1 - d) weights, d = min(decay, (1 + n) / (10 + n)).
+
+    The second term lets the average leave the first weights early (as the EMA of diffusers does).
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self.weights: dict[str, Tensor] = {}
+
+    def load(self, weights: Mapping[str, Tensor], updates: int) -> None:
+        """Go on from an average of `updates` iterations."""
+        self.weights, self.updates = dict(weights), updates
+
+    @torch.no_grad()
+    def update(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the weights of an iteration in; float32, on any device, kept where they are first."""
+        if not self.weights:
+            self.weights = {name: value.detach().clone() for name, value in weights.items()}
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for name, value in weights.items():
+            self.weights[name].lerp_(value.to(self.weights[name].device), 1 - decay)
