@@ -56,7 +56,7 @@ def make_group(cluster: None) -> Callable[[int], LearnerGroup]:
 def test_a_group_learns_publishes_refuses_resumes_and_reports_a_killed_rank(
     make_group: Callable[[int], LearnerGroup], tmp_path: Path
 ) -> None:
-    first, second, _ = batches(BASE)
+    first, second, _ = batches("zero0")
     with make_group(2) as group:
         metrics = group.step([encode(g) for g in first])
         assert metrics["weights_version"] == 1 and metrics["ratio_max"] == pytest.approx(1, abs=1e-6)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from cluster.config import RunConfig
 from cluster.configure import ConfigError, load_config
 from cluster.driver import train
+from cluster.models import load_policy
 from cluster.records import read_metrics, without_timings
 from cluster.run_audit import audit_run
 from learner.checkpoint import latest
@@ -25,10 +26,10 @@ pytestmark = pytest.mark.timeout(900)
 Start = Callable[..., Run]
 
 
-def trained(run: Path) -> dict[str, torch.Tensor]:
+def trained(run: Path, file: str = "weights.safetensors") -> dict[str, torch.Tensor]:
     path = latest(run / "checkpoints")
     assert path is not None
-    return load_file(path / "weights.safetensors")
+    return load_file(path / file)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_a_run_interrupted_and_resumed_equals_one_that_was_not_bit_for_bit(start
 
 def test_a_single_process_gives_what_a_synchronous_run_of_the_system_gives(start: Start) -> None:
     """The same recipe through `learner.reference`: other code for rollout, advantage, loss and update."""
-    given = ["iterations=3", "optimiser.lr=1e-4", "sampler.colour_fix=wavelet"]
+    given = ["iterations=3", "optimiser.lr=1e-4", "sampler.colour_fix=wavelet", "optimiser.ema=0.5"]
     single = start("single", "--single", *given)
     assert single.wait() == 0, single.output()
     system = start("system", *given)
@@ -86,10 +87,14 @@ def test_a_single_process_gives_what_a_synchronous_run_of_the_system_gives(start
     for ours, reference in pairs:
         for name in names:
             assert ours[name] == pytest.approx(reference[name], rel=1e-4, abs=1e-5), (ours["iteration"], name)
-    ours, reference = (trained(run.folder) for run in (system, single))
-    assert all(torch.allclose(value, reference[name], rtol=0, atol=1e-5) for name, value in ours.items())
+    for file in ("average.safetensors", "weights.safetensors"):
+        ours, reference = (trained(run.folder, file) for run in (system, single))
+        assert all(torch.allclose(value, reference[name], rtol=0, atol=1e-5) for name, value in ours.items())
     moved = max(float(value.abs().max()) for name, value in ours.items() if "lora_B" in name)  # from 0
     assert moved > 1e-4
+    assert [r["who"] for r in read_metrics(system.folder, "eval")] == ["base", "now", "ema", "now", "ema"]
+    averaged = load_policy(system.folder, "average")[0].policy.state_dict()
+    assert torch.equal(averaged[name := next(iter(ours))], trained(system.folder, "average.safetensors")[name])
 
 
 def test_a_scorer_that_gives_nan_ends_the_run_with_its_reason_and_no_reward_of_0(start: Start) -> None:
