@@ -44,12 +44,12 @@ def method_of(config: RunConfig) -> Method:
     ):
         if value != "float32":
             raise ConfigError.of(f"{name}={value}: a single process computes in float32 only; use `restorl train`")
-    o = config.optimiser
     return Method(
         sampler=config.sampler,
         adapt=config.adapt,
         objective=config.objective,
         advantage=config.advantage,
+        optimiser=config.optimiser,
         rollouts=config.rollout.rollouts_per_image,
         enhanced=config.rollout.action_target == "enhanced",
         reconstruction=config.rollout.reward == "reconstruction",
@@ -58,13 +58,6 @@ def method_of(config: RunConfig) -> Method:
         decode_batch=config.rollout.decode_batch,
         updates_per_batch=config.learner.updates_per_batch,
         inner_epochs=config.learner.inner_epochs,
-        lr=o.lr,
-        betas=o.betas,
-        eps=o.eps,
-        weight_decay=o.weight_decay,
-        warmup=o.warmup,
-        grad_clip=o.grad_clip,
-        ema=o.ema,
         seed=config.seed,
     )
 

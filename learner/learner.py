@@ -19,8 +19,9 @@ from learner import checkpoint
 from learner.advantage import AdvantageSettings, RewardTracks
 from learner.average import WeightAverage
 from learner.batch import GlobalBatch, PairLoader, Work, assemble, make_work, plan_updates, share
-from learner.engine import Engine, OptimiserSettings, join
+from learner.engine import Engine, join
 from learner.objective import ObjectiveSettings
+from learner.optimiser import OptimiserSettings
 from learner.replay import Loader, PolicyMicro, Replay, SftMicro
 from learner.statistics import Statistics, batch_summary
 from restoration.adapters import AdaptSettings, make_trainable, trained_parameters

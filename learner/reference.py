@@ -21,6 +21,7 @@ from torch.distributions import Normal
 
 from learner.advantage import AdvantageSettings
 from learner.objective import ObjectiveSettings
+from learner.optimiser import OptimiserSettings
 from learner.replay import sft_draw
 from restoration.adapters import AdaptSettings, make_trainable, reference, trained_parameters
 from restoration.base_models.interface import BaseModel, Condition, SamplerSettings
@@ -33,7 +34,7 @@ ScoreFunction = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Method:
-    """The switches of method.md. See the settings of each room for their meaning; those below are the optimiser's.
+    """The switches of method.md; see each setting for its meaning.
 
     `enhanced`, `reconstruction`, `final_only`, `stride` and `rollouts` (K) are the rollout's `action_target`, `reward`,
     `reward_at`, `reward_stride` and `rollouts_per_image`; `decode_batch` bounds the memory of the decoder.
@@ -43,6 +44,7 @@ class Method:
     adapt: AdaptSettings = field(default_factory=AdaptSettings)
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     advantage: AdvantageSettings = field(default_factory=AdvantageSettings)
+    optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
     rollouts: int = 8
     enhanced: bool = True
     reconstruction: bool = False
@@ -51,13 +53,6 @@ class Method:
     decode_batch: int = 8
     updates_per_batch: int = 1
     inner_epochs: int = 1
-    lr: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    warmup: int = 0
-    grad_clip: float = 1.0
-    ema: float = 0.0
     seed: int = 0
 
 
@@ -95,9 +90,8 @@ class Reference:
         self.model, self.method, self.iteration = model, method, 0
         parameters = make_trainable(model, method.adapt)
         model.policy.eval()  # dropout would replay another policy than the one that acted
-        self.optimiser = torch.optim.AdamW(
-            parameters, lr=method.lr, betas=method.betas, eps=method.eps, weight_decay=method.weight_decay
-        )
+        o = method.optimiser
+        self.optimiser = torch.optim.AdamW(parameters, o.lr, o.betas, o.eps, o.weight_decay)
         self.tracks: dict[tuple[str, int], list[float]] = defaultdict(list)
         self.average: dict[str, Tensor] = {}  # of the trained weights, with `ema`
 
@@ -186,7 +180,7 @@ class Reference:
 
     def step(self, groups: Sequence[Group]) -> dict[str, float]:
         """One iteration; `loss`, `loss_rl`, `loss_sft`, `loss_kl` (means over the updates) and the last `grad_norm`."""
-        m = self.method
+        m, o = self.method, self.method.optimiser
         groups = sorted(groups, key=lambda g: g.name)
         advantages = self.advantages(groups)
         count = min(m.updates_per_batch, len(groups))
@@ -198,13 +192,13 @@ class Reference:
             for name, value in self.backward(groups[part], advantages[part], update).items():
                 sums[name] += value / len(parts)
             for settings in self.optimiser.param_groups:
-                settings["lr"] = m.lr * min(1.0, (self.iteration + 1) / m.warmup if m.warmup else 1.0)
+                settings["lr"] = o.lr * min(1.0, (self.iteration + 1) / o.warmup if o.warmup else 1.0)
             parameters = [p for p in trained_parameters(self.model).values() if p.grad is not None]
-            norm = torch.nn.utils.clip_grad_norm_(parameters, m.grad_clip or torch.inf)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, o.grad_clip or torch.inf)
             self.optimiser.step()
         self.iteration += 1
-        if m.ema:
-            keep = min(m.ema, (1 + self.iteration) / (10 + self.iteration))
+        if o.ema:
+            keep = min(o.ema, (1 + self.iteration) / (10 + self.iteration))
             for name, parameter in trained_parameters(self.model).items():
                 now = parameter.detach().float().cpu().clone()
                 self.average[name] = keep * self.average.get(name, now) + (1 - keep) * now

@@ -12,21 +12,14 @@ from trajectories.schema import Trajectories
 
 
 def as_method(settings: LearnerSettings) -> Method:
-    o = settings.optimiser
     return Method(
         sampler=settings.sampler,
         adapt=settings.adapt,
         objective=settings.objective,
         advantage=settings.advantage,
+        optimiser=settings.optimiser,
         updates_per_batch=settings.updates_per_batch,
         inner_epochs=settings.inner_epochs,
-        lr=o.lr,
-        betas=o.betas,
-        eps=o.eps,
-        weight_decay=o.weight_decay,
-        warmup=o.warmup,
-        grad_clip=o.grad_clip,
-        ema=o.ema,
         seed=settings.seed,
     )
 

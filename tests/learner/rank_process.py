@@ -10,9 +10,10 @@ import torch
 
 from learner.advantage import AdvantageSettings
 from learner.batch import BatchError
-from learner.engine import OptimiserSettings, without_compiler
+from learner.engine import without_compiler
 from learner.learner import LearnerRank, LearnerSettings
 from learner.objective import ObjectiveSettings
+from learner.optimiser import OptimiserSettings
 from restoration.adapters import AdaptSettings, make_trainable
 from tests.learner.fakes import SAMPLER, FakeModel, fake_pairs, roll_out_group
 from trajectories.schema import Trajectories, encode

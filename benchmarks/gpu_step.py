@@ -1,0 +1,136 @@
+"""Cost of a rollout step and of a replay step of DiffBIR at SD-2.1 size, from random weights:
+
+    python -m benchmarks.gpu_step [--batch 1 2 4 8 16] [--size 512] [--output benchmarks/results/gpu_step.json]
+
+Needs torch, diffusers and peft, and a GPU for figures that mean something (`--tiny` runs a small model anywhere). A
+rollout step is one evaluation of ControlNet and UNet with the transition, without gradient; a replay step is the same
+with the log-prob, the surrogate and the backward pass, for LoRA and for full training of the ControlNet. Peak memory
+is torch's, weights and gradients included, without optimiser state.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from torch import Tensor
+
+from benchmarks.report import RESULTS, write
+from learner.objective import surrogate
+from restoration.adapters import AdaptSettings, make_trainable
+from restoration.base_models.diffbir import DiffBIRSettings, Policy
+from restoration.transition import ddim_schedule, scaled_linear_alphas, transition
+
+SD21: dict[str, Any] = {
+    "block_out_channels": (320, 640, 1280, 1280),
+    "attention_head_dim": (5, 10, 20, 20),
+    "cross_attention_dim": 1024,
+    "use_linear_projection": True,
+}
+TINY = SD21 | {"block_out_channels": (32, 32, 64, 64), "attention_head_dim": (2, 2, 2, 2), "cross_attention_dim": 32}
+
+
+class Model:
+    """As much of a `BaseModel` as adapting takes."""
+
+    name = "diffbir at SD-2.1 size, random weights"
+    trainable_names = ("controlnet.",)
+    lora_targets = rf"controlnet\.(?:.*\.)?(?:{DiffBIRSettings().lora_layers})"
+
+    def __init__(self, config: dict[str, Any], device: str) -> None:
+        with torch.device(device):
+            unet = UNet2DConditionModel(in_channels=4, out_channels=4, sample_size=64, **config)
+            self.policy = Policy(unet, ControlNetModel(in_channels=8, **config)).eval()
+
+
+def seconds(work: Callable[[], object], device: str, rounds: int) -> float:
+    """The fastest of `rounds`, after one to warm up."""
+
+    def once() -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    once()
+    return min(once() for _ in range(rounds))
+
+
+def measure(mode: str, batch: int, options: argparse.Namespace) -> dict[str, Any]:
+    device = options.device
+    config = TINY if options.tiny else SD21
+    model = Model(config, device)
+    make_trainable(model, AdaptSettings(mode, rank=16))  # type: ignore[arg-type]
+    if options.checkpointing:
+        for network in model.policy.children():
+            network.enable_gradient_checkpointing()  # type: ignore[operator]
+    side = options.size // 8
+    x, latent, noise = (torch.randn(batch, 4, side, side, device=device) for _ in range(3))
+    text = torch.randn(batch, 77, config["cross_attention_dim"], device=device)
+    step = ddim_schedule(scaled_linear_alphas(), 10, 1.0, "epsilon").steps[4]
+    times = torch.full((batch,), int(step.timestep), device=device)
+
+    def output() -> Tensor:
+        with torch.autocast(device, torch.bfloat16):
+            found: Tensor = model.policy(x, times, latent, text)
+        return found
+
+    @torch.no_grad()
+    def rollout() -> None:
+        transition(step, output(), x, noise=noise)
+
+    with torch.no_grad():
+        taken = transition(step, output(), x, noise=noise)
+
+    def replay() -> None:
+        model.policy.zero_grad(set_to_none=True)
+        log_prob = transition(step, output(), x, action=taken.action).log_prob
+        (-surrogate(log_prob, taken.log_prob, torch.ones_like(log_prob), 1e-4).value.mean()).backward()
+
+    result: dict[str, Any] = {"mode": mode, "batch": batch, "size": options.size}
+    for name, work in (("rollout", rollout), ("replay", replay)):
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        took = seconds(work, device, options.rounds)
+        result[f"{name}_s"], result[f"{name}_images_per_s"] = took, batch / took
+        if device == "cuda":
+            result[f"{name}_peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--size", type=int, default=512, help="side of the image in pixels")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward pass")
+    parser.add_argument("--tiny", action="store_true", help="a small model, to try the script without a GPU")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, default=RESULTS / "gpu_step.json")
+    options = parser.parse_args()
+    where = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
+    rows = []
+    for mode in ("lora", "full"):
+        for batch in options.batch:
+            try:
+                rows.append(measure(mode, batch, options))
+            except torch.OutOfMemoryError:
+                rows.append({"mode": mode, "batch": batch, "size": options.size, "out_of_memory": True})
+            gc.collect()
+            if options.device == "cuda":
+                torch.cuda.empty_cache()
+            print(rows[-1], flush=True)
+    write(options.output, {"device": where, "torch": torch.__version__, "dtype": "bf16 autocast", "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
