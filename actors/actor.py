@@ -20,8 +20,9 @@ from restoration.base_models import load
 from restoration.base_models.interface import BaseModel, SamplerSettings
 from restoration.datasets.paired import PairedFolder, crop_pair, random_crop
 from restoration.degradations import seeded_rng
-from restoration.evaluate import Row, evaluate_pairs
+from restoration.evaluate import Row, ScoreFunction, evaluate_pairs
 from restoration.images import to_uint8
+from restoration.metrics.appearance import APPEARANCE
 from restoration.weights import WeightsMessage, from_bytes, require_epoch
 from reward_service.client import RewardClient
 from reward_service.errors import RewardError
@@ -58,6 +59,7 @@ class ActorSpec:
     stream: Callable[[], TrajectoryStream]
     rewards: Callable[[], RewardClient]
     metrics: Callable[[], ActorMetrics]
+    judges: Callable[[], dict[str, ScoreFunction]]  # of evaluations, beside the reward
 
 
 class RolloutActor:
@@ -71,7 +73,7 @@ class RolloutActor:
         self.version, self.epoch = -1, -1
         self.denoising = threading.Lock()
         self.stream, self.rewards = spec.stream(), spec.rewards()
-        self.metrics = spec.metrics()
+        self.metrics, self.judges = spec.metrics(), spec.judges()
         self.name = ray.get_runtime_context().get_actor_id() or "actor"
 
     def ready(self) -> bool:
@@ -144,7 +146,7 @@ class RolloutActor:
                 model,
                 data,
                 self.spec.sampler,
-                {"reward": score},
+                {"reward": score, **self.judges, **APPEARANCE},
                 protocol,
                 seed,
                 batch,

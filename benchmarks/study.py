@@ -29,6 +29,7 @@ from cluster.models import load_policy
 from cluster.records import read_metrics
 from restoration.datasets.paired import discover
 from restoration.evaluate import evaluate_pairs
+from restoration.metrics.appearance import APPEARANCE
 from restoration.metrics.perceptual import Lite0Metrics
 from reward_service.scorers import make_scorer
 
@@ -118,36 +119,20 @@ def measure(config: RunConfig, arm: Arm) -> dict[str, Any]:
     source = config.model if arm.name == "base" else arm.run
     model = load_policy(source)[0]
     pairs = discover(config.data.root, config.data.heldout, config.data.match)
-    scorers = {"reward": make_scorer("lite0_levels").score, "piqe": make_scorer("piqe").score}
+    scorers = {"reward": make_scorer("lite0_levels").score, "piqe": make_scorer("piqe").score, **APPEARANCE}
     draws, images, frechet = [], {}, []
     for draw in DRAWS:
         metrics = Lite0Metrics()
-        drift: dict[str, dict[str, float]] = {}
 
-        def look(image_id: str, lq: np.ndarray, out: np.ndarray, gt: np.ndarray, m=metrics, d=drift) -> None:  # type: ignore[no-untyped-def]
-            m.add(image_id, out, gt)
-            d[image_id] = {name: value - appearance(gt)[name] for name, value in appearance(out).items()}
+        def look(image_id: str, lq: np.ndarray, out: np.ndarray, gt: np.ndarray, seen: Any = metrics) -> None:
+            seen.add(image_id, out, gt)
 
         rows = evaluate_pairs(model, pairs, config.sampler, scorers, config.evaluation.protocol, draw, on_image=look)
-        draws.append(
-            {r.image_id: r.values | {"distance": metrics.distances[r.image_id]} | drift[r.image_id] for r in rows}
-        )
+        draws.append({r.image_id: r.values | {"distance": metrics.distances[r.image_id]} for r in rows})
         frechet.append(metrics.frechet())
     for image_id, values in draws[0].items():
         images[image_id] = {name: float(np.mean([d[image_id][name] for d in draws])) for name in values}
     return {"images": images, "frechet": float(np.mean(frechet))}
-
-
-def appearance(image: np.ndarray) -> dict[str, float]:
-    """Brightness, saturation and Laplacian energy of a uint8 [H, W, 3] image, in [0, 1] pixels."""
-    x = image.astype(np.float64) / 255
-    grey = x.mean(2)
-    laplacian = -4 * grey[1:-1, 1:-1] + grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
-    return {
-        "brightness": float(grey.mean()),
-        "saturation": float((x.max(2) - x.min(2)).mean()),
-        "laplacian": float(np.abs(laplacian).mean()),
-    }
 
 
 def main() -> None:

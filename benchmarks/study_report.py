@@ -19,6 +19,7 @@ from scipy.stats import wasserstein_distance
 
 from benchmarks.report import RESULTS
 from benchmarks.study import ARMS, FOLDER, TASKS
+from restoration.metrics.appearance import APPEARANCE
 
 # name in the files -> heading, whether more is better, digits
 METRICS = {
@@ -95,10 +96,9 @@ def intervals(arms: Arms) -> list[str]:
 
 def drifts(arms: Arms) -> list[str]:
     """Brightness, saturation and Laplacian energy minus those of the originals."""
-    names = ("brightness", "saturation", "laplacian")
-    lines = ["| output minus GT | " + " | ".join(names) + " |", "|-|-|-|-|"]
+    lines = ["| output minus GT | " + " | ".join(APPEARANCE) + " |", "|-|-|-|-|"]
     for arm, found in arms.items():
-        cells = [f"{np.mean([mean(r, n) for r in found]):+.4f}" for n in names]
+        cells = [f"{np.mean([mean(r, n) - mean(r, f'gt_{n}') for r in found]):+.4f}" for n in APPEARANCE]
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return lines
 

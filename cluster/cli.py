@@ -380,8 +380,10 @@ def _print_table(head: list[str], rows: list[list[str]], title: str) -> None:
 
 def _summary(summary: Any) -> str:
     """Held-out means before and after, time, memory, and where the report is."""
+    from restoration.metrics.appearance import APPEARANCE
+
     lines = [f"{'':12}{'input':>10}{'base':>10}{'RL':>10}"]
-    for name in (n for n in summary.rl if n in summary.base and not n.startswith(("input_", "gt_"))):
+    for name in (n for n in summary.rl if f"input_{n}" in summary.base and n not in APPEARANCE):
         values = (summary.base.get(f"input_{name}"), summary.base[name], summary.rl[name])
         lines.append(f"{name:12}" + "".join(" " * 10 if v is None else f"{v:10.4f}" for v in values))
     lines.append(f"{summary.iterations} iterations in {summary.seconds:.0f} s, peak {summary.peak_memory_mb:.0f} MB")

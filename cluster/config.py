@@ -72,11 +72,14 @@ class EvaluationSettings:
 
     Attributes:
         protocol: named metric protocol of PSNR and SSIM.
+        scorers: no-reference scorers that are never optimised, beside the reward; an alarm tells when the reward
+            rises and one of them, PSNR or SSIM falls.
         strips: image strips written at every evaluation.
     """
 
     every: int = 10
     protocol: str = "lowlight_rgb"
+    scorers: tuple[str, ...] = ("piqe",)
     batch: int = 16
     seed: int = 0
     strips: int = 4

@@ -11,10 +11,10 @@ from pathlib import Path
 from string import Template
 
 from cluster import report_figures as figures
-from cluster.report_data import Comparison, RunData, compare, facts, read_run, wasserstein
+from cluster.report_data import Comparison, RunData, compare, drift, facts, read_run, wasserstein
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
-NAMES = {"psnr": ("PSNR", "dB", 2), "ssim": ("SSIM", "", 4), "reward": ("Reward", "", 4)}
+NAMES = {"psnr": ("PSNR", "dB", 2), "ssim": ("SSIM", "", 4), "reward": ("Reward", "", 4), "piqe": ("100 - PIQE", "", 2)}
 MOST_STRIPS = 6
 MOST_SLIDERS = 3
 
@@ -44,6 +44,8 @@ def render(run: RunData) -> str:
     name = str(run.about.get("name") or run.folder.resolve().name)
     sections = [
         _section("Held-out photographs", _table(comparisons), _note(comparisons, run)),
+        _section("Alarms", _alarms(run), "The held-out reward rose while something that is not optimised got worse."),
+        _section("Drift", _drift(run), "Output minus ground truth, means over images."),
         _section("Before and after", _sliders(run.folder), "Drag to compare the base model (left) with RL (right)."),
         _section("Reward", _figure(figures.reward_curve(run.train, run.evaluations), "reward against iterations")),
         _section("Scores", _figure(figures.score_histograms(run.base, run.tuned), "reward histograms"), _distance(run)),
@@ -98,6 +100,20 @@ def _table(comparisons: list[Comparison]) -> str:
         )
     head = "<th></th><th>Degraded input</th><th>Base</th><th>RL</th><th>RL - base</th><th>95% interval</th>"
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _alarms(run: RunData) -> str:
+    rows = "".join(f"<tr><th>iteration {r['iteration']}</th><td>{html.escape(r['sign'])}</td></tr>" for r in run.alarms)
+    return f'<table class="facts">{rows}</table>' if rows else ""
+
+
+def _drift(run: RunData) -> str:
+    rows = [
+        f"<tr><th>{name.capitalize()}</th>" + "".join(f"<td>{value:+.4f}</td>" for value in values) + "</tr>"
+        for name, *values in drift(run.base, run.tuned)
+    ]
+    head = "<th></th><th>Degraded input</th><th>Base</th><th>RL</th>"
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>" if rows else ""
 
 
 def _note(comparisons: list[Comparison], run: RunData) -> str:

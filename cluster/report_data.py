@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cluster.records import FILE_NAME, Record, read_metrics
+from restoration.metrics.appearance import APPEARANCE
 
 Columns = dict[str, list[Any]]
 
@@ -47,6 +48,7 @@ class RunData:
     config: str
     train: list[Record]
     evaluations: list[Record]
+    alarms: list[Record]
     base: Columns
     tuned: Columns
     strips: list[Path]
@@ -73,6 +75,7 @@ def read_run(folder: Path) -> RunData:
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
         train=[r for r in records if r.get("kind") == "train"],
         evaluations=[r for r in records if r.get("kind") == "eval"],
+        alarms=[r for r in records if r.get("kind") == "alarm"],
         base=base,
         tuned=tuned,
         strips=sorted((folder / "strips").glob("*.png")),
@@ -102,10 +105,13 @@ def read_scores(path: Path) -> Columns:
 
 
 def compare(base: Columns, tuned: Columns) -> list[Comparison]:
-    """Every metric that both have, in the order of the file; images without a finite value of both are left out."""
+    """Every metric that both have, in the order of the file; images without a finite value of both are left out.
+
+    Without the looks (brightness, saturation, sharpness), of which more is not better.
+    """
     found = []
     for name in base:
-        if name == "image_id" or name.startswith("input_") or name == "gt_reward" or name not in tuned:
+        if name == "image_id" or name.startswith(("input_", "gt_")) or name in APPEARANCE or name not in tuned:
             continue
         x, y = np.array(base[name]), np.array(tuned[name])
         valid = np.isfinite(x) & np.isfinite(y)
@@ -127,6 +133,16 @@ def compare(base: Columns, tuned: Columns) -> list[Comparison]:
             )
         )
     return found
+
+
+def drift(base: Columns, tuned: Columns) -> list[tuple[str, float, float, float]]:
+    """Of each look: its name, and degraded input, base and RL minus the ground truth, means over images."""
+    found = []
+    for name in (n for n in APPEARANCE if n in tuned and n in base):
+        truth = np.array(base[f"gt_{name}"])
+        values = (np.array(base[f"input_{name}"]), np.array(base[name]), np.array(tuned[name]))
+        found.append((name, *(float((v - truth).mean()) for v in values)))
+    return found  # type: ignore[return-value]
 
 
 def bootstrap_interval(differences: np.ndarray, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from actors.work import WorkReport, WorkSequence
+from cluster.alarm import alarms
 from cluster.config import RunConfig
 from cluster.configure import ConfigError, save_config
 from cluster.memory import MemoryWatch
@@ -194,6 +195,9 @@ class RunState:
             _write_output(self.folder / "evaluation" / "rl" / f"{image_id}.png", image)
         self._strips(images, self.folder / "strips" / f"iter_{done:06d}.png")
         self.log.append({"kind": "eval", "iteration": done, "who": "now", **means})
+        for sign in alarms(self.base_rows, self.now_rows):
+            self.log.append({"kind": "alarm", "iteration": done, "sign": sign})
+            self.display.note(f"ALARM: {sign}; look at the strips, and lower objective.rl_coef or optimiser.lr")
         if self.config.optimiser.ema:
             rows, _ = parts.evaluate(parts.learner.publish(averaged=True), known=self.base_rows)
             write_csv(self.folder / "evaluation" / "ema.csv", rows)

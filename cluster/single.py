@@ -20,6 +20,7 @@ from actors.actor import draw_batch, seed_of
 from actors.work import WorkSequence
 from cluster.config import RunConfig
 from cluster.configure import ConfigError, save_config
+from cluster.judges import judges
 from cluster.records import MetricsLog
 from learner import checkpoint
 from learner.learner import AVERAGE_FILE, STATE_FILES
@@ -28,6 +29,7 @@ from restoration.adapters import trainable_state
 from restoration.base_models import load
 from restoration.datasets.paired import PairedFolder, discover
 from restoration.evaluate import Row, evaluate_pairs, mean_values, write_csv
+from restoration.metrics.appearance import APPEARANCE
 from reward_service.scorers import make_scorer
 
 
@@ -80,6 +82,7 @@ def train_single(
     train = discover(config.data.root, config.data.train, match=config.data.match)
     heldout = discover(config.data.root, config.data.heldout, match=config.data.match)
     runner = Reference(load(config.model), method_of(config))
+    others = {**judges(config.evaluation.scorers), **APPEARANCE}
     try:
         score = make_scorer(config.reward.scorer, **config.reward.params).score
     except ValueError as error:
@@ -89,10 +92,8 @@ def train_single(
     began = time.monotonic()
 
     def evaluate(known: list[Row]) -> list[Row]:
-        e = config.evaluation
-        return evaluate_pairs(
-            runner.model, heldout, config.sampler, {"reward": score}, e.protocol, e.seed, e.batch, known=known
-        )
+        e, scorers = config.evaluation, {"reward": score, **others}
+        return evaluate_pairs(runner.model, heldout, config.sampler, scorers, e.protocol, e.seed, e.batch, known=known)
 
     with MetricsLog(folder) as log:
         base = rows = evaluate([])

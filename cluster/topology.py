@@ -20,6 +20,7 @@ from actors.actor import ActorSpec, remote_actor
 from actors.work import WorkItem, WorkReport
 from cluster.config import RunConfig
 from cluster.jobs import connect
+from cluster.judges import judges
 from cluster.metrics import RunMetrics
 from learner import checkpoint
 from learner.group import GroupSettings, LearnerDied, LearnerGroup
@@ -78,12 +79,16 @@ class Topology:
 
     Raises (on entry):
         ClusterError, StoreError, RewardError, LearnerUnplaced, CheckpointError: what could not be started, and why.
+
+    Raises (constructor):
+        DataError, ConfigError: pairs that can't be read, an unknown scorer of evaluations.
     """
 
     def __init__(self, config: RunConfig, folder: Path, run_id: str, resume: bool) -> None:
         self.config, self.folder, self.run_id, self.resume = config, folder, run_id, resume
         self.train: PairedFolder = discover(config.data.root, config.data.train, match=config.data.match)
         self.heldout: PairedFolder = discover(config.data.root, config.data.heldout, match=config.data.match)
+        judges(config.evaluation.scorers)  # a wrong name is told before anything starts
         self.rolling: dict[ray.ObjectRef, tuple[Any, WorkItem]] = {}
         self.exits = ExitStack()
 
@@ -128,6 +133,7 @@ class Topology:
             stream=partial(_stream, address, self.run_id, config.store),
             rewards=partial(RewardClient, self.rewards),
             metrics=partial(RunMetrics, "actor"),
+            judges=partial(judges, config.evaluation.scorers),
         )
         make = remote_actor(config.actors.options)
         self.actors = [make.remote(spec) for _ in range(config.actors.count)]

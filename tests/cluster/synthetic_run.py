@@ -37,6 +37,7 @@ def make_run(folder: Path, images: int = 12, iterations: int = 60) -> Path:
             log.append({"kind": "train", "iteration": i, "weights_version": i, **record})
             if i % 10 == 0:
                 log.append({"kind": "eval", "iteration": i, "who": "now", "psnr": 24.5 + i / 300, "reward": rise})
+        log.append({"kind": "alarm", "iteration": 60, "sign": "the reward rises while ssim falls by 0.1 <b>"})
     for who, more in (("base", 0.0), ("rl", 1.0)):
         write_scores(folder / "evaluation" / f"{who}.csv", images, more)
     for i in (10, 20, 30):
@@ -58,8 +59,8 @@ def write_scores(path: Path, images: int = 12, more: float = 0.0) -> None:
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
         columns = ["image_id", "psnr", "ssim", "reward", "input_psnr", "input_ssim", "input_reward", "gt_reward"]
-        rows.writerow(columns)
+        rows.writerow([*columns, "brightness", "input_brightness", "gt_brightness"])
         for i in range(images):
             wobble = (i % 3 - 1) * 0.1  # mean 0 over whole threes
             scores = [24 + i / 10 + more * (0.2 + wobble), 0.8 + more * wobble, 3 + i / 20 + more * (0.3 + wobble)]
-            rows.writerow([f"image{i:02d}", *scores, 18.0, 0.5, 2.0, 4.0 + i / 20])
+            rows.writerow([f"image{i:02d}", *scores, 18.0, 0.5, 2.0, 4.0 + i / 20, 0.45 + 0.03 * more, 0.25, 0.5])

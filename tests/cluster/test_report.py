@@ -51,10 +51,18 @@ def test_every_section_is_there_and_the_configuration_is_escaped(run: Path) -> N
     text = write_report(run).read_text()
     titles = re.findall("<h2>(.*?)</h2>", text)
     assert titles == [
-        *("Held-out photographs", "Before and after", "Reward", "Scores", "Images", "Gradients", "Pace"),
-        *("The run", "Configuration"),
+        *("Held-out photographs", "Alarms", "Drift", "Before and after", "Reward", "Scores", "Images", "Gradients"),
+        *("Pace", "The run", "Configuration"),
     ]
     assert "demo &lt;rain&gt;" in text and "2.60.0" in text and "8 min 42 s" in text and "5.25 GiB" in text
+
+
+def test_looks_are_shown_as_drift_from_the_ground_truth_and_alarms_are_told(run: Path) -> None:
+    text = write_report(run).read_text()
+    assert "<th>Brightness</th><td>-0.2500</td><td>-0.0500</td><td>-0.0200</td>" in text
+    assert "<th>iteration 60</th><td>the reward rises while ssim falls by 0.1 &lt;b&gt;</td>" in text
+    compared = compare(read_run(run).base, read_run(run).tuned)
+    assert [c.metric for c in compared] == ["psnr", "ssim", "reward"]
 
 
 def test_the_table_has_means_and_the_paired_difference(run: Path) -> None:
