@@ -24,6 +24,7 @@ from restoration.pretrain.vae import VaeRecipe, build_vae
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 400
+SYNCHRONOUS = ("optimiser.lr=1e-4", "optimiser.ema=0.5", "sampler.colour_fix=wavelet")  # with staleness 0, one actor
 
 
 @pytest.fixture(scope="session")
@@ -105,20 +106,21 @@ class Run:
         os.kill(victims[0].pid, signal.SIGKILL)
 
 
-@pytest.fixture
-def start(workplace: Path, tmp_path: Path) -> Iterator[Callable[..., Run]]:
-    """Start a run: start("name", "key=value", ...), or start("name", resume=True)."""
+Start = Callable[..., Run]
+
+
+def starter(workplace: Path, folder: Path) -> Iterator[Start]:
     runs: list[Run] = []
 
     def begin(name: str, *overrides: str, resume: bool = False) -> Run:
-        folder, log = tmp_path / name, tmp_path / f"{name}-{len(runs)}.log"
-        where = ["--resume", str(folder)] if resume else [str(workplace / "recipe.yaml"), "--run", str(folder)]
+        target, log = folder / name, folder / f"{name}-{len(runs)}.log"
+        where = ["--resume", str(target)] if resume else [str(workplace / "recipe.yaml"), "--run", str(target)]
         command = [sys.executable, "-m", "cluster.cli", "train", *where, *overrides]
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
-        runs.append(Run(folder, process, log))
+        runs.append(Run(target, process, log))
         return runs[-1]
 
     yield begin
@@ -131,3 +133,18 @@ def start(workplace: Path, tmp_path: Path) -> Iterator[Callable[..., Run]]:
                     process.kill()
                 except psutil.Error:
                     continue
+
+
+@pytest.fixture
+def start(workplace: Path, tmp_path: Path) -> Iterator[Start]:
+    """Start a run: start("name", "key=value", ...), or start("name", resume=True)."""
+    yield from starter(workplace, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def synchronous(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """A run of `SYNCHRONOUS` that nothing disturbed, complete."""
+    for begin in starter(workplace, tmp_path_factory.mktemp("synchronous")):
+        run = begin("run", *SYNCHRONOUS)
+        assert run.wait() == 0, run.output()
+        yield run

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,10 +19,9 @@ from cluster.records import read_metrics, without_timings
 from cluster.run_audit import audit_run
 from learner.checkpoint import latest
 from restoration.datasets.paired import DataError
-from tests.system.conftest import Run
+from tests.system.conftest import SYNCHRONOUS, Run, Start
 
 pytestmark = pytest.mark.timeout(900)
-Start = Callable[..., Run]
 
 
 def trained(run: Path, file: str = "weights.safetensors") -> dict[str, torch.Tensor]:
@@ -53,11 +51,8 @@ def test_a_run_survives_the_kill_of_its_parts_and_uses_each_trajectory_once(
     assert (run.folder / "report.html").stat().st_size > 1000
 
 
-def test_a_run_interrupted_and_resumed_equals_one_that_was_not_bit_for_bit(start: Start) -> None:
-    whole = start("whole")
-    assert whole.wait() == 0, whole.output()
-
-    parts = start("parts")
+def test_a_run_interrupted_and_resumed_equals_one_that_was_not_bit_for_bit(start: Start, synchronous: Run) -> None:
+    parts = start("parts", *SYNCHRONOUS)
     parts.wait_for_iteration(2)
     os.kill(parts.process.pid, signal.SIGINT)
     assert parts.wait() == 130, parts.output()
@@ -66,35 +61,32 @@ def test_a_run_interrupted_and_resumed_equals_one_that_was_not_bit_for_bit(start
     resumed = start("parts", resume=True)
     assert resumed.wait() == 0, resumed.output()
 
-    records = [without_timings(read_metrics(run.folder)) for run in (whole, resumed)]
+    records = [without_timings(read_metrics(run.folder)) for run in (synchronous, resumed)]
     assert records[0] == records[1]
-    weights = [trained(run.folder) for run in (whole, resumed)]
+    weights = [trained(run.folder) for run in (synchronous, resumed)]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     assert audit_run(resumed.folder)[0].ok
-    assert json.loads((whole.folder / "run.json").read_text())["run_id"].startswith("system-")
-    assert "groups_per_step: 4" in (whole.folder / "config.yaml").read_text()
+    assert json.loads((resumed.folder / "run.json").read_text())["run_id"].startswith("system-")
+    assert "groups_per_step: 4" in (resumed.folder / "config.yaml").read_text()
 
 
-def test_a_single_process_gives_what_a_synchronous_run_of_the_system_gives(start: Start) -> None:
+def test_a_single_process_gives_what_a_synchronous_run_of_the_system_gives(start: Start, synchronous: Run) -> None:
     """The same recipe through `learner.reference`: other code for rollout, advantage, loss and update."""
-    given = ["iterations=3", "optimiser.lr=1e-4", "sampler.colour_fix=wavelet", "optimiser.ema=0.5"]
-    single = start("single", "--single", *given)
+    single = start("single", "--single", *SYNCHRONOUS)
     assert single.wait() == 0, single.output()
-    system = start("system", *given)
-    assert system.wait() == 0, system.output()
     names = ("loss", "loss_rl", "loss_sft", "grad_norm", "reward_mean", "reward_std_within", "error_l2")
-    pairs = zip(read_metrics(system.folder, "train"), read_metrics(single.folder, "train"), strict=True)
+    pairs = zip(read_metrics(synchronous.folder, "train"), read_metrics(single.folder, "train"), strict=True)
     for ours, reference in pairs:
         for name in names:
             assert ours[name] == pytest.approx(reference[name], rel=1e-4, abs=1e-5), (ours["iteration"], name)
     for file in ("average.safetensors", "weights.safetensors"):
-        ours, reference = (trained(run.folder, file) for run in (system, single))
+        ours, reference = (trained(run.folder, file) for run in (synchronous, single))
         assert all(torch.allclose(value, reference[name], rtol=0, atol=1e-5) for name, value in ours.items())
     moved = max(float(value.abs().max()) for name, value in ours.items() if "lora_B" in name)  # from 0
     assert moved > 1e-4
-    assert [r["who"] for r in read_metrics(system.folder, "eval")] == ["base", "now", "ema", "now", "ema"]
-    averaged = load_policy(system.folder, "average")[0].policy.state_dict()
-    assert torch.equal(averaged[name := next(iter(ours))], trained(system.folder, "average.safetensors")[name])
+    assert [r["who"] for r in read_metrics(synchronous.folder, "eval")] == ["base", "now", "ema", "now", "ema"]
+    averaged = load_policy(synchronous.folder, "average")[0].policy.state_dict()
+    assert torch.equal(averaged[name := next(iter(ours))], trained(synchronous.folder, "average.safetensors")[name])
 
 
 def test_a_scorer_that_gives_nan_ends_the_run_with_its_reason_and_no_reward_of_0(start: Start) -> None:
