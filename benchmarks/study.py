@@ -35,7 +35,7 @@ from reward_service.scorers import make_scorer
 
 RECIPE = Path("configs/study.yaml")
 FOLDER = RESULTS / "study"
-MAIN = ("base", "diff_sft", "ours")
+MAIN = ("ours", "diff_sft", "base")  # the longest first
 ARMS: dict[str, list[str]] = {
     "base": [],
     "ours": [],
