@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -106,6 +107,7 @@ def train_and_measure(arm: Arm, extra: list[str]) -> None:
     curve: list[dict[str, Any]] = []
     if arm.name != "base":
         if not (arm.run / "run.json").exists():
+            shutil.rmtree(arm.run, ignore_errors=True)  # of an interrupted study
             train_single(config, arm.run)
         for record in read_metrics(arm.run, "train"):
             curve.append({name: record[name] for name in CURVE if name in record})

@@ -76,8 +76,8 @@ def train_single(
         ConfigError: the folder holds a run already, an unknown scorer, or see `method_of`.
         DataError, ModelError: what can't be read.
     """
-    if (folder / "run.json").exists():
-        raise ConfigError.of(f"{folder} already holds a run; give another folder")
+    if (folder / "config.yaml").exists():
+        raise ConfigError.of(f"{folder} already holds a run, finished or not; give another folder")
     torch.set_num_threads(config.ranks.threads)
     train = discover(config.data.root, config.data.train, match=config.data.match)
     heldout = discover(config.data.root, config.data.heldout, match=config.data.match)

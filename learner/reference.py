@@ -108,7 +108,11 @@ class Reference:
         generator: torch.Generator,
         decoding: AbstractContextManager[object] | None = None,
     ) -> list[Group]:
-        """K chains of each image of `lq` [N, 3, H, W], scored by `score` (uint8 [M, H, W, 3] -> float32 [M])."""
+        """K chains of each image of `lq` [N, 3, H, W], scored by `score` (uint8 [M, H, W, 3] -> float32 [M]).
+
+        Raises:
+            FloatingPointError: a score that is not finite.
+        """
         m, model, k = self.method, self.model, self.method.rollouts
         condition = model.condition(lq).repeat_interleave(k)
         steps = model.schedule(m.sampler).steps
@@ -153,6 +157,8 @@ class Reference:
                 rewards[:, position] = -(seen - gt.repeat_interleave(k, 0)).flatten(1).norm(dim=1)
             else:
                 rewards[:, position] = torch.from_numpy(np.array(score(to_uint8(images)), dtype=np.float32))
+        if not rewards[:, sorted(wanted)].isfinite().all():
+            raise FloatingPointError("a reward is not finite: look at the scorer and at the images it was given")
         if m.final_only:
             rewards[:] = rewards[:, -1:]
         gt_rewards: list[float | None] = [None] * len(gt)
@@ -179,7 +185,11 @@ class Reference:
     # --- learning (method.md 5 to 7)
 
     def step(self, groups: Sequence[Group]) -> dict[str, float]:
-        """One iteration; `loss`, `loss_rl`, `loss_sft`, `loss_kl` (means over the updates) and the last `grad_norm`."""
+        """One iteration; `loss`, `loss_rl`, `loss_sft`, `loss_kl` (means over the updates) and the last `grad_norm`.
+
+        Raises:
+            RuntimeError: a gradient that is not finite.
+        """
         m, o = self.method, self.method.optimiser
         groups = sorted(groups, key=lambda g: g.name)
         advantages = self.advantages(groups)
@@ -194,7 +204,7 @@ class Reference:
             for settings in self.optimiser.param_groups:
                 settings["lr"] = o.lr * min(1.0, (self.iteration + 1) / o.warmup if o.warmup else 1.0)
             parameters = [p for p in trained_parameters(self.model).values() if p.grad is not None]
-            norm = torch.nn.utils.clip_grad_norm_(parameters, o.grad_clip or torch.inf)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, o.grad_clip or torch.inf, error_if_nonfinite=True)
             self.optimiser.step()
         self.iteration += 1
         if o.ema:

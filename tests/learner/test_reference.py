@@ -21,6 +21,13 @@ def contrast(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32).std((1, 2, 3))
 
 
+def test_a_score_that_is_not_finite_stops_it() -> None:
+    lq, gt = torch.rand(2, 1, 3, SIDE, SIDE)
+    reference = Reference(FakeModel(), Method(rollouts=2))
+    with pytest.raises(FloatingPointError, match="reward"):
+        reference.rollout(["g"], ["i"], lq, gt, lambda x: np.full(len(x), np.nan, np.float32), torch.Generator())
+
+
 @pytest.mark.parametrize(
     "switches",
     [

@@ -118,6 +118,12 @@ def test_a_mistake_in_the_recipe_is_told_before_anything_starts(workplace: Path,
         load_config(RunConfig, workplace / "recipe.yaml", [override])
 
 
+def test_an_unknown_scorer_of_evaluations_is_told_before_ray_starts(workplace: Path, tmp_path: Path) -> None:
+    config = load_config(RunConfig, workplace / "recipe.yaml", ["evaluation.scorers=[nonsense]"])
+    with pytest.raises(ConfigError, match="evaluation.scorers: no scorer named 'nonsense'"):
+        train(config, tmp_path / "run")
+
+
 def test_missing_data_is_told_before_ray_starts(workplace: Path, tmp_path: Path) -> None:
     config = load_config(RunConfig, workplace / "recipe.yaml", ["data.root=/nowhere"])
     with pytest.raises((FileNotFoundError, DataError), match="nowhere"):
