@@ -47,6 +47,7 @@ ARMS: dict[str, list[str]] = {
     "reward_final": ["rollout.reward_at=final"],
     "norm_track": ["advantage.stats=track"],
     "piqe_reward": ["reward.scorer=piqe"],
+    "brisque_reward": ["reward.scorer=brisque"],
 }
 TASKS = ("rain", "low_light")
 SEEDS = (0, 1, 2)

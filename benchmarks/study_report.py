@@ -108,7 +108,7 @@ def curves(task: str, arms: Arms) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(11, 4))
     for arm, found in arms.items():
         for axis, name in zip(axes, ("reward_mean", "error_l2"), strict=True):
-            if arm in ("rec_reward", "piqe_reward") and name == "reward_mean":
+            if arm in ("rec_reward", "piqe_reward", "brisque_reward") and name == "reward_mean":
                 continue  # another scale
             rows = [[row[name] for row in r["curve"]] for r in found if r["curve"]]
             if rows:

@@ -11,6 +11,7 @@ __all__ = ["SCORERS", "Scorer", "check_block", "make_scorer"]
 
 # name -> "module:class"; modules are imported only when asked for, their dependencies may be optional.
 SCORERS: dict[str, str] = {
+    "brisque": "reward_service.scorers.brisque:Brisque",
     "lite0_levels": "reward_service.scorers.lite0_levels:Lite0Levels",
     "piqe": "reward_service.scorers.piqe:Piqe",
 }
