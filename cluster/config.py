@@ -11,9 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from actors.rollout import RolloutSettings
 from cluster.jobs import ClusterSettings
 from learner.advantage import AdvantageSettings
-from learner.learner import LearnerSettings, StepSettings, check_reference
 from learner.objective import ObjectiveSettings
-from learner.optimiser import OptimiserSettings
+from learner.settings import LearnerSettings, OptimiserSettings, StepSettings, check_reference
 from learner.source import SourceSettings
 from restoration.adapters import AdaptSettings
 from restoration.base_models.interface import SamplerSettings

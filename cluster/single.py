@@ -46,21 +46,15 @@ def method_of(config: RunConfig) -> Method:
     ):
         if value != "float32":
             raise ConfigError.of(f"{name}={value}: a single process computes in float32 only; use `restorl train`")
+    r = config.rollout
     return Method(
-        sampler=config.sampler,
-        adapt=config.adapt,
-        objective=config.objective,
-        advantage=config.advantage,
-        optimiser=config.optimiser,
-        rollouts=config.rollout.rollouts_per_image,
-        enhanced=config.rollout.action_target == "enhanced",
-        reconstruction=config.rollout.reward == "reconstruction",
-        final_only=config.rollout.reward_at == "final",
-        stride=config.rollout.reward_stride,
-        decode_batch=config.rollout.decode_batch,
-        updates_per_batch=config.learner.updates_per_batch,
-        inner_epochs=config.learner.inner_epochs,
-        seed=config.seed,
+        config.learner_settings(),
+        rollouts=r.rollouts_per_image,
+        enhanced=r.action_target == "enhanced",
+        reconstruction=r.reward == "reconstruction",
+        final_only=r.reward_at == "final",
+        stride=r.reward_stride,
+        decode_batch=r.decode_batch,
     )
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from learner.optimiser import OptimiserSettings
+from learner.settings import OptimiserSettings
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -19,7 +19,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from learner import checkpoint
 from learner.batch import BatchError, PairLoader
-from learner.learner import LearnerRank, LearnerSettings
+from learner.learner import LearnerRank
+from learner.settings import LearnerSettings
 from learner.source import BatchSource, BatchTimeout, SourceSettings
 from restoration.base_models.interface import BaseModel
 from restoration.weights import WeightsMessage

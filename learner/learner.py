@@ -6,9 +6,8 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -16,91 +15,20 @@ import torch.distributed as dist
 from torch import Tensor
 
 from learner import checkpoint
-from learner.advantage import AdvantageSettings, RewardTracks
+from learner.advantage import RewardTracks
 from learner.average import WeightAverage
 from learner.batch import GlobalBatch, PairLoader, Work, assemble, make_work, plan_updates, share
 from learner.engine import Engine, join
-from learner.objective import ObjectiveSettings
-from learner.optimiser import OptimiserSettings
 from learner.replay import Loader, PolicyMicro, Replay, SftMicro
+from learner.settings import LearnerSettings
 from learner.statistics import Statistics, batch_summary
-from restoration.adapters import AdaptSettings, make_trainable, trained_parameters
-from restoration.base_models.interface import BaseModel, SamplerSettings
+from restoration.adapters import make_trainable, trained_parameters
+from restoration.base_models.interface import BaseModel
 from restoration.weights import WeightsInfo, to_bytes
 from trajectories.schema import Trajectories, decode
 
 STATE_FILES = ("weights.safetensors", "optimiser.safetensors", "learner.json")
 AVERAGE_FILE = "average.safetensors"  # with optimiser.ema
-
-
-@dataclass(frozen=True)
-class StepSettings:
-    """How a batch is computed on.
-
-    Attributes:
-        micro_batch: decisions, or samples of L_diff, of one forward; gradients accumulate over as many as needed.
-        dtype: of the forward's matrix products (autocast); parameters, ratios and losses stay float32.
-        updates_per_batch: optimiser steps a batch is divided into, by groups.
-        inner_epochs: passes over a batch; with more than one update the later ones are off-policy (ratio is not 1).
-        norms_every: iterations between measurements of the RL and SFT gradient norms, each an additional pass over the
-            batch; 0 for never. Not available under ZeRO-3.
-        gradient_checkpointing: recompute activations in the backward, where the networks can.
-        timeout_s: longest wait for another rank before it counts as lost.
-    """
-
-    micro_batch: int = 8
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    updates_per_batch: int = 1
-    inner_epochs: int = 1
-    norms_every: int = 10
-    gradient_checkpointing: bool = False
-    timeout_s: float = 1800.0
-
-    def __post_init__(self) -> None:
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"learner.dtype={self.dtype!r}: choose float32 or bfloat16")
-        for name, least in (("micro_batch", 1), ("updates_per_batch", 1), ("inner_epochs", 1), ("norms_every", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"learner.{name}={getattr(self, name)}: at least {least}")
-        if not self.timeout_s > 0:
-            raise ValueError(f"learner.timeout_s={self.timeout_s}: above 0")
-
-
-@dataclass(frozen=True)
-class LearnerSettings(StepSettings):
-    """Everything a rank needs besides the model and the pairs.
-
-    Attributes:
-        seed: of the timesteps and noise of L_diff.
-        threads: CPU threads of the rank, 0 to leave torch's choice.
-    """
-
-    adapt: AdaptSettings = field(default_factory=AdaptSettings)
-    sampler: SamplerSettings = field(default_factory=SamplerSettings)
-    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
-    advantage: AdvantageSettings = field(default_factory=AdvantageSettings)
-    optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
-    seed: int = 0
-    threads: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.threads < 0:
-            raise ValueError(f"learner.threads={self.threads}: at least 0")
-        check_reference(self.adapt, self.optimiser, self.objective)
-
-
-def check_reference(adapt: AdaptSettings, optimiser: OptimiserSettings, objective: ObjectiveSettings) -> None:
-    """Refuse a KL term where no reference policy can be had.
-
-    Raises:
-        ValueError: full training under ZeRO-3 with kl_beta above 0.
-    """
-    if adapt.mode == "full" and optimiser.zero_stage == 3 and objective.needs_reference:
-        raise ValueError(
-            "objective.kl_beta above 0 with adapt.mode=full and optimiser.zero_stage=3: no reference policy there; "
-            "use LoRA, zero_stage 2 or kl_beta 0"
-        )
 
 
 class LearnerRank:

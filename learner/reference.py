@@ -19,12 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import Normal
 
-from learner.advantage import AdvantageSettings
-from learner.objective import ObjectiveSettings
-from learner.optimiser import OptimiserSettings
 from learner.replay import sft_draw
-from restoration.adapters import AdaptSettings, make_trainable, reference, trained_parameters
-from restoration.base_models.interface import BaseModel, Condition, SamplerSettings
+from learner.settings import LearnerSettings
+from restoration.adapters import make_trainable, reference, trained_parameters
+from restoration.base_models.interface import BaseModel, Condition
 from restoration.colour import match_colour
 from restoration.images import to_uint8
 from restoration.transition import Step
@@ -34,26 +32,20 @@ ScoreFunction = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Method:
-    """The switches of method.md; see each setting for its meaning.
+    """The switches of method.md: the learner's, and the rollout's under shorter names.
 
+    Of `learner` those settings are without effect that say how a rank computes (micro-batches, precision, sharding).
     `enhanced`, `reconstruction`, `final_only`, `stride` and `rollouts` (K) are the rollout's `action_target`, `reward`,
     `reward_at`, `reward_stride` and `rollouts_per_image`; `decode_batch` bounds the memory of the decoder.
     """
 
-    sampler: SamplerSettings = field(default_factory=SamplerSettings)
-    adapt: AdaptSettings = field(default_factory=AdaptSettings)
-    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
-    advantage: AdvantageSettings = field(default_factory=AdvantageSettings)
-    optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+    learner: LearnerSettings = field(default_factory=LearnerSettings)
     rollouts: int = 8
     enhanced: bool = True
     reconstruction: bool = False
     final_only: bool = False
     stride: int = 1
     decode_batch: int = 8
-    updates_per_batch: int = 1
-    inner_epochs: int = 1
-    seed: int = 0
 
 
 @dataclass
@@ -87,10 +79,10 @@ class Reference:
     """A policy, its optimiser and the reward tracks of the images."""
 
     def __init__(self, model: BaseModel, method: Method) -> None:
-        self.model, self.method, self.iteration = model, method, 0
-        parameters = make_trainable(model, method.adapt)
+        self.model, self.method, self.learner, self.iteration = model, method, method.learner, 0
+        parameters = make_trainable(model, self.learner.adapt)
         model.policy.eval()  # dropout would replay another policy than the one that acted
-        o = method.optimiser
+        o = self.learner.optimiser
         self.optimiser = torch.optim.AdamW(parameters, o.lr, o.betas, o.eps, o.weight_decay)
         self.tracks: dict[tuple[str, int], list[float]] = defaultdict(list)
         self.average: dict[str, Tensor] = {}  # of the trained weights, with `ema`
@@ -115,7 +107,7 @@ class Reference:
         """
         m, model, k = self.method, self.model, self.method.rollouts
         condition = model.condition(lq).repeat_interleave(k)
-        steps = model.schedule(m.sampler).steps
+        steps = model.schedule(self.learner.sampler).steps
 
         def normal() -> Tensor:
             return torch.randn(condition.latent.shape, generator=generator).to(lq.device)
@@ -143,7 +135,7 @@ class Reference:
         def finished(latents: Tensor) -> Tensor:
             with decoding or nullcontext():
                 images = torch.cat([model.decode(part).float() for part in latents.split(m.decode_batch)])
-            return match_colour(images, condition.clean, m.sampler.colour_fix)
+            return match_colour(images, condition.clean, self.learner.sampler.colour_fix)
 
         final = finished(x)
         rewards = torch.full((len(x), len(decisions)), torch.nan)
@@ -162,7 +154,7 @@ class Reference:
         if m.final_only:
             rewards[:] = rewards[:, -1:]
         gt_rewards: list[float | None] = [None] * len(gt)
-        if m.advantage.clamp_to_gt:
+        if self.learner.advantage.clamp_to_gt:
             gt_rewards = [0.0] * len(gt) if m.reconstruction else score(to_uint8(gt)).tolist()
         error = (final - gt.repeat_interleave(k, 0)).flatten(1)
         errors = torch.stack([error.abs().sum(1), error.norm(dim=1)], 1)
@@ -178,7 +170,7 @@ class Reference:
 
     def mean_and_x0(self, step: Step, x: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
         """Mean of π_θ(x_{t-1} | x_t, c) and the clean estimate x̂0 that it follows from."""
-        output = self.model.denoise(x, step.timestep, condition, self.method.sampler.guidance_scale)
+        output = self.model.denoise(x, step.timestep, condition, self.learner.sampler.guidance_scale)
         x0 = step.x0_from_x * x + step.x0_from_out * output
         return step.mean_from_x * x + step.mean_from_x0 * x0, x0
 
@@ -190,7 +182,7 @@ class Reference:
         Raises:
             RuntimeError: a gradient that is not finite.
         """
-        m, o = self.method, self.method.optimiser
+        m, o = self.learner, self.learner.optimiser
         groups = sorted(groups, key=lambda g: g.name)
         advantages = self.advantages(groups)
         count = min(m.updates_per_batch, len(groups))
@@ -217,7 +209,7 @@ class Reference:
 
     def advantages(self, groups: Sequence[Group]) -> list[Tensor]:
         """Eq. 4: Â = (r - μ)/√(σ² + eps) over the union of the image's track and the batch; [K, S], NaN: untrained."""
-        s = self.method.advantage
+        s = self.learner.advantage
         used = [g.rewards.double() for g in groups]
         if s.clamp_to_gt:
             used = [r.clamp(max=g.gt_reward) for r, g in zip(used, groups, strict=True)]
@@ -265,7 +257,7 @@ class Reference:
 
     def backward(self, groups: Sequence[Group], advantages: Sequence[Tensor], update: int) -> dict[str, float]:
         """Eq. 10: gradients of mean (1-w) L_diff - mean w J + β L_KL; returns the three terms."""
-        o = self.method.objective
+        o = self.learner.objective
         errors = torch.cat([g.errors[:, 0 if o.difficulty_norm == "l1" else 1] for g in groups]).double()
         w = (errors / errors.max()).nan_to_num().float()  # Eq. 9; all errors 0: all weights 0
         rl = (w if o.use_weights else torch.ones_like(w)) * o.rl_coef
@@ -290,7 +282,7 @@ class Reference:
                             total[name] += float(value.detach())
             if o.needs_sft:
                 latent = self.model.encode(g.gt).float().repeat_interleave(len(rows), 0)
-                seed = (self.method.seed, self.iteration, update)
+                seed = (self.learner.seed, self.iteration, update)
                 drawn = [sft_draw((*seed, i), self.model.train_timesteps, latent.shape[1:]) for i in rows]
                 noise = torch.stack([n for _, n in drawn])
                 l_diff = self.model.sft_loss(latent, condition, torch.tensor([t for t, _ in drawn]), noise)
@@ -303,12 +295,12 @@ class Reference:
         self, g: Group, position: int, step: Step, condition: Condition, k: Tensor, advantage: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Eq. 3's J = min(w Â, g(ε, Â)) of rows `k` at one step, and their KL to the SFT policy; [M] each."""
-        x, clip = g.states[k, position], self.method.objective.clip
+        x, clip = g.states[k, position], self.learner.objective.clip
         mean, _ = self.mean_and_x0(step, x, condition)
         ratio = (log_prob(g.targets[k, position], mean, step.std) - g.log_probs[k, position]).exp()
         bound = torch.where(advantage >= 0, 1 + clip, 1 - clip) * advantage
         kl = torch.zeros(len(k))
-        if self.method.objective.needs_reference:
+        if self.learner.objective.needs_reference:
             with torch.no_grad(), reference(self.model):
                 before, _ = self.mean_and_x0(step, x, condition)
             kl = (mean - before).square().flatten(1).mean(1) / (2 * step.std**2)

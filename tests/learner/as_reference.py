@@ -1,27 +1,14 @@
-"""Settings and records of the distributed learner as `learner.reference` takes them."""
+"""Records of the distributed learner as `learner.reference` takes them."""
 
 from __future__ import annotations
 
 import torch
 
 from learner.batch import PairLoader, cut
-from learner.learner import LearnerSettings
-from learner.reference import Group, Method
+from learner.reference import Group
+from learner.settings import LearnerSettings
 from restoration.base_models.interface import BaseModel
 from trajectories.schema import Trajectories
-
-
-def as_method(settings: LearnerSettings) -> Method:
-    return Method(
-        sampler=settings.sampler,
-        adapt=settings.adapt,
-        objective=settings.objective,
-        advantage=settings.advantage,
-        optimiser=settings.optimiser,
-        updates_per_batch=settings.updates_per_batch,
-        inner_epochs=settings.inner_epochs,
-        seed=settings.seed,
-    )
 
 
 def as_group(record: Trajectories, model: BaseModel, settings: LearnerSettings, pairs: PairLoader) -> Group:

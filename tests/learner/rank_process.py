@@ -11,9 +11,9 @@ import torch
 from learner.advantage import AdvantageSettings
 from learner.batch import BatchError
 from learner.engine import without_compiler
-from learner.learner import LearnerRank, LearnerSettings
+from learner.learner import LearnerRank
 from learner.objective import ObjectiveSettings
-from learner.optimiser import OptimiserSettings
+from learner.settings import LearnerSettings, OptimiserSettings
 from restoration.adapters import AdaptSettings, make_trainable
 from tests.learner.fakes import SAMPLER, FakeModel, fake_pairs, roll_out_group
 from trajectories.schema import Trajectories, encode

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from learner.reference import Reference
+from learner.reference import Method, Reference
 from restoration.adapters import make_trainable, trainable_state, trained_parameters
 from restoration.weights import from_bytes
-from tests.learner.as_reference import as_group, as_method
+from tests.learner.as_reference import as_group
 from tests.learner.fakes import FakeModel, fake_pairs
 from tests.learner.rank_process import ONE_RANK_ONLY, VARIANTS, batches
 
@@ -86,7 +86,7 @@ def test_every_rank_zero_stage_and_switch_equals_the_reference_step_for_step(
     results: dict[str, Any], variant: str
 ) -> None:
     settings = VARIANTS[variant]
-    reference = Reference(FakeModel(), as_method(settings))
+    reference = Reference(FakeModel(), Method(settings))
     for i, records in enumerate(batches(variant)):
         metrics = reference.step([as_group(r, reference.model, settings, fake_pairs) for r in records])
         for who in ("one",) if variant in ONE_RANK_ONLY else ("one", "two0"):

@@ -9,6 +9,7 @@ import torch
 from actors.rollout import PairBatch, RolloutSettings, complete, reconstruction_scores, rollout
 from learner.advantage import AdvantageSettings
 from learner.reference import Method, Reference
+from learner.settings import LearnerSettings
 from restoration.base_models.interface import SamplerSettings
 from restoration.images import to_uint8
 from tests.actors.test_rollout import metas
@@ -50,8 +51,7 @@ def test_its_rollouts_are_those_of_the_actors(switches: dict[str, object]) -> No
     else:
         scores, gt_scores = {i: contrast(block) for i, block in rolled.blocks.items()}, contrast(to_uint8(gt))
     method = Method(
-        sampler=sampler,
-        advantage=AdvantageSettings(clamp_to_gt=True),
+        LearnerSettings(sampler=sampler, advantage=AdvantageSettings(clamp_to_gt=True)),
         rollouts=ROLLOUTS,
         enhanced=settings.action_target == "enhanced",
         reconstruction=settings.reward == "reconstruction",
