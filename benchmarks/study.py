@@ -87,11 +87,11 @@ def planned(tasks: list[str], quick: bool) -> Iterator[Arm]:
         yield from (Arm(tasks[0], name, seed) for seed in SEEDS for name in ARMS if name not in MAIN)
 
 
-def run_arm(arm: Arm, extra: list[str]) -> None:
+def run_arm(arm: Arm) -> None:
     """Train and measure in a process of its own, of one thread."""
     log = arm.run.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "benchmarks.study", "--arm", arm.task, arm.name, str(arm.seed), *extra]
+    command = [sys.executable, "-m", "benchmarks.study", "--arm", arm.task, arm.name, str(arm.seed)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     with log.open("w") as output:
         done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
@@ -99,11 +99,11 @@ def run_arm(arm: Arm, extra: list[str]) -> None:
         raise RuntimeError(f"{arm.label} failed; see {log}")
 
 
-def train_and_measure(arm: Arm, extra: list[str]) -> None:
+def train_and_measure(arm: Arm) -> None:
     from cluster.single import train_single
 
     torch.set_num_threads(1)
-    config = load_config(RunConfig, RECIPE, [*arm.overrides, *extra])
+    config = load_config(RunConfig, RECIPE, arm.overrides)
     began = time.monotonic()
     curve: list[dict[str, Any]] = []
     if arm.name != "base":
@@ -144,16 +144,16 @@ def main() -> None:
     parser.add_argument("--task", action="append", choices=TASKS, help="all if none is given")
     parser.add_argument("--jobs", type=int, default=2, help="arms trained at the same time, a core each")
     parser.add_argument("--arm", nargs=3, metavar=("TASK", "ARM", "SEED"), help="one arm, in this process")
-    options, extra = parser.parse_known_args()
+    options = parser.parse_args()
     if options.arm:
         task, name, seed = options.arm
-        train_and_measure(Arm(task, name, int(seed)), extra)
+        train_and_measure(Arm(task, name, int(seed)))
         return
     tasks = options.task or list(TASKS[:1] if options.quick else TASKS)
     todo = [arm for arm in planned(tasks, options.quick) if not arm.result.exists()]
     print(f"{len(todo)} arms to run, {options.jobs} at a time", flush=True)
     with ThreadPoolExecutor(options.jobs) as pool:
-        for arm, _ in zip(todo, pool.map(lambda a: run_arm(a, extra), todo), strict=True):
+        for arm, _ in zip(todo, pool.map(run_arm, todo), strict=True):
             print(f"done: {arm.label}", flush=True)
 
 

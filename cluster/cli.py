@@ -386,7 +386,8 @@ def _summary(summary: Any) -> str:
     for name in (n for n in summary.rl if f"input_{n}" in summary.base and n not in APPEARANCE):
         values = (summary.base.get(f"input_{name}"), summary.base[name], summary.rl[name])
         lines.append(f"{name:12}" + "".join(" " * 10 if v is None else f"{v:10.4f}" for v in values))
-    lines.append(f"{summary.iterations} iterations in {summary.seconds:.0f} s, peak {summary.peak_memory_mb:.0f} MB")
+    memory = f"{summary.peak_memory_mb:.0f} MB of the driver and all it started"  # on another's cluster: itself
+    lines.append(f"{summary.iterations} iterations in {summary.seconds:.0f} s, peak {memory}")
     lines.append(f"report: {Path(summary.report).resolve()}")
     return "\n".join(lines)
 

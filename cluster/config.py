@@ -83,6 +83,10 @@ class EvaluationSettings:
     seed: int = 0
     strips: int = 4
 
+    def due(self, iteration: int, iterations: int) -> bool:
+        """Whether weights are evaluated after `iteration` of `iterations`, the first being 1."""
+        return iteration == iterations or bool(iteration and self.every and iteration % self.every == 0)
+
 
 class RunConfig(BaseModel):
     """One run. Paths are relative to the working directory."""

@@ -184,9 +184,8 @@ class RunState:
     def evaluate_if_due(self) -> None:
         """Held-out evaluation of the current weights, its record and strips."""
         parts = self.parts
-        done, every = parts.version, self.config.evaluation.every
-        last = done == self.config.iterations
-        if done == 0 or not (last or (every and done % every == 0)) or self._evaluated(done):
+        done = parts.version
+        if not self.config.evaluation.due(done, self.config.iterations) or self._evaluated(done):
             return
         self.now_rows, images = parts.evaluate(parts.weights, known=self.base_rows, keep=self._strip_ids())
         means = mean_values(self.now_rows)
@@ -198,8 +197,8 @@ class RunState:
         for sign in alarms(self.base_rows, self.now_rows):
             self.log.append({"kind": "alarm", "iteration": done, "sign": sign})
             self.display.note(f"ALARM: {sign}; look at the strips, and lower objective.rl_coef or optimiser.lr")
-        if self.config.optimiser.ema:
-            rows, _ = parts.evaluate(parts.learner.publish(averaged=True), known=self.base_rows)
+        if parts.averaged is not None:
+            rows, _ = parts.evaluate(parts.averaged, known=self.base_rows)
             write_csv(self.folder / "evaluation" / "ema.csv", rows)
             self.log.append({"kind": "eval", "iteration": done, "who": "ema", **mean_values(rows)})
         self.display.update(done, psnr=means["psnr"])

@@ -1,7 +1,8 @@
 """A recipe in this process alone, by `learner.reference`: no Ray, no store, no service, no DeepSpeed.
 
-The same recipe, seeds, data order and noise as a synchronous run of the system (one actor, staleness 0), and the same
-run folder but for the ledger; so `restorl restore`, `evaluate` and `report` read it too.
+The same recipe, seeds, data order and noise as a synchronous run of the system (one actor, staleness 0), on the CPU.
+Its run folder has configuration, metrics, evaluations and the last weights, so that `restorl restore`, `evaluate` and
+`report` read it; it has no ledger, no pictures, no alarms and no checkpoint in between, and can't be resumed.
 """
 
 from __future__ import annotations
@@ -96,8 +97,7 @@ def train_single(
         for iteration in range(1, config.iterations + 1):
             metrics = step(config, runner, train, score)
             log.append({"kind": "train", "iteration": iteration, **metrics})
-            every = config.evaluation.every
-            if iteration == config.iterations or (every and iteration % every == 0):
+            if config.evaluation.due(iteration, config.iterations):
                 rows = evaluate(base)
                 write_csv(folder / "evaluation" / "rl.csv", rows)
                 log.append({"kind": "eval", "iteration": iteration, "who": "now", **mean_values(rows)})

@@ -141,7 +141,7 @@ class Topology:
         self.pool = self.exits.enter_context(ThreadPoolExecutor(1))
         self.learner = self._start_learner(resume=self.resume)
         self.exits.callback(lambda: self.learner.close())
-        self.weights = self.learner.publish()
+        self._publish()
         ray.get([actor.ready.remote() for actor in self.actors], timeout=config.stall_timeout_s)
 
     def _open_stream(self) -> TrajectoryStream:
@@ -206,7 +206,7 @@ class Topology:
             self.learner.save(self.folder / "checkpoints", keep=self.config.keep_checkpoints)
             self.learner.settle()  # only now is what the step rests on dispensable
         with self.metrics.phase("publish"):
-            self.weights = self.learner.publish()
+            self._publish()
         metrics["staleness_mean"] = float(np.mean(gathered.staleness))
         metrics["staleness_max"] = float(np.max(gathered.staleness))
         metrics["learner_wait_s"] = gathered.waited_s
@@ -220,8 +220,14 @@ class Topology:
             self.learner.close()
             self.epoch = self.stream.begin_epoch()
             self.learner = self._start_learner(resume=True)
-            self.weights = self.learner.publish()
+            self._publish()
             return None
+
+    def _publish(self) -> None:
+        """The learner's weights for the actors, and their average where it will be evaluated."""
+        self.weights, version = self.learner.publish(), self.learner.weights_version
+        due = self.config.optimiser.ema and self.config.evaluation.due(version, self.config.iterations)
+        self.averaged = self.learner.publish(averaged=True) if due else None
 
     @property
     def version(self) -> int:

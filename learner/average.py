@@ -11,7 +11,8 @@ from torch import Tensor
 class WeightAverage:
     """After update n: average <- d average + (1 - d) weights, d = min(decay, (1 + n) / (10 + n)).
 
-    The second term lets the average leave the first weights early (as the EMA of diffusers does).
+    The second term lets the average leave the first weights early, as diffusers' EMAModel does, which takes parameters
+    and not the gathered tensors of a sharded learner.
     """
 
     def __init__(self, decay: float) -> None:

@@ -90,7 +90,9 @@ class LearnerRank:
         self.iteration += 1
         self.weights_version += 1
         if self.average is not None:
-            self.average.update(self.engine.weights())
+            weights = self.engine.weights()
+            if self.rank == 0:
+                self.average.update(weights)
         metrics |= batch_summary(batch)
         metrics |= {
             "iteration": self.iteration,
@@ -212,8 +214,12 @@ class LearnerRank:
             self.tracks.load_state_dict(progress["tracks"])
             self.iteration, self.weights_version = progress["iteration"], progress["weights_version"]
             torch.set_rng_state(torch.tensor(progress["torch_rng"], dtype=torch.uint8))
-            if self.average is not None and AVERAGE_FILE in files:  # without it, averaging begins here
-                self.average.load(safetensors.torch.load(files[AVERAGE_FILE]), progress["averaged_updates"])
+            if self.average is not None and self.rank == 0:
+                saved = files.get(AVERAGE_FILE)
+                if saved is None:  # saved without optimiser.ema: averaging begins here
+                    self.average.load(weights, 0)
+                else:
+                    self.average.load(safetensors.torch.load(saved), progress["averaged_updates"])
         except (KeyError, ValueError, safetensors.SafetensorError) as error:
             raise checkpoint.CheckpointError(f"this checkpoint doesn't continue this run: {error}") from error
 

@@ -9,13 +9,12 @@ the weights of this file (within 1e-5), and a synchronous run of the whole syste
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -24,10 +23,9 @@ from learner.settings import LearnerSettings
 from restoration.adapters import make_trainable, reference, trained_parameters
 from restoration.base_models.interface import BaseModel, Condition
 from restoration.colour import match_colour
+from restoration.evaluate import ScoreFunction
 from restoration.images import to_uint8
 from restoration.transition import Step
-
-ScoreFunction = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)

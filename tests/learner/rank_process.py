@@ -132,6 +132,11 @@ def faults(port: int) -> dict[str, Any]:
         found["twice"] = str(error)
     found["tracks_kept"] = learner.tracks.state_dict() == tracks
     found["goes_on"] = learner.step(groups)["iteration"]
+    averaging = replace(BASE, optimiser=replace(BASE.optimiser, ema=0.5))
+    late = LearnerRank(averaging, FakeModel(), fake_pairs, port=port)
+    late.load_files(learner.state_files())
+    found["late_average"] = late.trainable_bytes(epoch=1, averaged=True)
+    found["late_weights"] = late.engine.weights()
     return found
 
 

@@ -205,6 +205,11 @@ def test_the_average_of_the_weights_lies_behind_them_and_survives_a_checkpoint(
         assert ((value >= over.amin(0) - 1e-6) & (value <= over.amax(0) + 1e-6)).all(), name
 
 
+def test_a_checkpoint_without_an_average_begins_one_at_its_weights(results: dict[str, Any]) -> None:
+    found = results["one"]["faults"]
+    assert_close(from_bytes(found["late_average"])[0], found["late_weights"], atol=0)
+
+
 @pytest.mark.parametrize("variant", TWO)
 def test_rank_0_publishes_the_trained_weights(results: dict[str, Any], variant: str) -> None:
     run = results["two0"][variant]
