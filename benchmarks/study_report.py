@@ -30,6 +30,7 @@ METRICS = {
     "reward": ("reward ↑", True, 3),
     "piqe": ("100 - PIQE ↑", True, 2),
 }
+COLOURS = {arm: f"C{i}" for i, arm in enumerate(ARMS)}
 Result = dict[str, Any]
 Arms = dict[str, list[Result]]
 
@@ -113,10 +114,11 @@ def curves(task: str, arms: Arms) -> None:
             rows = [[row[name] for row in r["curve"]] for r in found if r["curve"]]
             if rows:
                 smooth = np.convolve(np.mean(rows, 0), np.ones(5) / 5, "valid")
-                axis.plot(np.arange(3, 3 + len(smooth)), smooth, label=arm)
+                axis.plot(np.arange(3, 3 + len(smooth)), smooth, label=arm, color=COLOURS[arm])
     axes[0].set(title=f"{task}: reward of the rollouts (mean of 5)", xlabel="iteration")
     axes[1].set(title="L2 error of the rollouts (mean of 5)", xlabel="iteration")
-    axes[1].legend(fontsize=8)
+    for axis in axes:
+        axis.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(RESULTS / f"study_{task}_curves.png", dpi=90)
     plt.close(figure)
@@ -134,7 +136,8 @@ def histograms(task: str, arms: Arms) -> list[str]:
         distance = wasserstein_distance(scores, gt)
         lines.append(f"| {arm} | {distance:.3f} |")
         if arm in ("base", "diff_sft", "ours"):
-            axis.hist(scores, bins, alpha=0.4, label=f"{arm}, W1 {distance:.3f}")
+            label = f"{arm}, W1 {distance:.3f}"
+            axis.hist(scores, bins, histtype="step", linewidth=1.5, label=label, color=COLOURS[arm])
     axis.set(title=f"{task}: reward of held-out outputs", xlabel="reward")
     axis.legend()
     figure.tight_layout()
