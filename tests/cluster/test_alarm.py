@@ -1,32 +1,35 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from cluster.alarm import alarms
 from restoration.evaluate import Row
 
 
-def rows(reward: float, psnr: float, brightness: float, count: int = 12) -> list[Row]:
-    """Images of different quality; the same noise everywhere, as the same images have."""
-    rng = np.random.default_rng(0)
+def rows(reward: float, psnr: float, brightness: float, count: int = 12, draw: int = 0) -> list[Row]:
+    """Images of the same qualities every time, measured with noise that `draw` decides."""
+    noise, qualities = np.random.default_rng(draw), np.random.default_rng(7).normal(size=count)
     return [
         Row(
             str(i),
             {
-                "psnr": psnr + quality,
-                "reward": reward + quality + 0.01 * rng.normal(),
+                "psnr": psnr + quality + 0.02 * noise.normal(),
+                "reward": reward + quality + 0.01 * noise.normal(),
                 "brightness": brightness + 0.1 * quality,
                 "gt_brightness": 0.5 + 0.1 * quality,
                 "gt_reward": 4.0,
                 "input_psnr": 15.0,
             },
         )
-        for i, quality in enumerate(rng.normal(size=count))
+        for i, quality in enumerate(qualities)
     ]
 
 
 def test_a_reward_that_rises_while_psnr_falls_raises_the_alarm() -> None:
-    assert alarms(rows(2, 25, 0.5), rows(2.1, 24.8, 0.5)) == ["the reward rises while psnr falls by 0.2000"]
+    (found,) = alarms(rows(2, 25, 0.5), rows(2.1, 24.8, 0.5, draw=1))
+    assert re.fullmatch(r"the reward rises while psnr falls by 0\.(19|20)\d\d", found)
 
 
 def test_a_reward_that_rises_with_the_light_raises_the_alarm() -> None:
