@@ -26,6 +26,8 @@ from restoration.transition import (
 )
 from trajectories.schema import STORAGE_DTYPES, RecordMeta, Trajectories
 
+MAX_PSNR = 60.0  # of an exact copy, whose PSNR has no bound
+
 
 @dataclass(frozen=True)
 class RolloutSettings:
@@ -38,6 +40,8 @@ class RolloutSettings:
         action_target: `enhanced` trains towards the better estimate, `sampled` towards x_{t-1}. A noisy last step (of a
             one-step model) has no better estimate and trains towards its sample.
         reward: `iqa` asks the reward service; `reconstruction` is the ablation "Rec.", r = -‖x̂ - g‖ (L2).
+        fidelity_coef: what a dB of PSNR against the ground truth is worth in units of the IQA score, to which it is
+            added. [ours]; 0 is the paper's reward, IQA alone.
         reward_at: score the clean estimate of `every_step`, or only x_0 (`final`) for all steps.
         reward_stride: score every k-th decision and the last.
         storage_dtype: of latents in the record.
@@ -51,6 +55,7 @@ class RolloutSettings:
     crop: int = 128
     action_target: str = "enhanced"
     reward: str = "iqa"
+    fidelity_coef: float = 0.0
     reward_at: str = "every_step"
     reward_stride: int = 1
     storage_dtype: str = "float32"
@@ -63,6 +68,10 @@ class RolloutSettings:
             raise ValueError(f"action_target={self.action_target!r}: choose enhanced or sampled")
         if self.reward not in ("iqa", "reconstruction"):
             raise ValueError(f"reward={self.reward!r}: choose iqa or reconstruction")
+        if not 0 <= self.fidelity_coef < float("inf"):
+            raise ValueError(f"fidelity_coef={self.fidelity_coef}: a finite number, 0 or above")
+        if self.fidelity_coef and self.reward == "reconstruction":
+            raise ValueError(f"fidelity_coef={self.fidelity_coef} with reward=reconstruction: it is added to iqa only")
         if self.reward_at not in ("every_step", "final"):
             raise ValueError(f"reward_at={self.reward_at!r}: choose every_step or final")
         if self.storage_dtype not in STORAGE_DTYPES:
@@ -198,13 +207,19 @@ def _precision(device: torch.device, dtype: str) -> torch.autocast:
 
 def reconstruction_scores(rolled: Rollout) -> tuple[dict[int, np.ndarray], np.ndarray]:
     """The ablation's r = -‖x̂ - g‖ for every block (decision -> float32 [R]) and for the ground truth (0, [N])."""
+    scores = {index: -_errors(rolled, block).norm(dim=1).numpy() for index, block in rolled.blocks.items()}
+    return scores, np.zeros(len(rolled.batch.gt), np.float32)
+
+
+def _errors(rolled: Rollout, block: np.ndarray) -> Tensor:
+    """What is scored minus the ground truth, float32 [R, 3 H W]."""
     gt = rolled.batch.gt.repeat_interleave(rolled.settings.rollouts_per_image, dim=0).cpu()
+    return (torch.from_numpy(block).movedim(-1, 1).float() / 255 - gt).flatten(1)
 
-    def score(block: np.ndarray) -> np.ndarray:
-        images = torch.from_numpy(block).movedim(-1, 1).float() / 255
-        return np.asarray(-(images - gt).flatten(1).norm(dim=1))
 
-    return {index: score(block) for index, block in rolled.blocks.items()}, np.zeros(len(rolled.batch.gt), np.float32)
+def _psnr(rolled: Rollout, block: np.ndarray) -> Tensor:
+    """dB, float32 [R]; at most `MAX_PSNR`."""
+    return -10 * _errors(rolled, block).square().mean(1).clamp_min(10 ** (-MAX_PSNR / 10)).log10()
 
 
 def complete(
@@ -215,12 +230,17 @@ def complete(
 ) -> list[Trajectories]:
     """Attach scores (decision -> float32 [R]) and cut the rollout into one record per image.
 
-    `metas` holds one entry per image; `gt_scores` is float32 [N] or None.
+    `metas` holds one entry per image; `gt_scores` is float32 [N] or None. `final_reward` is the scorer's alone;
+    `rewards` have `fidelity_coef` x PSNR added.
     """
     rows, decisions = rolled.log_probs.shape
     rewards = torch.full((rows, decisions), torch.nan)
     for index, values in scores.items():
         rewards[:, index] = torch.from_numpy(np.array(values, dtype=np.float32))
+    final = rewards[:, -1].clone()
+    if rolled.settings.fidelity_coef:
+        for index in scores:
+            rewards[:, index] += rolled.settings.fidelity_coef * _psnr(rolled, rolled.blocks[index])
     if rolled.settings.reward_at == "final":
         rewards[:] = rewards[:, -1:]
     scored = ~rewards.isnan()
@@ -240,7 +260,7 @@ def complete(
                 log_probs=rolled.log_probs[cut],
                 rewards=rewards[cut],
                 scored=scored[cut],
-                final_reward=rewards[cut, -1],
+                final_reward=final[cut],
                 gt_reward=None if gt_scores is None else float(gt_scores[n]),
                 error_l1=rolled.error_l1[cut],
                 error_l2=rolled.error_l2[cut],

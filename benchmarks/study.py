@@ -52,6 +52,7 @@ ARMS: dict[str, list[str]] = {
 TASKS = ("rain", "low_light")
 SEEDS = (0, 1, 2)
 DRAWS = (101, 102)
+SHOWN = ("chelsea_0003", "coffee_0006", "seeding_0002")  # in the strips: CC0 photographs
 CURVE = ("reward_mean", "reward_std_within", "error_l2", "loss_rl", "loss_sft", "grad_norm")
 
 
@@ -72,6 +73,11 @@ class Arm:
     @property
     def run(self) -> Path:
         return Path("runs/study") / self.label
+
+    @property
+    def shown(self) -> Path:
+        """Inputs, outputs and originals of `SHOWN`, uint8."""
+        return Path("runs/study") / f"{self.label}.npz"
 
     @property
     def overrides(self) -> list[str]:
@@ -124,17 +130,22 @@ def measure(config: RunConfig, arm: Arm) -> dict[str, Any]:
     pairs = discover(config.data.root, config.data.heldout, config.data.match)
     scorers = {"reward": make_scorer("lite0_levels").score, "piqe": make_scorer("piqe").score, **APPEARANCE}
     draws, images, frechet = [], {}, []
+    shown: dict[str, np.ndarray] = {}
     for draw in DRAWS:
         metrics = Lite0Metrics()
 
         def look(image_id: str, lq: np.ndarray, out: np.ndarray, gt: np.ndarray, seen: Any = metrics) -> None:
             seen.add(image_id, out, gt)
+            if image_id in SHOWN:
+                for what, image in (("lq", lq), ("out", out), ("gt", gt)):
+                    shown.setdefault(f"{image_id} {what}", image.copy())  # of the first draw
 
         rows = evaluate_pairs(model, pairs, config.sampler, scorers, config.evaluation.protocol, draw, on_image=look)
         draws.append({r.image_id: r.values | {"distance": metrics.distances[r.image_id]} for r in rows})
         frechet.append(metrics.frechet())
     for image_id, values in draws[0].items():
         images[image_id] = {name: float(np.mean([d[image_id][name] for d in draws])) for name in values}
+    np.savez(arm.shown, **shown)  # type: ignore[arg-type]
     return {"images": images, "frechet": float(np.mean(frechet))}
 
 

@@ -16,9 +16,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from scipy.stats import wasserstein_distance
+from skimage.metrics import peak_signal_noise_ratio
 
 from benchmarks.report import RESULTS
-from benchmarks.study import ARMS, FOLDER, TASKS
+from benchmarks.study import ARMS, FOLDER, SHOWN, TASKS, Arm
+from cluster.strips import Strip, draw_strips
 from restoration.metrics.appearance import APPEARANCE
 
 # name in the files -> heading, whether more is better, digits
@@ -146,6 +148,22 @@ def histograms(task: str, arms: Arms) -> list[str]:
     return lines
 
 
+def strips(task: str) -> None:
+    """Input, main arms and original of a few tiles, as the paper's Fig. 2; kept as it is without the runs' outputs."""
+    names = ("base", "diff_sft", "ours")
+    files = {name: Arm(task, name, 0).shown for name in names}
+    if not all(file.is_file() for file in files.values()):
+        return
+    seen = {name: np.load(file, allow_pickle=False) for name, file in files.items()}
+    rows = []
+    for tile in SHOWN:
+        gt = seen["base"][f"{tile} gt"]
+        images = [seen["base"][f"{tile} lq"], *(seen[name][f"{tile} out"] for name in names), gt]
+        captions = [f"{peak_signal_noise_ratio(gt, image):.2f} dB" for image in images[:-1]]
+        rows.append(Strip(images, ("input", *names, "GT"), captions, title=tile))
+    draw_strips(rows).save(RESULTS / f"study_{task}_strips.jpg", quality=92)
+
+
 def main() -> None:
     page: list[str] = []
     with (RESULTS / "study.csv").open("w", newline="") as file:
@@ -161,6 +179,7 @@ def main() -> None:
                         [task, arm, r["seed"], r["iterations"], round(r["seconds"]), *(mean(r, m) for m in METRICS)]
                     )
             curves(task, arms)
+            strips(task)
             page += [f"## {task}", ""]
             for part in (table(arms), intervals(arms), histograms(task, arms), drifts(arms)):
                 page += [*part, ""]

@@ -140,6 +140,11 @@ class RunConfig(BaseModel):
         needs_groups = self.advantage.batch_scope == "same_image" or self.advantage.stats == "track"
         if needs_groups and self.rollout.rollouts_per_image < 2:
             raise ValueError("rollout.rollouts_per_image=1 leaves no other rollout of an image to compare with")
+        if self.advantage.clamp_to_gt and self.rollout.fidelity_coef:
+            raise ValueError(
+                "advantage.clamp_to_gt with rollout.fidelity_coef above 0: the bound is the ground truth's IQA score, "
+                "which a sum of two is not comparable with; use one of them"
+            )
         return self
 
     def learner_settings(self) -> LearnerSettings:

@@ -53,6 +53,7 @@ def method_of(config: RunConfig) -> Method:
         rollouts=r.rollouts_per_image,
         enhanced=r.action_target == "enhanced",
         reconstruction=r.reward == "reconstruction",
+        fidelity=r.fidelity_coef,
         final_only=r.reward_at == "final",
         stride=r.reward_stride,
         decode_batch=r.decode_batch,
@@ -126,12 +127,11 @@ def step(config: RunConfig, runner: Reference, train: PairedFolder, score: Any) 
         decoding = torch.autocast("cpu", torch.bfloat16) if bf16 else contextlib.nullcontext()
         groups += runner.rollout(names, item.image_ids, batch.lq, batch.gt, score, generator, decoding)
     rolled = time.monotonic()
-    rewards = torch.cat([g.rewards[:, -1] for g in groups]).double()
+    scores = torch.stack([g.scores for g in groups]).double()
     metrics = runner.step(groups)
-    within = torch.stack([g.rewards[:, -1].double().std(correction=0) for g in groups])
     return metrics | {
-        "reward_mean": float(rewards.mean()),
-        "reward_std_within": float(within.mean()),
+        "reward_mean": float(scores.mean()),
+        "reward_std_within": float(scores.std(1, correction=0).mean()),
         "error_l2": float(torch.cat([g.errors[:, 1] for g in groups]).double().mean()),
         "rollout_s": rolled - began,
         "iteration_s": time.monotonic() - began,

@@ -33,14 +33,16 @@ class Method:
     """The switches of method.md: the learner's, and the rollout's under shorter names.
 
     Of `learner` those settings are without effect that say how a rank computes (micro-batches, precision, sharding).
-    `enhanced`, `reconstruction`, `final_only`, `stride` and `rollouts` (K) are the rollout's `action_target`, `reward`,
-    `reward_at`, `reward_stride` and `rollouts_per_image`; `decode_batch` bounds the memory of the decoder.
+    `enhanced`, `reconstruction`, `fidelity`, `final_only`, `stride` and `rollouts` (K) are the rollout's
+    `action_target`, `reward`, `fidelity_coef`, `reward_at`, `reward_stride` and `rollouts_per_image`; `decode_batch`
+    bounds the memory of the decoder.
     """
 
     learner: LearnerSettings = field(default_factory=LearnerSettings)
     rollouts: int = 8
     enhanced: bool = True
     reconstruction: bool = False
+    fidelity: float = 0.0
     final_only: bool = False
     stride: int = 1
     decode_batch: int = 8
@@ -56,6 +58,7 @@ class Group:
         states: x_t; targets: the action to learn; float32 [K, S, C, h, w].
         log_probs: float32 [K, S], of the targets under the policy that acted.
         rewards: float32 [K, S]; NaN where a step was not scored.
+        scores: float32 [K], of the final output by the scorer alone.
         gt_reward: of the ground truth, None if it was not scored.
         errors: float32 [K, 2], L1 and L2 norm of the final output minus GT.
     """
@@ -69,6 +72,7 @@ class Group:
     targets: Tensor
     log_probs: Tensor
     rewards: Tensor
+    scores: Tensor
     gt_reward: float | None
     errors: Tensor
 
@@ -142,11 +146,14 @@ class Reference:
         for position in sorted(wanted):
             # [ours] r_t scores the clean estimate of the action of step t; the last, x_0 itself
             images = final if position == last else finished(better[decisions[position]])
+            seen = torch.from_numpy(to_uint8(images)).movedim(-1, 1) / 255
+            missed = (seen - gt.repeat_interleave(k, 0)).flatten(1)
             if m.reconstruction:
-                seen = torch.from_numpy(to_uint8(images)).movedim(-1, 1) / 255
-                rewards[:, position] = -(seen - gt.repeat_interleave(k, 0)).flatten(1).norm(dim=1)
+                scores = -missed.norm(dim=1)
             else:
-                rewards[:, position] = torch.from_numpy(np.array(score(to_uint8(images)), dtype=np.float32))
+                scores = torch.from_numpy(np.array(score(to_uint8(images)), dtype=np.float32))
+            psnr = -10 * missed.square().mean(1).clamp_min(1e-6).log10()
+            rewards[:, position] = scores + m.fidelity * psnr  # [ours] the paper's has no second term
         if not rewards[:, sorted(wanted)].isfinite().all():
             raise FloatingPointError("a reward is not finite: look at the scorer and at the images it was given")
         if m.final_only:
@@ -162,7 +169,7 @@ class Reference:
         groups = []
         for n, (name, image_id) in enumerate(zip(names, image_ids, strict=True)):
             pair, r = (lq[n : n + 1], gt[n : n + 1]), slice(n * k, (n + 1) * k)
-            rows = (x_t[r], target[r], logp[r], rewards[r])
+            rows = (x_t[r], target[r], logp[r], rewards[r], scores[r])
             groups.append(Group(name, image_id, *pair, trained, *rows, gt_rewards[n], errors[r]))
         return groups
 

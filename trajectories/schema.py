@@ -80,7 +80,7 @@ class Trajectories:
         log_probs: float32 [K, S], of `targets` under the behaviour policy; finite.
         rewards: float32 [K, S]; NaN where not scored, else finite.
         scored: bool [K, S].
-        final_reward: float32 [K], finite.
+        final_reward: float32 [K], finite: the score of x_0 by the scorer alone.
         gt_reward: of the ground truth, finite, or None when not scored.
         error_l1, error_l2: float32 [K], norms of the final output minus ground truth in [0, 1] pixels.
         shift: float32 [K, S], mean |targets - actions| / std; finite.

@@ -7,9 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from skimage.metrics import peak_signal_noise_ratio
 
 from actors.rollout import PairBatch, Rollout, RolloutSettings, complete, reconstruction_scores, rollout
 from restoration.base_models.interface import SamplerSettings
+from restoration.images import to_uint8
 from restoration.transition import (
     Schedule,
     ddim_schedule,
@@ -208,6 +210,29 @@ def test_the_reconstruction_reward_is_minus_the_distance_to_the_ground_truth() -
     assert scores[3].std() > 0 and not np.allclose(scores[0], scores[3])
 
 
+def test_fidelity_adds_the_psnr_of_what_is_scored_and_leaves_the_final_score_alone() -> None:
+    result = rolled(reward_stride=2, fidelity_coef=0.25)
+    gt = batch().gt.repeat_interleave(3, 0).movedim(1, -1).numpy()
+    scores = {index: np.arange(6, dtype=np.float32) + index for index in result.blocks}
+    records = complete(result, scores, None, metas())
+    rewards = torch.cat([r.rewards for r in records])
+    for index, block in result.blocks.items():
+        psnr = [peak_signal_noise_ratio(a, b, data_range=1) for a, b in zip(gt, block / np.float32(255), strict=True)]
+        assert np.allclose(rewards[:, index], scores[index] + 0.25 * np.array(psnr), atol=1e-4)
+    assert rewards[:, 1].isnan().all()
+    assert torch.cat([r.final_reward for r in records]).tolist() == scores[3].tolist()
+
+
+def test_an_exact_copy_has_a_finite_fidelity() -> None:
+    result = rolled(fidelity_coef=1.0)
+    pixels = to_uint8(batch().gt)
+    gt = torch.from_numpy(pixels).movedim(-1, 1).float() / 255
+    blocks = {index: np.repeat(pixels, 3, 0) for index in result.blocks}
+    copied = replace(result, batch=replace(result.batch, gt=gt), blocks=blocks)
+    record = complete(copied, {i: np.zeros(6, np.float32) for i in result.blocks}, None, metas())[0]
+    assert record.rewards.unique().tolist() == [60]
+
+
 def test_a_final_reward_stands_for_every_step() -> None:
     result = rolled(reward_at="final")
     record = complete(result, {3: np.arange(6, dtype=np.float32)}, None, metas())[0]
@@ -233,3 +258,11 @@ def test_images_are_scored_with_the_colours_that_they_are_restored_with() -> Non
 def test_an_unknown_choice_is_refused_by_name(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         RolloutSettings(**{name: "nonsense"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"fidelity_coef": -0.1}, {"fidelity_coef": 0.1, "reward": "reconstruction"}], ids=str
+)
+def test_a_fidelity_that_can_not_be_added_is_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="fidelity_coef"):
+        RolloutSettings(**settings)  # type: ignore[arg-type]

@@ -24,6 +24,7 @@ def as_group(record: Trajectories, model: BaseModel, settings: LearnerSettings, 
         targets=record.targets.float(),
         log_probs=record.log_probs,
         rewards=record.rewards.masked_fill(~record.scored, float("nan")),
+        scores=record.final_reward,
         gt_reward=record.gt_reward,
         errors=torch.stack([record.error_l1, record.error_l2], 1),
     )

@@ -36,6 +36,7 @@ def test_a_score_that_is_not_finite_stops_it() -> None:
         {"action_target": "sampled", "reward_stride": 2},
         {"reward_at": "final"},
         {"reward": "reconstruction"},
+        {"fidelity_coef": 0.5},
     ],
     ids=lambda s: "-".join(s) or "ours",
 )
@@ -55,6 +56,7 @@ def test_its_rollouts_are_those_of_the_actors(switches: dict[str, object]) -> No
         rollouts=ROLLOUTS,
         enhanced=settings.action_target == "enhanced",
         reconstruction=settings.reward == "reconstruction",
+        fidelity=settings.fidelity_coef,
         final_only=settings.reward_at == "final",
         stride=settings.reward_stride,
         decode_batch=2,
@@ -70,6 +72,7 @@ def test_its_rollouts_are_those_of_the_actors(switches: dict[str, object]) -> No
             (ours.targets, record.targets),
             (ours.log_probs, record.log_probs),
             (ours.rewards.nan_to_num(), record.rewards.nan_to_num()),
+            (ours.scores, record.final_reward),
             (ours.errors, torch.stack([record.error_l1, record.error_l2], 1)),
         )
         for reference, system in pairs:
