@@ -28,6 +28,7 @@ from cluster.config import RunConfig
 from cluster.configure import load_config
 from cluster.models import load_policy
 from cluster.records import read_metrics
+from restoration.base_models.interface import BaseModel
 from restoration.datasets.paired import discover
 from restoration.evaluate import evaluate_pairs
 from restoration.metrics.appearance import APPEARANCE
@@ -41,13 +42,15 @@ ARMS: dict[str, list[str]] = {
     "base": [],
     "ours": [],
     "diff_sft": ["objective.recipe=diff_sft"],
-    "rec_reward": ["rollout.reward=reconstruction"],
+    "iqa_reward": ["rollout.fidelity_coef=0"],
+    "rec_reward": ["rollout.reward=reconstruction", "rollout.fidelity_coef=0"],
     "no_weights": ["objective.use_weights=false"],
     "sampled_action": ["rollout.action_target=sampled"],
     "reward_final": ["rollout.reward_at=final"],
     "norm_track": ["advantage.stats=track"],
-    "piqe_reward": ["reward.scorer=piqe"],
-    "brisque_reward": ["reward.scorer=brisque"],
+    # their scales are about 25 times that of the levels
+    "piqe_reward": ["reward.scorer=piqe", "rollout.fidelity_coef=12.5"],
+    "brisque_reward": ["reward.scorer=brisque", "rollout.fidelity_coef=12.5"],
 }
 TASKS = ("rain", "low_light")
 SEEDS = (0, 1, 2)
@@ -118,15 +121,23 @@ def train_and_measure(arm: Arm) -> None:
             train_single(config, arm.run)
         for record in read_metrics(arm.run, "train"):
             curve.append({name: record[name] for name in CURVE if name in record})
-    measured = measure(config, arm)
+    if arm.name == "base":
+        measured = measure(config, load_policy(config.model)[0], arm.shown)
+    else:
+        measured = measure(config, load_policy(arm.run, "average")[0], arm.shown)
+        last = measure(config, load_policy(arm.run)[0])
+        measured["last"] = mean_figures(last)
     write(arm.result, {"arm": arm.name, "task": arm.task, "seed": arm.seed, "iterations": config.iterations}
           | measured | {"curve": curve, "seconds": time.monotonic() - began})  # fmt: skip
 
 
-def measure(config: RunConfig, arm: Arm) -> dict[str, Any]:
-    """Per-image figures, each the mean over `DRAWS`, and the Fréchet distance of all draws' outputs."""
-    source = config.model if arm.name == "base" else arm.run
-    model = load_policy(source)[0]
+def mean_figures(measured: dict[str, Any]) -> dict[str, float]:
+    rows = list(measured["images"].values())
+    return {n: float(np.mean([r[n] for r in rows])) for n in rows[0]} | {"frechet": measured["frechet"]}
+
+
+def measure(config: RunConfig, model: BaseModel, shown_file: Path | None = None) -> dict[str, Any]:
+    """Per-image figures, each the mean over `DRAWS`, and the mean of the draws' Fréchet distances."""
     pairs = discover(config.data.root, config.data.heldout, config.data.match)
     scorers = {"reward": make_scorer("lite0_levels").score, "piqe": make_scorer("piqe").score, **APPEARANCE}
     draws, images, frechet = [], {}, []
@@ -145,7 +156,8 @@ def measure(config: RunConfig, arm: Arm) -> dict[str, Any]:
         frechet.append(metrics.frechet())
     for image_id, values in draws[0].items():
         images[image_id] = {name: float(np.mean([d[image_id][name] for d in draws])) for name in values}
-    np.savez(arm.shown, **shown)  # type: ignore[arg-type]
+    if shown_file is not None:
+        np.savez(shown_file, **shown)  # type: ignore[arg-type]
     return {"images": images, "frechet": float(np.mean(frechet))}
 
 
