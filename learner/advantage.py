@@ -25,6 +25,9 @@ class AdvantageSettings:
             fewer than `min_count`; "batch": of the batch.
         per_step: statistics for each denoising step apart; early steps score lower for every image.
         batch_scope: "batch" means all images, or only the rollouts of the same image.
+        deviation_of: the deviation is of the same rewards as the mean ("pool"), or of all rewards of the batch,
+            whatever their image ("batch": what Flow-GRPO calls global std; an image whose rewards hardly differ is then
+            not blown up).
         min_count: see `stats`.
         track_length: rewards kept per image and step, newest first to stay.
         clamp: advantages are cut to ±clamp.
@@ -36,6 +39,7 @@ class AdvantageSettings:
     stats: Literal["track+batch", "track", "batch"] = "track+batch"
     per_step: bool = True
     batch_scope: Literal["all", "same_image"] = "all"
+    deviation_of: Literal["pool", "batch"] = "pool"
     min_count: int = 16
     track_length: int = 64
     clamp: float = 5.0
@@ -48,6 +52,7 @@ class AdvantageSettings:
         allowed = {
             "stats": ("track+batch", "track", "batch"),
             "batch_scope": ("all", "same_image"),
+            "deviation_of": ("pool", "batch"),
             "eps_at": ("variance", "deviation"),
             "unscored": ("skip", "next"),
         }
@@ -156,21 +161,25 @@ class RewardTracks:
         return rewards
 
     def _batch(self, rows: Sequence[RewardRow], used: Sequence[dict[int, float]]) -> dict[tuple[str, int], list[float]]:
+        """Rewards by image and step; those of all images under ""."""
         batch: dict[tuple[str, int], list[float]] = {}
         for row, rewards in zip(rows, used, strict=True):
-            image = row.image_id if self.settings.batch_scope == "same_image" else ""
             for step, reward in rewards.items():
-                batch.setdefault((image, self._key(step)), []).append(reward)
+                for image in ("", row.image_id):
+                    batch.setdefault((image, self._key(step)), []).append(reward)
         return batch
 
     def _statistics(self, image: str, key: int, batch: Mapping[tuple[str, int], list[float]]) -> tuple[float, float]:
         current = batch[(image if self.settings.batch_scope == "same_image" else "", key)]
         track = self._tracks.get(image, {}).get(key, deque())
         if self.settings.stats == "batch":
-            return _mean_variance(current)
-        if self.settings.stats == "track":
-            return _mean_variance(track if len(track) >= self.settings.min_count else current)
-        return _mean_variance([*track, *current])
+            pool = current
+        elif self.settings.stats == "track":
+            pool = [*track] if len(track) >= self.settings.min_count else current
+        else:
+            pool = [*track, *current]
+        mean, variance = _mean_variance(pool)
+        return mean, variance if self.settings.deviation_of == "pool" else _mean_variance(batch["", key])[1]
 
     def _normalise(self, reward: float, mean: float, variance: float) -> float:
         s = self.settings

@@ -224,9 +224,9 @@ class Reference:
 
         current: dict[tuple[str, int], list[float]] = defaultdict(list)
         for g, rewards in zip(groups, used, strict=True):
-            scope = g.image_id if s.batch_scope == "same_image" else ""
             for position, column in enumerate(rewards.T):
-                current[scope, key(position)] += column[~column.isnan()].tolist()
+                for scope in (g.image_id, ""):  # "": all images
+                    current[scope, key(position)] += column[~column.isnan()].tolist()
         # a track grows by the names of the trajectories, of which "g/10" comes before "g/2"
         order = [sorted(range(len(r)), key=str) for r in used]
         grown = {name: list(values) for name, values in self.tracks.items()}
@@ -250,7 +250,8 @@ class Reference:
                     "track+batch": [*track, *batch],
                 }[s.stats]
                 if pool:
-                    mean, variance = float(np.mean(pool)), float(np.var(pool))
+                    spread = pool if s.deviation_of == "pool" else current["", key(position)]
+                    mean, variance = float(np.mean(pool)), float(np.var(spread))
                     scale = (variance + s.eps) ** 0.5 if s.eps_at == "variance" else variance**0.5 + s.eps
                     advantage[:, position] = ((column - mean) / scale).clamp(-s.clamp, s.clamp)
                 if s.unscored == "next" and position + 1 < rewards.shape[1]:

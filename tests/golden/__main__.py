@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tests.golden import networks, transitions
+from tests.golden import advantages, networks, transitions
 from tests.golden.case import Golden, Outputs, Verdict, compare
 
 RUNNERS: dict[str, tuple[Callable[[Golden], Outputs], set[str]]] = {
@@ -22,6 +22,7 @@ RUNNERS: dict[str, tuple[Callable[[Golden], Outputs], set[str]]] = {
     "restormer": (networks.restormer, {"x"}),
     "ddim_logprob": (transitions.ddim_logprob, set()),
     "flow_sde_logprob": (transitions.flow_sde_logprob, set()),
+    "stat_tracker": (advantages.stat_tracker, set()),
 }
 """Beginning of a file's name -> what computes its outputs, and the inputs that it needs."""
 

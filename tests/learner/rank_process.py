@@ -53,7 +53,11 @@ VARIANTS = {
         ),
         optimiser=replace(BASE.optimiser, warmup=2, weight_decay=0.1, ema=0.5),
     ),
-    "l1": replace(BASE, objective=ObjectiveSettings(difficulty_norm="l1"), advantage=AdvantageSettings()),
+    "l1": replace(
+        BASE,
+        objective=ObjectiveSettings(difficulty_norm="l1"),
+        advantage=AdvantageSettings(deviation_of="batch", batch_scope="same_image"),
+    ),
     "diff_sft": replace(BASE, objective=ObjectiveSettings(recipe="diff_sft")),
     "track": replace(BASE, advantage=AdvantageSettings(), inner_epochs=2, updates_per_batch=2),
 }
