@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from restoration.backbones.restormer import Restormer, RestormerConfig
+from restoration.backbones.cleaners import Cleaner, cleaner_of, config_of
 from restoration.base_models.interface import Condition, SamplerSettings
 from restoration.base_models.spacing import linspace_schedule
 from restoration.checkpoints import CheckpointError, empty, load_strict, read_json, read_state
@@ -136,7 +136,7 @@ class DiffBIR:
         vae: AutoencoderKL,
         unet: UNet2DConditionModel,
         controlnet: ControlNetModel,
-        cleaner: Restormer,
+        cleaner: Cleaner,
         text: Tensor,
         negative_text: Tensor | None = None,
         settings: DiffBIRSettings | None = None,
@@ -286,7 +286,7 @@ class DiffBIR:
             network.save_config(folder / part)
             _save_state(network.state_dict(), folder / part / "diffusion_pytorch_model.safetensors", dtype)
         (folder / "cleaner").mkdir(parents=True, exist_ok=True)
-        (folder / "cleaner" / "config.json").write_text(json.dumps(self.cleaner.config_dict(), indent=2) + "\n")
+        (folder / "cleaner" / "config.json").write_text(json.dumps(config_of(self.cleaner), indent=2) + "\n")
         _save_state(self.cleaner.state_dict(), folder / "cleaner" / "model.safetensors", dtype)
         texts = {"text": self.text, "negative_text": self.negative_text}
         _save_state({k: v for k, v in texts.items() if v is not None}, folder / TEXT_FILE, torch.float32)
@@ -305,11 +305,11 @@ class DiffBIR:
         raw.pop("kind", None)
         try:
             settings = DiffBIRSettings(**raw)
-            config = RestormerConfig(**read_json(folder / "cleaner" / "config.json"))
+            cleaner = cleaner_of(read_json(folder / "cleaner" / "config.json"))
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{folder}: invalid setting: {error}") from error
         parts = {name: _load_network(name, folder / name) for name in _NETWORKS}
-        cleaner, cleaner_file = empty(lambda: Restormer(config)), folder / "cleaner" / "model.safetensors"
+        cleaner_file = folder / "cleaner" / "model.safetensors"
         load_strict(cleaner, read_state(cleaner_file), cleaner_file)
         texts = read_state(folder / TEXT_FILE)
         if "text" not in texts:
@@ -340,7 +340,7 @@ def _load_network(name: str, folder: Path) -> Any:
 
 def build_small(
     vae: AutoencoderKL,
-    cleaner: Restormer,
+    cleaner: Cleaner,
     *,
     channels: tuple[int, ...] = (40, 80),
     attention: tuple[bool, ...] | None = None,

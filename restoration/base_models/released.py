@@ -9,8 +9,7 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
-from restoration.backbones import restormer
-from restoration.backbones.restormer import Restormer
+from restoration.backbones.cleaners import cleaner_from_released
 from restoration.base_models import text
 from restoration.base_models.diffbir import DiffBIR, DiffBIRSettings, without_hint
 from restoration.checkpoints import CheckpointError, empty, load_strict, read_state
@@ -18,7 +17,6 @@ from restoration.ldm_layout import (
     UNET_PREFIX,
     VAE_PREFIX,
     Layout,
-    Shapes,
     controlnet_layout,
     part,
     unet_layout,
@@ -82,24 +80,6 @@ def vae_from_released(
     return network
 
 
-def empty_restormer(shapes: Shapes, file: Path | str) -> Restormer:
-    """The Restormer that keys and shapes of a released file belong to, without weights. Raises CheckpointError."""
-    try:
-        config = restormer.config_from_shapes(shapes)
-    except KeyError as error:
-        raise CheckpointError(f"{file} holds no Restormer: key {error} is missing") from error
-    except ValueError as error:
-        raise CheckpointError(f"{file}: {error}") from error
-    return empty(lambda: Restormer(config))
-
-
-def restormer_from_released(state: Mapping[str, Tensor], file: Path | str) -> Restormer:
-    """Restormer with its released keys. Raises CheckpointError."""
-    network = empty_restormer(_shapes(state), file)
-    load_strict(network, state, file)
-    return network.eval()
-
-
 def import_diffbir(
     sd_checkpoint: Path,
     controlnet_checkpoint: Path,
@@ -119,7 +99,7 @@ def import_diffbir(
     Args:
         sd_checkpoint: Stable Diffusion 2.1 in the Latent Diffusion layout (UNet, autoencoder, OpenCLIP text tower).
         controlnet_checkpoint: DiffBIR's v1, v2 or v2.1 file.
-        cleaner_checkpoint: a Restormer file.
+        cleaner_checkpoint: a Restormer or an SNR-aware file.
         settings: by default those of DiffBIR v1 and v2; v2.1 is
             `DiffBIRSettings(prediction="v_prediction", zero_terminal_snr=True)`.
         prompt, negative_prompt: their embeddings are stored; guidance needs the second ("" is allowed).
@@ -149,7 +129,7 @@ def import_diffbir(
         vae_from_released(part(released, VAE_PREFIX), sd_checkpoint),
         unet_from_released(part(released, UNET_PREFIX), sd_checkpoint, head_channels=head_channels),
         controlnet_from_released(read_state(controlnet_checkpoint), controlnet_checkpoint, head_channels=head_channels),
-        restormer_from_released(read_state(cleaner_checkpoint), cleaner_checkpoint),
+        cleaner_from_released(read_state(cleaner_checkpoint), cleaner_checkpoint),
         embedding,
         negative,
         settings or DiffBIRSettings(),

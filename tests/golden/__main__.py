@@ -20,6 +20,8 @@ RUNNERS: dict[str, tuple[Callable[[Golden], Outputs], set[str]]] = {
     "diffbir_plosses": (networks.diffbir_plosses, {"x_start", "noise", "t", "c_txt", "c_img"}),
     "diffbir": (networks.diffbir, {"x_t", "c_img", "c_txt", "t"}),
     "restormer": (networks.restormer, {"x"}),
+    "snr": (networks.snr, {"x", "mask", "mask2"}),
+    "snr_mask": (networks.snr_mask, set()),
     "ddim_logprob": (transitions.ddim_logprob, set()),
     "flow_sde_logprob": (transitions.flow_sde_logprob, set()),
     "stat_tracker": (advantages.stat_tracker, set()),

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 
+from restoration.backbones.cleaners import cleaner_from_released, empty_cleaner
 from restoration.backbones.restormer import Restormer, RestormerConfig
+from restoration.backbones.snr import SNRAware, box_blur, snr_map, snr_ratio
 from restoration.base_models import text
 from restoration.base_models.diffbir import DiffBIR, DiffBIRSettings, Policy, decode_latents, encode_images
 from restoration.base_models.interface import Condition
 from restoration.base_models.released import (
     controlnet_from_released,
     empty_controlnet,
-    empty_restormer,
     empty_unet,
     empty_vae,
-    restormer_from_released,
     unet_from_released,
     vae_from_released,
 )
@@ -108,8 +108,30 @@ def diffbir_cliptext(golden: Golden) -> Outputs:
 
 @torch.no_grad()
 def restormer(golden: Golden) -> Outputs:
-    network = restormer_from_released(golden.state("net"), golden.name)
+    network = cleaner_from_released(golden.state("net"), golden.name)
     return {"y": network(golden.inputs["x"])}
+
+
+@torch.no_grad()
+def snr(golden: Golden) -> Outputs:
+    network = cleaner_from_released(golden.state("net"), golden.name, key_width=golden.config["transformer"]["d_k"])
+    assert isinstance(network, SNRAware)
+    kept: list[torch.Tensor] = []
+    hook = network.transformer.register_forward_hook(lambda _, __, tokens: kept.append(tokens))
+    x = golden.inputs["x"]
+    ours = {"y": network(x, golden.inputs["mask"]), "y_mask2": network(x, golden.inputs["mask2"])}
+    hook.remove()
+    shown = golden.outputs["transformer_tokens_mask2"].shape[1]
+    return ours | {"transformer_tokens_mask2": kept[-1][:, :shown]}
+
+
+def snr_mask(golden: Golden) -> Outputs:
+    ours: Outputs = {}
+    for name, x in golden.inputs.items():
+        tag = name.removeprefix("x")
+        blurred = box_blur(x)
+        ours |= {f"nf{tag}": blurred, f"snr_raw{tag}": snr_ratio(x, blurred), f"mask{tag}": snr_map(x)}
+    return ours
 
 
 def full_keys(name: str, shapes: dict[str, tuple[int, ...]]) -> str | None:
@@ -136,9 +158,9 @@ def full_keys(name: str, shapes: dict[str, tuple[int, ...]]) -> str | None:
         used = {k: inner[k] for k in text.used_keys(list(inner), config)}
         check_fit(empty(lambda: text.TextEncoder(config)), used, name)
         return f"{len(used)} keys mapped, {len(shapes) - len(used)} not needed for the embedding"
-    elif name.startswith("restormer"):
+    elif name.startswith(("restormer", "snr")):
         inner = shapes
-        check_fit(empty_restormer(inner, name), inner, Path(name))
+        check_fit(empty_cleaner(inner, name), inner, Path(name))
     else:
         return None
     if len(inner) != len(shapes):

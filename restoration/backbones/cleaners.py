@@ -1,0 +1,72 @@
+"""Networks that make the clean condition of a base model: Restormer, and SNR-aware for low light."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from restoration.backbones import restormer, snr
+from restoration.backbones.restormer import Restormer, RestormerConfig
+from restoration.backbones.snr import SNRAware, SNRConfig
+from restoration.checkpoints import CheckpointError, empty, load_strict
+
+Cleaner = Restormer | SNRAware
+"""float32 [B, 3, H, W] in [0, 1] -> the same, not clamped; H and W multiples of its `size_multiple`."""
+
+
+def empty_cleaner(shapes: Mapping[str, Sequence[int]], file: Path | str, **choices: Any) -> Cleaner:
+    """The network that keys and shapes of a released file belong to, without weights.
+
+    Args:
+        choices: what no shape tells (`snr.config_from_shapes`).
+
+    Raises:
+        CheckpointError: neither network's keys, or widths that fit no such network.
+    """
+    try:
+        if "patch_embed.proj.weight" in shapes:
+            config = restormer.config_from_shapes(shapes, **choices)
+            return empty(lambda: Restormer(config))
+        if "conv_first_1.weight" in shapes:
+            of_snr = snr.config_from_shapes(shapes, **choices)
+            return empty(lambda: SNRAware(of_snr))
+    except KeyError as error:
+        raise CheckpointError(f"{file} holds no whole cleaner: key {error} is missing") from error
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+    raise CheckpointError(
+        f"{file} holds no cleaner: neither patch_embed.proj.weight (Restormer) nor conv_first_1.weight (SNR-aware) is "
+        "among its keys"
+    )
+
+
+def cleaner_from_released(state: Mapping[str, Tensor], file: Path | str, **choices: Any) -> Cleaner:
+    """A cleaner with its released keys; `choices` as for `empty_cleaner`. Raises CheckpointError."""
+    network = empty_cleaner({k: tuple(v.shape) for k, v in state.items()}, file, **choices)
+    load_strict(network, state, file)
+    return network.eval()
+
+
+def config_of(cleaner: Cleaner) -> dict[str, Any]:
+    """What `cleaner_of` reads, as plain JSON values."""
+    return {"kind": "restormer" if isinstance(cleaner, Restormer) else "snr", **cleaner.config_dict()}
+
+
+def cleaner_of(config: Mapping[str, Any]) -> Cleaner:
+    """An empty cleaner by its `config_of`; a configuration without a kind is a Restormer's.
+
+    Raises:
+        TypeError, ValueError: a configuration of no cleaner.
+    """
+    values = dict(config)
+    kind = values.pop("kind", "restormer")
+    if kind == "restormer":
+        of_restormer = RestormerConfig(**values)
+        return empty(lambda: Restormer(of_restormer))
+    if kind == "snr":
+        of_snr = SNRConfig(**values)
+        return empty(lambda: SNRAware(of_snr))
+    raise ValueError(f"kind={kind!r} of a cleaner: choose restormer or snr")
