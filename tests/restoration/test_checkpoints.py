@@ -16,7 +16,6 @@ from restoration.base_models.released import (
     empty_controlnet,
     empty_unet,
     empty_vae,
-    restormer_from_released,
     unet_from_released,
     vae_from_released,
 )
@@ -121,7 +120,7 @@ def test_a_missing_or_unexpected_key_is_named_as_the_file_names_it() -> None:
 
 def test_a_file_of_another_model_is_refused() -> None:
     other = {"conv1.weight": torch.zeros(3, 3, 1, 1)}
-    for load in (unet_from_released, controlnet_from_released, vae_from_released, restormer_from_released):
+    for load in (unet_from_released, controlnet_from_released, vae_from_released):
         with pytest.raises(CheckpointError, match="missing"):
             load(other, "other.pth")
 
