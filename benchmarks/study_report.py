@@ -29,7 +29,7 @@ METRICS = {
     "ssim": ("SSIM ↑", True, 4),
     "distance": ("lite0 distance ↓", False, 4),
     "frechet": ("lite0 Fréchet ↓", False, 3),
-    "reward": ("reward ↑", True, 3),
+    "reward": ("IQA score ↑", True, 3),
     "piqe": ("100 - PIQE ↑", True, 2),
 }
 COLOURS = {arm: f"C{i}" for i, arm in enumerate(ARMS)}
@@ -117,7 +117,7 @@ def curves(task: str, arms: Arms) -> None:
             if rows:
                 smooth = np.convolve(np.mean(rows, 0), np.ones(5) / 5, "valid")
                 axis.plot(np.arange(3, 3 + len(smooth)), smooth, label=arm, color=COLOURS[arm])
-    axes[0].set(title=f"{task}: reward of the rollouts (mean of 5)", xlabel="iteration")
+    axes[0].set(title=f"{task}: IQA score of the rollouts (mean of 5)", xlabel="iteration")
     axes[1].set(title="L2 error of the rollouts (mean of 5)", xlabel="iteration")
     for axis in axes:
         axis.legend(fontsize=8)
@@ -132,7 +132,7 @@ def histograms(task: str, arms: Arms) -> list[str]:
     figure, axis = plt.subplots(figsize=(7, 4))
     bins = np.linspace(1, 5, 25)
     axis.hist(gt, bins, histtype="step", linewidth=2, label="GT", color="k")
-    lines = ["| | Wasserstein-1 of the reward to GT |", "|-|-|"]
+    lines = ["| | Wasserstein-1 of the score to GT |", "|-|-|"]
     for arm, found in arms.items():
         scores = np.mean([per_image(r, "reward") for r in found], 0)
         distance = wasserstein_distance(scores, gt)
@@ -140,7 +140,7 @@ def histograms(task: str, arms: Arms) -> list[str]:
         if arm in ("base", "diff_sft", "ours"):
             label = f"{arm}, W1 {distance:.3f}"
             axis.hist(scores, bins, histtype="step", linewidth=1.5, label=label, color=COLOURS[arm])
-    axis.set(title=f"{task}: reward of held-out outputs", xlabel="reward")
+    axis.set(title=f"{task}: IQA score of held-out outputs", xlabel="lite0_levels")
     axis.legend()
     figure.tight_layout()
     figure.savefig(RESULTS / f"study_{task}_histograms.png", dpi=90)
