@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.study import ARMS, RECIPE, Arm
 from cluster.config import RunConfig
 from cluster.configure import load_config
+from cluster.single import method_of
 from restoration.pretrain.run import PretrainRecipe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -50,3 +52,15 @@ def test_an_ablation_differs_from_ours_in_the_switch_that_names_it_alone(name: s
 def test_every_ablation_is_checked_here() -> None:
     shipped = {str(p.relative_to(CONFIGS).with_suffix("")) for p in (CONFIGS / "ablations").glob("*.yaml")}
     assert shipped <= ABLATIONS.keys()
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_an_arm_of_the_study_loads_and_differs_from_ours_in_what_it_names(name: str) -> None:
+    loaded = {
+        arm: load_config(RunConfig, CONFIGS / RECIPE.name, Arm("rain", arm, 0).overrides) for arm in (name, "ours")
+    }
+    for config in loaded.values():
+        method_of(config)
+    ours, other = flat(loaded["ours"].model_dump()), flat(loaded[name].model_dump())
+    changed = {line.partition("=")[0] for line in ARMS[name]}
+    assert {key for key in other if ours[key] != other[key]} == changed
