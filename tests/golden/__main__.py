@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tests.golden import advantages, networks, transitions
+from tests.golden import advantages, attended, networks, transitions
 from tests.golden.case import Golden, Outputs, Verdict, compare
 
 RUNNERS: dict[str, tuple[Callable[[Golden], Outputs], set[str]]] = {
@@ -24,6 +24,8 @@ RUNNERS: dict[str, tuple[Callable[[Golden], Outputs], set[str]]] = {
     "snr_mask": (networks.snr_mask, set()),
     "ddim_logprob": (transitions.ddim_logprob, set()),
     "flow_sde_logprob": (transitions.flow_sde_logprob, set()),
+    "seesr": (attended.seesr, {"x_t", "prompt", "image01", "t", "image_embeds"}),
+    "pasd": (attended.pasd, {"x_t", "prompt", "image01", "t"}),
     "stat_tracker": (advantages.stat_tracker, set()),
 }
 """Beginning of a file's name -> what computes its outputs, and the inputs that it needs."""

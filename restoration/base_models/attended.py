@@ -1,0 +1,120 @@
+"""Stock diffusers UNets and ControlNets with a second attention after each text attention (SeeSR, RAP, PASD, XPSR).
+
+What the second attention looks at travels with the text as the argument `encoder_hidden_states`, so that gradient
+checkpointing recomputes with what the forward saw, and a batch is split, repeated or guided as a whole.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import Tensor, nn
+
+from restoration.checkpoints import empty
+
+Network = TypeVar("Network", UNet2DConditionModel, ControlNetModel)
+Shapes = Mapping[str, Sequence[int]]
+
+
+class Contexts(NamedTuple):
+    """What the attentions of a network look at.
+
+    Attributes:
+        text: [B, tokens, width].
+        other: of the second attentions: one [B, tokens, width] for all, or one for each in the network's order.
+    """
+
+    text: Tensor
+    other: Tensor | Sequence[Tensor]
+
+
+class Attended(nn.Module):
+    """In the place of a block's text attention: that attention (or none), then a second one (or none)."""
+
+    def __init__(self, first: Transformer2DModel | None, second: Transformer2DModel | None, place: int) -> None:
+        super().__init__()
+        self.first, self.second, self.place = first, second, place
+
+    def forward(
+        self, hidden_states: Tensor, encoder_hidden_states: Contexts, return_dict: bool = True, **others: Any
+    ) -> tuple[Tensor]:
+        text, other = encoder_hidden_states
+        if self.first is not None:
+            hidden_states = self.first(hidden_states, encoder_hidden_states=text, return_dict=False, **others)[0]
+        if self.second is not None:
+            context = other if isinstance(other, Tensor) else other[self.place]
+            hidden_states = self.second(hidden_states, encoder_hidden_states=context, return_dict=False)[0]
+        return (hidden_states,)
+
+
+def build_attended(kind: type[Network], config: Mapping[str, Any], shapes: Shapes, name: str) -> Network:
+    """The network of a released diffusers folder, without weights.
+
+    Args:
+        config: its config.json; keys that the stock network doesn't know are left out.
+        shapes: of its weights, in the released naming.
+        name: of the second attentions there, such as "image_attentions".
+    """
+    known = {k: v for k, v in config.items() if k in inspect.signature(kind.__init__).parameters}
+    bare = set()
+    for index, block in enumerate(known.get("up_block_types", ())):
+        if block == "UpBlock2D" and any(k.startswith(f"up_blocks.{index}.{name}.") for k in shapes):
+            # only a block with attentions calls one after each resnet; its text attentions are dropped below
+            bare.add(f"up_blocks.{index}")
+            types = list(known["up_block_types"])
+            types[index] = "CrossAttnUpBlock2D"
+            known["up_block_types"] = tuple(types)
+
+    def made() -> Network:
+        network = kind(**known)
+        place = 0
+        for path, block in _blocks(network):
+            attended = []
+            for index, first in enumerate(block.attentions):
+                width = shapes.get(f"{path}.{name}.{index}.transformer_blocks.0.attn2.to_k.weight", (0, 0))[1]
+                second = _second(first, width) if width else None
+                attended.append(Attended(None if path in bare else first, second, place))
+                place += second is not None
+            block.attentions = nn.ModuleList(attended)
+        return network
+
+    return empty(made)
+
+
+def released_to_attended(key: str, name: str) -> str:
+    """A key of the released naming in that of `build_attended`'s network."""
+    key = re.sub(r"\.attentions\.(\d+)\.", r".attentions.\1.first.", key)
+    return re.sub(rf"\.{name}\.(\d+)\.", r".attentions.\1.second.", key)
+
+
+def skips_of(residuals: Sequence[Tensor]) -> list[Tensor]:
+    """A ControlNet's residuals [B, C, h, w] as contexts [B, h w, C] of the up blocks, which take the last one first."""
+    return [r.flatten(2).transpose(1, 2) for r in reversed(residuals)]
+
+
+def _blocks(network: nn.Module) -> Iterator[tuple[str, Any]]:
+    for side in ("down_blocks", "mid_block", "up_blocks"):
+        part = getattr(network, side, None)
+        listed = enumerate(part) if isinstance(part, nn.ModuleList) else [("", part)]
+        for index, block in listed:
+            if getattr(block, "attentions", None):
+                yield f"{side}.{index}".rstrip("."), block
+
+
+def _second(first: Transformer2DModel, width: int) -> Transformer2DModel:
+    """Like a block's text attention, but looking at tokens of `width`."""
+    c = first.config
+    return Transformer2DModel(
+        c.num_attention_heads,
+        c.attention_head_dim,
+        in_channels=c.in_channels,
+        num_layers=c.num_layers,
+        cross_attention_dim=width,
+        norm_num_groups=c.norm_num_groups,
+        use_linear_projection=c.use_linear_projection,
+    )
