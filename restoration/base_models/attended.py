@@ -20,6 +20,8 @@ from restoration.checkpoints import empty
 Network = TypeVar("Network", UNet2DConditionModel, ControlNetModel)
 Shapes = Mapping[str, Sequence[int]]
 
+LOW, CONNECT = "attentions_lowlevel", "attentions_connect"  # as released files name XPSR's
+
 
 class Contexts(NamedTuple):
     """What the attentions of a network look at.
@@ -27,25 +29,44 @@ class Contexts(NamedTuple):
     Attributes:
         text: [B, tokens, width].
         other: of the second attentions: one [B, tokens, width] for all, or one for each in the network's order.
+        low: a second text [B, tokens, width], of XPSR's attentions to the picture's quality.
     """
 
     text: Tensor
-    other: Tensor | Sequence[Tensor]
+    other: Tensor | Sequence[Tensor] = ()
+    low: Tensor | None = None
 
 
 class Attended(nn.Module):
-    """In the place of a block's text attention: that attention (or none), then a second one (or none)."""
+    """In the place of a block's text attention; parts that a block doesn't have are None.
 
-    def __init__(self, first: Transformer2DModel | None, second: Transformer2DModel | None, place: int) -> None:
+    Attributes:
+        first: to the text.
+        low, connect: of the block's input to the low-level text, and of the first's result to that (XPSR).
+        second: to the other context, at `place` if there are several.
+    """
+
+    def __init__(
+        self,
+        first: Transformer2DModel | None,
+        low: Transformer2DModel | None,
+        connect: Transformer2DModel | None,
+        second: Transformer2DModel | None,
+        place: int,
+    ) -> None:
         super().__init__()
-        self.first, self.second, self.place = first, second, place
+        self.first, self.low, self.connect, self.second, self.place = first, low, connect, second, place
 
     def forward(
         self, hidden_states: Tensor, encoder_hidden_states: Contexts, return_dict: bool = True, **others: Any
     ) -> tuple[Tensor]:
-        text, other = encoder_hidden_states
+        text, other, low = encoder_hidden_states
+        before = hidden_states
         if self.first is not None:
             hidden_states = self.first(hidden_states, encoder_hidden_states=text, return_dict=False, **others)[0]
+        if self.low is not None and self.connect is not None:
+            quality = self.low(before, encoder_hidden_states=low, return_dict=False)[0]
+            hidden_states = self.connect(hidden_states, encoder_hidden_states=tokens(quality), return_dict=False)[0]
         if self.second is not None:
             context = other if isinstance(other, Tensor) else other[self.place]
             hidden_states = self.second(hidden_states, encoder_hidden_states=context, return_dict=False)[0]
@@ -76,9 +97,11 @@ def build_attended(kind: type[Network], config: Mapping[str, Any], shapes: Shape
         for path, block in _blocks(network):
             attended = []
             for index, first in enumerate(block.attentions):
-                width = shapes.get(f"{path}.{name}.{index}.transformer_blocks.0.attn2.to_k.weight", (0, 0))[1]
-                second = _second(first, width) if width else None
-                attended.append(Attended(None if path in bare else first, second, place))
+                low, connect, second = (
+                    _another(first, shapes.get(f"{path}.{kept}.{index}.transformer_blocks.0.attn2.to_k.weight"))
+                    for kept in (LOW, CONNECT, name)
+                )
+                attended.append(Attended(None if path in bare else first, low, connect, second, place))
                 place += second is not None
             block.attentions = nn.ModuleList(attended)
         return network
@@ -88,13 +111,20 @@ def build_attended(kind: type[Network], config: Mapping[str, Any], shapes: Shape
 
 def released_to_attended(key: str, name: str) -> str:
     """A key of the released naming in that of `build_attended`'s network."""
-    key = re.sub(r"\.attentions\.(\d+)\.", r".attentions.\1.first.", key)
-    return re.sub(rf"\.{name}\.(\d+)\.", r".attentions.\1.second.", key)
+    for released, ours in (("attentions", "first"), (LOW, "low"), (CONNECT, "connect"), (name, "second")):
+        if found := re.match(rf"(.*blocks?(?:\.\d+)?)\.{released}\.(\d+)\.(.*)", key):
+            return f"{found[1]}.attentions.{found[2]}.{ours}.{found[3]}"
+    return key
 
 
 def skips_of(residuals: Sequence[Tensor]) -> list[Tensor]:
     """A ControlNet's residuals [B, C, h, w] as contexts [B, h w, C] of the up blocks, which take the last one first."""
-    return [r.flatten(2).transpose(1, 2) for r in reversed(residuals)]
+    return [tokens(r) for r in reversed(residuals)]
+
+
+def tokens(features: Tensor) -> Tensor:
+    """[B, C, h, w] -> [B, h w, C]."""
+    return features.flatten(2).transpose(1, 2)
 
 
 def _blocks(network: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -106,15 +136,17 @@ def _blocks(network: nn.Module) -> Iterator[tuple[str, Any]]:
                 yield f"{side}.{index}".rstrip("."), block
 
 
-def _second(first: Transformer2DModel, width: int) -> Transformer2DModel:
-    """Like a block's text attention, but looking at tokens of `width`."""
+def _another(first: Transformer2DModel, key_shape: Sequence[int] | None) -> Transformer2DModel | None:
+    """Like a block's text attention, but with keys of another width; None without such weights."""
+    if key_shape is None:
+        return None
     c = first.config
     return Transformer2DModel(
         c.num_attention_heads,
         c.attention_head_dim,
         in_channels=c.in_channels,
         num_layers=c.num_layers,
-        cross_attention_dim=width,
+        cross_attention_dim=key_shape[1],
         norm_num_groups=c.norm_num_groups,
         use_linear_projection=c.use_linear_projection,
     )

@@ -26,6 +26,7 @@ RUNNERS: dict[str, tuple[Callable[[Golden], Outputs], set[str]]] = {
     "flow_sde_logprob": (transitions.flow_sde_logprob, set()),
     "seesr": (attended.seesr, {"x_t", "prompt", "image01", "t", "image_embeds"}),
     "pasd": (attended.pasd, {"x_t", "prompt", "image01", "t"}),
+    "xpsr": (attended.pasd, {"x_t", "prompt", "image01", "t", "prompt_low"}),
     "stat_tracker": (advantages.stat_tracker, set()),
 }
 """Beginning of a file's name -> what computes its outputs, and the inputs that it needs."""

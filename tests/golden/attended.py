@@ -18,7 +18,9 @@ from tests.golden.case import Golden, Outputs
 
 def _network(golden: Golden, part: str, name: str) -> Any:
     kind = UNet2DConditionModel if part == "unet" else ControlNetModel
-    state = {k: v for k, v in golden.state(part).items() if ".to_rgbs." not in k}  # heads of SFT
+    state = {
+        k: v for k, v in golden.state(part).items() if not re.search(r"to_rgbs|conv_degradation", k)
+    }  # SFT's heads
     network = build_attended(kind, golden.config[part], {k: tuple(v.shape) for k, v in state.items()}, name)
     load_strict(network, {released_to_attended(k, name): v for k, v in state.items()}, golden.name)
     return network.eval()
@@ -27,15 +29,18 @@ def _network(golden: Golden, part: str, name: str) -> Any:
 def _outputs(golden: Golden, unet: Any, skips: Sequence[Tensor], middle: Tensor, other: Any) -> Outputs:
     """`other`: scaled residuals -> what the UNet's second attentions look at."""
     x, t, words = (golden.inputs[k] for k in ("x_t", "t", "prompt"))
-    ours: Outputs = {f"down_{i}": s for i, s in enumerate(skips)} | {"mid": middle}
+    # the scale of the residuals themselves and of the first output stands in the notes only
+    said = re.search(r"residuals at conditioning scale ([\d.]*\d)", str(golden.meta.get("notes")))
+    usual = float(said[1]) if said else 1.0
+    ours: Outputs = {f"down_{i}": s * usual for i, s in enumerate(skips)} | {"mid": middle * usual}
     for name in golden.outputs:
         if match := re.fullmatch(r"model_output(?:_scale([\d.]+))?", name):
-            scale = float(match[1] or 1)
+            scale = float(match[1] or usual)
             scaled = [s * scale for s in skips]
             ours[name] = unet(
                 x,
                 t,
-                Contexts(words, other(scaled)),
+                Contexts(words, other(scaled), golden.inputs.get("prompt_low")),
                 down_block_additional_residuals=scaled,
                 mid_block_additional_residual=middle * scale,
                 return_dict=False,
@@ -56,15 +61,22 @@ def pasd(golden: Golden) -> Outputs:
     unet = _network(golden, "unet", "pixel_attentions")
     controlnet = _network(golden, "controlnet", "pixel_attentions")
     x, t, words, image = (golden.inputs[k] for k in ("x_t", "t", "prompt", "image01"))
-    skips, middle = controlnet(x, t, Contexts(words, ()), image, return_dict=False)
+    context = Contexts(words, low=golden.inputs.get("prompt_low"))
+    skips, middle = controlnet(x, t, context, image, return_dict=False)
     ours = _outputs(golden, unet, skips, middle, skips_of)
-    # the heads read the hint after each halving
+    # heads of SFT: on the hint after each halving, and on every residual
     state, prefix = golden.state("controlnet"), "controlnet_cond_embedding.to_rgbs"
+
+    def head(name: str, features: Tensor) -> Tensor:
+        return F.conv2d(features, state[f"{name}.weight"], state[f"{name}.bias"], padding=1)
+
     embedding = controlnet.controlnet_cond_embedding
     hint = F.silu(embedding.conv_in(image))
     for i, block in enumerate(embedding.blocks):
         hint = F.silu(block(hint))
         if i % 2:
-            head = [state[f"{prefix}.{i // 2}.{what}"] for what in ("weight", "bias")]
-            ours[f"rgb_{i // 2}"] = F.conv2d(hint, *head, padding=1)
+            ours[f"rgb_{i // 2}"] = head(f"{prefix}.{i // 2}", hint)
+    if "conv_degradation_mid.0.weight" in state:
+        ours |= {f"degradation_{i}": head(f"conv_degradation.{i}.0", skip) for i, skip in enumerate(skips)}
+        ours["degradation_mid"] = head("conv_degradation_mid.0", middle)
     return ours
