@@ -109,6 +109,33 @@ def build_attended(kind: type[Network], config: Mapping[str, Any], shapes: Shape
     return empty(made)
 
 
+def config_from_shapes(shapes: Shapes) -> dict[str, Any]:
+    """What of a config.json the weights tell, in the released naming; not the number of heads, which no shape does.
+
+    Raises:
+        KeyError: a key that every such network has is absent.
+    """
+
+    def count(prefix: str) -> int:
+        return len({k.removeprefix(prefix).split(".")[0] for k in shapes if k.startswith(prefix)})
+
+    def types(side: str) -> tuple[str, ...]:
+        kinds = {True: f"CrossAttn{side.capitalize()}Block2D", False: f"{side.capitalize()}Block2D"}
+        blocks = (f"{side}_blocks.{i}.attentions." for i in range(count(f"{side}_blocks.")))
+        return tuple(kinds[any(k.startswith(block) for k in shapes)] for block in blocks)
+
+    down = types("down")
+    middle = "mid_block.attentions.0"
+    return {
+        "in_channels": shapes["conv_in.weight"][1],
+        "block_out_channels": tuple(shapes[f"down_blocks.{i}.resnets.0.conv2.weight"][0] for i in range(len(down))),
+        "layers_per_block": count("down_blocks.0.resnets."),
+        "down_block_types": down,
+        "cross_attention_dim": shapes[f"{middle}.transformer_blocks.0.attn2.to_k.weight"][1],
+        "use_linear_projection": len(shapes[f"{middle}.proj_in.weight"]) == 2,
+    } | ({"up_block_types": types("up")} if count("up_blocks.") else {})
+
+
 def released_to_attended(key: str, name: str) -> str:
     """A key of the released naming in that of `build_attended`'s network."""
     for released, ours in (("attentions", "first"), (LOW, "low"), (CONNECT, "connect"), (name, "second")):

@@ -14,13 +14,12 @@ from torch import Tensor
 from restoration.base_models.attended import Contexts, build_attended, released_to_attended, skips_of
 from restoration.checkpoints import load_strict
 from tests.golden.case import Golden, Outputs
+from tests.golden.networks import HEADS_OF_SFT, SECOND_ATTENTIONS
 
 
 def _network(golden: Golden, part: str, name: str) -> Any:
     kind = UNet2DConditionModel if part == "unet" else ControlNetModel
-    state = {
-        k: v for k, v in golden.state(part).items() if not re.search(r"to_rgbs|conv_degradation", k)
-    }  # SFT's heads
+    state = {k: v for k, v in golden.state(part).items() if not HEADS_OF_SFT.search(k)}
     network = build_attended(kind, golden.config[part], {k: tuple(v.shape) for k, v in state.items()}, name)
     load_strict(network, {released_to_attended(k, name): v for k, v in state.items()}, golden.name)
     return network.eval()
@@ -50,7 +49,7 @@ def _outputs(golden: Golden, unet: Any, skips: Sequence[Tensor], middle: Tensor,
 
 @torch.no_grad()
 def seesr(golden: Golden) -> Outputs:
-    unet, controlnet = (_network(golden, part, "image_attentions") for part in ("unet", "controlnet"))
+    unet, controlnet = (_network(golden, part, SECOND_ATTENTIONS["seesr"]) for part in ("unet", "controlnet"))
     x, t, words, image, seen = (golden.inputs[k] for k in ("x_t", "t", "prompt", "image01", "image_embeds"))
     skips, middle = controlnet(x, t, Contexts(words, seen), image, return_dict=False)
     return _outputs(golden, unet, skips, middle, lambda _: seen)
@@ -58,8 +57,8 @@ def seesr(golden: Golden) -> Outputs:
 
 @torch.no_grad()
 def pasd(golden: Golden) -> Outputs:
-    unet = _network(golden, "unet", "pixel_attentions")
-    controlnet = _network(golden, "controlnet", "pixel_attentions")
+    unet = _network(golden, "unet", SECOND_ATTENTIONS["pasd"])
+    controlnet = _network(golden, "controlnet", SECOND_ATTENTIONS["pasd"])
     x, t, words, image = (golden.inputs[k] for k in ("x_t", "t", "prompt", "image01"))
     context = Contexts(words, low=golden.inputs.get("prompt_low"))
     skips, middle = controlnet(x, t, context, image, return_dict=False)

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 
 from restoration.backbones.cleaners import cleaner_from_released, empty_cleaner
 from restoration.backbones.restormer import Restormer, RestormerConfig
 from restoration.backbones.snr import SNRAware, box_blur, snr_map, snr_ratio
 from restoration.base_models import text
+from restoration.base_models.attended import build_attended, config_from_shapes, released_to_attended
 from restoration.base_models.diffbir import DiffBIR, DiffBIRSettings, Policy, decode_latents, encode_images
 from restoration.base_models.interface import Condition
 from restoration.base_models.released import (
@@ -27,6 +28,15 @@ from restoration.checkpoints import check_fit, empty
 from restoration.ldm_layout import UNET_PREFIX, VAE_PREFIX, controlnet_layout, part, unet_layout, vae_layout
 from restoration.transition import Prediction
 from tests.golden.case import Golden, Outputs
+
+HEADS_OF_SFT = re.compile(r"to_rgbs|conv_degradation")
+SECOND_ATTENTIONS = {
+    "pasd": "pixel_attentions",
+    "xpsr": "pixel_attentions",
+    "seesr": "image_attentions",
+    "rap": "image_attentions",
+}
+"""Beginning of a golden name -> how the released files name the second attentions."""
 
 PREDICTIONS: dict[str, Prediction] = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 
@@ -161,6 +171,13 @@ def full_keys(name: str, shapes: dict[str, tuple[int, ...]]) -> str | None:
     elif name.startswith(("restormer", "snr")):
         inner = shapes
         check_fit(empty_cleaner(inner, name), inner, Path(name))
+    elif second := next((n for family, n in SECOND_ATTENTIONS.items() if name.startswith(f"{family}_")), None):
+        inner = {k: v for k, v in shapes.items() if not HEADS_OF_SFT.search(k)}
+        kind = ControlNetModel if "controlnet" in name else UNet2DConditionModel
+        network = build_attended(kind, config_from_shapes(inner), inner, second)
+        check_fit(network, {released_to_attended(k, second): v for k, v in inner.items()}, name)
+        heads = len(shapes) - len(inner)
+        return f"{len(inner)} keys mapped" + (f", {heads} of heads that only SFT uses" if heads else "")
     else:
         return None
     if len(inner) != len(shapes):
