@@ -79,16 +79,19 @@ def table(arms: Arms) -> list[str]:
 
 
 def intervals(arms: Arms) -> list[str]:
-    """`ours` minus every other arm: paired over images, seeds averaged, 95 % bootstrap interval over images."""
+    """`ours` minus every other arm, paired by image and seed; seeds averaged, 95 % bootstrap interval over images."""
     if "ours" not in arms:
         return []
     shown = [m for m in METRICS if m != "frechet"]
     lines = ["| ours minus | " + " | ".join(METRICS[m][0] for m in shown) + " |", "|-" * (len(shown) + 1) + "|"]
     rng = np.random.default_rng(0)
     for arm in (a for a in arms if a != "ours"):
-        cells = []
+        cells, seeds = [], {r["seed"] for r in arms[arm]}
+        if arm != "base" and not seeds & {r["seed"] for r in arms["ours"]}:
+            continue
         for m in shown:
-            ours, other = (np.mean([per_image(r, m) for r in arms[name]], 0) for name in ("ours", arm))
+            same = [r for r in arms["ours"] if arm == "base" or r["seed"] in seeds]
+            ours, other = (np.mean([per_image(r, m) for r in found], 0) for found in (same, arms[arm]))
             difference = ours - other
             drawn = difference[rng.integers(0, len(difference), (4000, len(difference)))].mean(1)
             low, high = np.percentile(drawn, [2.5, 97.5])
