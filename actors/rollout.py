@@ -16,6 +16,7 @@ from torch import Tensor
 from restoration.base_models.interface import BaseModel, SamplerSettings
 from restoration.colour import match_colour
 from restoration.images import to_uint8
+from restoration.metrics.protocols import protocol
 from restoration.transition import (
     Schedule,
     Step,
@@ -25,8 +26,6 @@ from restoration.transition import (
     transition,
 )
 from trajectories.schema import STORAGE_DTYPES, RecordMeta, Trajectories
-
-MAX_PSNR = 60.0  # of an exact copy, whose PSNR has no bound
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,8 @@ class RolloutSettings:
         action_target: `enhanced` trains towards the better estimate, `sampled` towards x_{t-1}. A noisy last step (of a
             one-step model) has no better estimate and trains towards its sample.
         reward: `iqa` asks the reward service; `reconstruction` is the ablation "Rec.", r = -‖x̂ - g‖ (L2).
-        fidelity_coef: what a dB of PSNR against the ground truth is worth in units of the IQA score, to which it is
-            added. [ours]; 0 is the paper's reward, IQA alone.
+        fidelity_coef: what a dB of PSNR (`lowlight_rgb`) against the ground truth is worth in units of the IQA
+            score, to which it is added. [ours]; 0 is the paper's reward, IQA alone.
         reward_at: score the clean estimate of `every_step`, or only x_0 (`final`) for all steps.
         reward_stride: score every k-th decision and the last.
         storage_dtype: of latents in the record.
@@ -207,19 +206,13 @@ def _precision(device: torch.device, dtype: str) -> torch.autocast:
 
 def reconstruction_scores(rolled: Rollout) -> tuple[dict[int, np.ndarray], np.ndarray]:
     """The ablation's r = -‖x̂ - g‖ for every block (decision -> float32 [R]) and for the ground truth (0, [N])."""
-    scores = {index: -_errors(rolled, block).norm(dim=1).numpy() for index, block in rolled.blocks.items()}
-    return scores, np.zeros(len(rolled.batch.gt), np.float32)
-
-
-def _errors(rolled: Rollout, block: np.ndarray) -> Tensor:
-    """What is scored minus the ground truth, float32 [R, 3 H W]."""
     gt = rolled.batch.gt.repeat_interleave(rolled.settings.rollouts_per_image, dim=0).cpu()
-    return (torch.from_numpy(block).movedim(-1, 1).float() / 255 - gt).flatten(1)
 
+    def score(block: np.ndarray) -> np.ndarray:
+        images = torch.from_numpy(block).movedim(-1, 1).float() / 255
+        return np.asarray(-(images - gt).flatten(1).norm(dim=1))
 
-def _psnr(rolled: Rollout, block: np.ndarray) -> Tensor:
-    """dB, float32 [R]; at most `MAX_PSNR`."""
-    return -10 * _errors(rolled, block).square().mean(1).clamp_min(10 ** (-MAX_PSNR / 10)).log10()
+    return {index: score(block) for index, block in rolled.blocks.items()}, np.zeros(len(rolled.batch.gt), np.float32)
 
 
 def complete(
@@ -239,8 +232,10 @@ def complete(
         rewards[:, index] = torch.from_numpy(np.array(values, dtype=np.float32))
     final = rewards[:, -1].clone()
     if rolled.settings.fidelity_coef:
+        gt = to_uint8(rolled.batch.gt).repeat(rolled.settings.rollouts_per_image, axis=0)
         for index in scores:
-            rewards[:, index] += rolled.settings.fidelity_coef * _psnr(rolled, rolled.blocks[index])
+            psnr = torch.from_numpy(protocol().psnr(rolled.blocks[index], gt))
+            rewards[:, index] += rolled.settings.fidelity_coef * psnr
     if rolled.settings.reward_at == "final":
         rewards[:] = rewards[:, -1:]
     scored = ~rewards.isnan()

@@ -16,12 +16,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from scipy.stats import wasserstein_distance
-from skimage.metrics import peak_signal_noise_ratio
 
 from benchmarks.report import RESULTS
-from benchmarks.study import ARMS, FOLDER, SHOWN, TASKS, Arm
+from benchmarks.study import ARMS, FOLDER, SEEDS, SHOWN, TASKS, Arm
 from cluster.strips import Strip, draw_strips
 from restoration.metrics.appearance import APPEARANCE
+from restoration.metrics.protocols import protocol
 
 # name in the files -> heading, whether more is better, digits
 METRICS = {
@@ -86,11 +86,12 @@ def intervals(arms: Arms) -> list[str]:
     lines = ["| ours minus | " + " | ".join(METRICS[m][0] for m in shown) + " |", "|-" * (len(shown) + 1) + "|"]
     rng = np.random.default_rng(0)
     for arm in (a for a in arms if a != "ours"):
-        cells, seeds = [], {r["seed"] for r in arms[arm]}
-        if arm != "base" and not seeds & {r["seed"] for r in arms["ours"]}:
+        seeds = SEEDS if arm == "base" else [r["seed"] for r in arms[arm]]  # the base has none
+        same = [r for r in arms["ours"] if r["seed"] in seeds]
+        if not same:
             continue
+        cells = []
         for m in shown:
-            same = [r for r in arms["ours"] if arm == "base" or r["seed"] in seeds]
             ours, other = (np.mean([per_image(r, m) for r in found], 0) for found in (same, arms[arm]))
             difference = ours - other
             drawn = difference[rng.integers(0, len(difference), (4000, len(difference)))].mean(1)
@@ -119,7 +120,7 @@ def curves(task: str, arms: Arms) -> None:
             rows = [[row[name] for row in r["curve"]] for r in found if r["curve"]]
             if rows:
                 smooth = np.convolve(np.mean(rows, 0), np.ones(5) / 5, "valid")
-                axis.plot(np.arange(3, 3 + len(smooth)), smooth, label=arm, color=COLOURS[arm])
+                axis.plot(np.arange(3, 3 + len(smooth)), smooth, label=f"{arm}, {len(rows)} seeds", color=COLOURS[arm])
     axes[0].set(title=f"{task}: IQA score of the rollouts (mean of 5)", xlabel="iteration")
     axes[1].set(title="L2 error of the rollouts (mean of 5)", xlabel="iteration")
     for axis in axes:
@@ -162,7 +163,7 @@ def strips(task: str) -> None:
     for tile in SHOWN:
         gt = seen["base"][f"{tile} gt"]
         images = [seen["base"][f"{tile} lq"], *(seen[name][f"{tile} out"] for name in names), gt]
-        captions = [f"{peak_signal_noise_ratio(gt, image):.2f} dB" for image in images[:-1]]
+        captions = [f"{protocol().psnr(image, gt)[0]:.2f} dB" for image in images[:-1]]
         rows.append(Strip(images, ("input", *names, "GT"), captions, title=tile))
     draw_strips(rows).save(RESULTS / f"study_{task}_strips.jpg", quality=92)
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cluster.cli_errors import UserMistake, argv, as_mistake, guarded, say
+from cluster.cli_output import Counter, print_rows, summary_text
 
 if TYPE_CHECKING:
     import numpy as np
 
     from cluster.config import RunConfig
-    from restoration.evaluate import Row
     from reward_service.scorers.interface import Scorer
 
 app = typer.Typer(
@@ -87,7 +86,7 @@ def train(
         summary = driver.train(loaded, folder, resume is not None)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(str(error) or f"stopped; go on with: restorl train --resume {folder}") from None
-    print(_summary(summary))
+    print(summary_text(summary))
 
 
 @app.command()
@@ -107,7 +106,7 @@ def pretrain(
 
     recipe = load_config(PretrainRecipe, config, overrides or [])
     folder = out or Path("models") / config.stem
-    with _counter() as shown:
+    with Counter() as shown:
         run_pretraining(recipe, folder, lambda stage, done, total, result: shown(stage, done, total))
     print(f"model: {folder}")
 
@@ -135,7 +134,7 @@ def restore(
     place = _device(device)
     policy, sampler = load_policy(model, checkpoint)
     policy.to(place)
-    with _counter() as shown:
+    with Counter() as shown:
         summary = restore_folder(
             policy,
             input,
@@ -186,7 +185,7 @@ def evaluate(
         pairs = PairedFolder(lq, gt, match)  # type: ignore[arg-type]
         policy, sampler = load_policy(model, checkpoint)
         place = _device(device)
-        with _counter() as shown:
+        with Counter() as shown:
             rows = evaluate_pairs(
                 policy.to(place),
                 pairs,
@@ -200,7 +199,7 @@ def evaluate(
             )
     if csv is not None:
         write_csv(csv, rows)
-    _print_rows(rows, f"protocol {protocol}")
+    print_rows(rows, f"protocol {protocol}")
 
 
 @app.command()
@@ -222,7 +221,7 @@ def score(
     if not images:
         raise ImageError(f"{folder} holds no image")
     rows = []
-    with _counter() as shown:
+    with Counter() as shown:
         for i, path in enumerate(images):
             shown(path.name, i, len(images))
             block: np.ndarray = to_uint8(read_image(path)[None])
@@ -230,7 +229,7 @@ def score(
                 rows.append(Row(path.relative_to(folder).as_posix(), {scorer: float(judge.score(block)[0])}))
     if csv is not None:
         write_csv(csv, rows)
-    _print_rows(rows, f"{judge.name}, version {judge.version}, range {judge.range[0]:g} to {judge.range[1]:g}")
+    print_rows(rows, f"{judge.name}, version {judge.version}, range {judge.range[0]:g} to {judge.range[1]:g}")
 
 
 @app.command()
@@ -316,9 +315,9 @@ def _train_single(config: RunConfig, folder: Path) -> None:
     from cluster.single import train_single
 
     say(f"run folder: {folder}")
-    with _counter() as shown:
+    with Counter() as shown:
         rows = train_single(config, folder, lambda i, m: shown(f"reward {m['reward_mean']:.3f}", i, config.iterations))
-    _print_rows(rows, "held-out images")
+    print_rows(rows, "held-out images")
     print(f"report: {write_report(folder).resolve()}")
 
 
@@ -342,54 +341,6 @@ def _device(name: str) -> str:
     import torch
 
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-
-
-class _counter:
-    """A rich progress bar a command feeds with (what, done, total); nothing away from a terminal."""
-
-    def __enter__(self) -> Callable[[str, int, int], None]:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._bar.start()
-        task = self._bar.add_task("", total=None)
-        return lambda what, done, total: self._bar.update(task, description=what, completed=done, total=total)
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.stop()
-
-
-def _print_rows(rows: list[Row], title: str) -> None:
-    """Means over the images, with their number."""
-    from restoration.evaluate import mean_values
-
-    means = mean_values(rows)
-    _print_table(["", *means], [["mean", *(f"{v:.4f}" for v in means.values())]], f"{len(rows)} images, {title}")
-
-
-def _print_table(head: list[str], rows: list[list[str]], title: str) -> None:
-    """Plain columns, the same on a terminal and in a file."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    print(title)
-    for row in (head, *rows):
-        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _summary(summary: Any) -> str:
-    """Held-out means before and after, time, memory, and where the report is."""
-    from restoration.metrics.appearance import APPEARANCE
-
-    lines = [f"{'':12}{'input':>10}{'base':>10}{'RL':>10}"]
-    for name in (n for n in summary.rl if f"input_{n}" in summary.base and n not in APPEARANCE):
-        values = (summary.base.get(f"input_{name}"), summary.base[name], summary.rl[name])
-        lines.append(f"{name:12}" + "".join(" " * 10 if v is None else f"{v:10.4f}" for v in values))
-    memory = f"{summary.peak_memory_mb:.0f} MB of the driver and all it started"  # on another's cluster: itself
-    lines.append(f"{summary.iterations} iterations in {summary.seconds:.0f} s, peak {memory}")
-    lines.append(f"report: {Path(summary.report).resolve()}")
-    return "\n".join(lines)
 
 
 def main() -> None:

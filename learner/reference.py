@@ -25,6 +25,7 @@ from restoration.base_models.interface import BaseModel, Condition
 from restoration.colour import match_colour
 from restoration.evaluate import ScoreFunction
 from restoration.images import to_uint8
+from restoration.metrics.protocols import protocol
 from restoration.transition import Step
 
 
@@ -146,13 +147,13 @@ class Reference:
         for position in sorted(wanted):
             # [ours] r_t scores the clean estimate of the action of step t; the last, x_0 itself
             images = final if position == last else finished(better[decisions[position]])
-            seen = torch.from_numpy(to_uint8(images)).movedim(-1, 1) / 255
-            missed = (seen - gt.repeat_interleave(k, 0)).flatten(1)
+            pixels = to_uint8(images)
             if m.reconstruction:
-                scores = -missed.norm(dim=1)
+                seen = torch.from_numpy(pixels).movedim(-1, 1) / 255
+                scores = -(seen - gt.repeat_interleave(k, 0)).flatten(1).norm(dim=1)
             else:
-                scores = torch.from_numpy(np.array(score(to_uint8(images)), dtype=np.float32))
-            psnr = -10 * missed.square().mean(1).clamp_min(1e-6).log10()
+                scores = torch.from_numpy(np.array(score(pixels), dtype=np.float32))
+            psnr = torch.from_numpy(protocol().psnr(pixels, to_uint8(gt).repeat(k, axis=0)))
             rewards[:, position] = scores + m.fidelity * psnr  # [ours] the paper's has no second term
         if not rewards[:, sorted(wanted)].isfinite().all():
             raise FloatingPointError("a reward is not finite: look at the scorer and at the images it was given")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 Network = TypeVar("Network", bound=nn.Module)
+Shapes = Mapping[str, Sequence[int]]
 _CONTAINERS = ("state_dict", "params_ema", "params", "model", "module")
+
+
+def children(shapes: Shapes, path: str) -> int:
+    """How many modules lie directly below the module `path`, by its keys."""
+    return len({k[len(path) + 1 :].split(".")[0] for k in shapes if k.startswith(path + ".")})
 
 
 class CheckpointError(Exception):

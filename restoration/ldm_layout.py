@@ -13,11 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
-from restoration.checkpoints import CheckpointError
+from restoration.checkpoints import CheckpointError, Shapes, children
 
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
-Shapes = Mapping[str, Sequence[int]]
 
 _RESNET = {
     "in_layers.0": "norm1",
@@ -195,8 +194,8 @@ def _encoder(shapes: Shapes, head_channels: int | None, heads: int | None, what:
 def vae_layout(shapes: Shapes) -> Layout:
     """Layout of a KL autoencoder as arguments of `AutoencoderKL`. Raises CheckpointError as `unet_layout`."""
     layout = Layout()
-    levels = _count(shapes, "encoder.down")
-    layers = _count(shapes, "encoder.down.0.block")
+    levels = children(shapes, "encoder.down")
+    layers = children(shapes, "encoder.down.0.block")
     if not levels or not layers:
         raise CheckpointError("no autoencoder of the Latent Diffusion layout: encoder.down.* is missing")
     latent, embedded = _shape(shapes, "post_quant_conv.weight")[:2]
@@ -243,9 +242,5 @@ def _shape(shapes: Shapes, key: str) -> Sequence[int]:
     return shapes[key]
 
 
-def _count(shapes: Shapes, path: str) -> int:
-    return len({k[len(path) + 1 :].split(".")[0] for k in shapes if k.startswith(path + ".")})
-
-
 def _depth(shapes: Shapes, attention: str) -> int:
-    return _count(shapes, f"{attention}.transformer_blocks")
+    return children(shapes, f"{attention}.transformer_blocks")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,13 @@ from torch import Tensor
 from restoration.backbones import restormer, snr
 from restoration.backbones.restormer import Restormer, RestormerConfig
 from restoration.backbones.snr import SNRAware, SNRConfig
-from restoration.checkpoints import CheckpointError, empty, load_strict
+from restoration.checkpoints import CheckpointError, Shapes, empty, load_strict
 
 Cleaner = Restormer | SNRAware
 """float32 [B, 3, H, W] in [0, 1] -> the same, not clamped; H and W multiples of its `size_multiple`."""
 
 
-def empty_cleaner(shapes: Mapping[str, Sequence[int]], file: Path | str, **choices: Any) -> Cleaner:
+def empty_cleaner(shapes: Shapes, file: Path | str, **choices: Any) -> Cleaner:
     """The network that keys and shapes of a released file belong to, without weights.
 
     Args:

@@ -6,13 +6,14 @@ released state dict loads directly.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from restoration.checkpoints import Shapes, children
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ class Restormer(nn.Module):
         return asdict(self.config)
 
 
-def config_from_shapes(shapes: Mapping[str, Sequence[int]]) -> RestormerConfig:
+def config_from_shapes(shapes: Shapes) -> RestormerConfig:
     """The configuration that a state dict in the released key layout belongs to.
 
     Raises:
@@ -209,9 +210,6 @@ def config_from_shapes(shapes: Mapping[str, Sequence[int]]) -> RestormerConfig:
     """
     dim, in_channels = shapes["patch_embed.proj.weight"][:2]
 
-    def count(level: str) -> int:
-        return len({k.split(".")[1] for k in shapes if k.startswith(level + ".")})
-
     levels = ("encoder_level1", "encoder_level2", "encoder_level3", "latent")
     heads = tuple(shapes[f"{level}.0.attn.temperature"][0] for level in levels)
     # int(channels * expansion) = hidden at every level; 2.66 is the released factor, else any that fits all.
@@ -219,13 +217,13 @@ def config_from_shapes(shapes: Mapping[str, Sequence[int]]) -> RestormerConfig:
     low, high = max(h / c for c, h in hidden.items()), min((h + 1) / c for c, h in hidden.items())
     if low >= high:
         raise ValueError(f"Restormer: no expansion factor gives the hidden widths {hidden}")
-    one, two, three, four = (count(level) for level in levels)
+    one, two, three, four = (children(shapes, level) for level in levels)
     return RestormerConfig(
         in_channels=in_channels,
         out_channels=shapes["output.weight"][0],
         dim=dim,
         num_blocks=(one, two, three, four),
-        num_refinement_blocks=count("refinement"),
+        num_refinement_blocks=children(shapes, "refinement"),
         heads=(heads[0], heads[1], heads[2], heads[3]),
         ffn_expansion=2.66 if low <= 2.66 < high else (low + high) / 2,
         bias="patch_embed.proj.bias" in shapes,

@@ -7,13 +7,14 @@ signal-to-noise ratio is made from the image alone (`snr_map`), outside the netw
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from restoration.checkpoints import Shapes, children
 
 LUMA = (0.299, 0.587, 0.114)
 PATCH = 4  # side of a token, in features of a quarter of the image's resolution
@@ -200,7 +201,7 @@ class SNRAware(nn.Module):
         return asdict(self.config)
 
 
-def config_from_shapes(shapes: Mapping[str, Sequence[int]], key_width: int = 64) -> SNRConfig:
+def config_from_shapes(shapes: Shapes, key_width: int = 64) -> SNRConfig:
     """The configuration that a state dict in the released key layout belongs to.
 
     Args:
@@ -211,18 +212,15 @@ def config_from_shapes(shapes: Mapping[str, Sequence[int]], key_width: int = 64)
         ValueError: `key_width` doesn't divide the attention's width.
     """
 
-    def count(prefix: str) -> int:
-        return len({k.removeprefix(prefix).split(".")[0] for k in shapes if k.startswith(prefix)})
-
     inner = shapes["transformer.layer_stack.0.slf_attn.w_qs.weight"][0]
     if inner % key_width:
         raise ValueError(f"SNRAware: an attention of width {inner} has no heads of width {key_width}")
     return SNRConfig(
         channels=shapes["conv_first_1.weight"][0],
-        front_blocks=count("feature_extraction."),
-        light_blocks=count("recon_trunk_light."),
-        back_blocks=count("recon_trunk."),
-        layers=count("transformer.layer_stack."),
+        front_blocks=children(shapes, "feature_extraction"),
+        light_blocks=children(shapes, "recon_trunk_light"),
+        back_blocks=children(shapes, "recon_trunk"),
+        layers=children(shapes, "transformer.layer_stack"),
         heads=inner // key_width,
         key_width=key_width,
         hidden=shapes["transformer.layer_stack.0.pos_ffn.w_1.weight"][0],

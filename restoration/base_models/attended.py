@@ -15,10 +15,9 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
-from restoration.checkpoints import empty
+from restoration.checkpoints import Shapes, children, empty
 
 Network = TypeVar("Network", UNet2DConditionModel, ControlNetModel)
-Shapes = Mapping[str, Sequence[int]]
 
 LOW, CONNECT = "attentions_lowlevel", "attentions_connect"  # as released files name XPSR's
 
@@ -116,12 +115,9 @@ def config_from_shapes(shapes: Shapes) -> dict[str, Any]:
         KeyError: a key that every such network has is absent.
     """
 
-    def count(prefix: str) -> int:
-        return len({k.removeprefix(prefix).split(".")[0] for k in shapes if k.startswith(prefix)})
-
     def types(side: str) -> tuple[str, ...]:
         kinds = {True: f"CrossAttn{side.capitalize()}Block2D", False: f"{side.capitalize()}Block2D"}
-        blocks = (f"{side}_blocks.{i}.attentions." for i in range(count(f"{side}_blocks.")))
+        blocks = (f"{side}_blocks.{i}.attentions." for i in range(children(shapes, f"{side}_blocks")))
         return tuple(kinds[any(k.startswith(block) for k in shapes)] for block in blocks)
 
     down = types("down")
@@ -129,11 +125,11 @@ def config_from_shapes(shapes: Shapes) -> dict[str, Any]:
     return {
         "in_channels": shapes["conv_in.weight"][1],
         "block_out_channels": tuple(shapes[f"down_blocks.{i}.resnets.0.conv2.weight"][0] for i in range(len(down))),
-        "layers_per_block": count("down_blocks.0.resnets."),
+        "layers_per_block": children(shapes, "down_blocks.0.resnets"),
         "down_block_types": down,
         "cross_attention_dim": shapes[f"{middle}.transformer_blocks.0.attn2.to_k.weight"][1],
         "use_linear_projection": len(shapes[f"{middle}.proj_in.weight"]) == 2,
-    } | ({"up_block_types": types("up")} if count("up_blocks.") else {})
+    } | ({"up_block_types": types("up")} if children(shapes, "up_blocks") else {})
 
 
 def released_to_attended(key: str, name: str) -> str:

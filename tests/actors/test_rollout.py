@@ -12,6 +12,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from actors.rollout import PairBatch, Rollout, RolloutSettings, complete, reconstruction_scores, rollout
 from restoration.base_models.interface import SamplerSettings
 from restoration.images import to_uint8
+from restoration.metrics.protocols import PSNR_CEILING
 from restoration.transition import (
     Schedule,
     ddim_schedule,
@@ -212,12 +213,12 @@ def test_the_reconstruction_reward_is_minus_the_distance_to_the_ground_truth() -
 
 def test_fidelity_adds_the_psnr_of_what_is_scored_and_leaves_the_final_score_alone() -> None:
     result = rolled(reward_stride=2, fidelity_coef=0.25)
-    gt = batch().gt.repeat_interleave(3, 0).movedim(1, -1).numpy()
+    gt = np.repeat(to_uint8(batch().gt), 3, 0)
     scores = {index: np.arange(6, dtype=np.float32) + index for index in result.blocks}
     records = complete(result, scores, None, metas())
     rewards = torch.cat([r.rewards for r in records])
     for index, block in result.blocks.items():
-        psnr = [peak_signal_noise_ratio(a, b, data_range=1) for a, b in zip(gt, block / np.float32(255), strict=True)]
+        psnr = [peak_signal_noise_ratio(a, b) for a, b in zip(gt, block, strict=True)]
         assert np.allclose(rewards[:, index], scores[index] + 0.25 * np.array(psnr), atol=1e-4)
     assert rewards[:, 1].isnan().all()
     assert torch.cat([r.final_reward for r in records]).tolist() == scores[3].tolist()
@@ -230,7 +231,7 @@ def test_an_exact_copy_has_a_finite_fidelity() -> None:
     blocks = {index: np.repeat(pixels, 3, 0) for index in result.blocks}
     copied = replace(result, batch=replace(result.batch, gt=gt), blocks=blocks)
     record = complete(copied, {i: np.zeros(6, np.float32) for i in result.blocks}, None, metas())[0]
-    assert record.rewards.unique().tolist() == [60]
+    assert record.rewards.unique().tolist() == [PSNR_CEILING]
 
 
 def test_a_final_reward_stands_for_every_step() -> None:

@@ -10,8 +10,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from restoration.backbones.restormer import Restormer, RestormerConfig
+from restoration.backbones.snr import SNRAware, SNRConfig
 from restoration.base_models import BaseModel, CheckpointError, SamplerSettings, load, text
 from restoration.base_models.diffbir import DiffBIR, DiffBIRSettings, Policy, build_small
 from restoration.base_models.released import import_diffbir
@@ -213,6 +215,17 @@ def test_a_saved_model_loads_to_the_same_outputs(model: DiffBIR, lq: Tensor, tmp
         ours, theirs = (m.denoise(x, 300, m.condition(lq), 3.0) for m in (model, again))
     assert torch.equal(ours, theirs)
     assert torch.equal(model.decode(x), again.decode(x))
+
+
+def test_the_cleaner_can_be_the_one_for_low_light(lq: Tensor, tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    cleaner = SNRAware(SNRConfig(channels=8, light_blocks=1, layers=1, heads=1, hidden=8))
+    files = released_files(tmp_path)
+    torch.save({f"module.{k}": v for k, v in cleaner.state_dict().items()}, files[2])
+    imported = load(import_diffbir(*files, tmp_path / "model", head_channels=16))
+    for dark in (lq, F.pad(lq, (0, 8, 0, 0), mode="reflect")):  # 24 and 32 wide: the first is no multiple of 16
+        clean = imported.condition(dark * 0.1).clean
+        assert torch.equal(clean, cleaner.eval()(dark * 0.1).clamp(0, 1))
 
 
 def test_a_model_stored_in_half_precision_is_half_as_large_and_loads_as_float32(model: DiffBIR, tmp_path: Path) -> None:
