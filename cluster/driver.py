@@ -25,7 +25,8 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> RunSummary:
         admission = Admission(config.source.groups_per_step, config.source.max_staleness)
         admission.restore(parts.version, parts.waiting_groups())
         learning = None
-        while parts.version < config.iterations and not state.interrupted:
+        # A step in flight counts as done only when it has been recorded: its version is there before its checkpoint.
+        while (learning is not None or parts.version < config.iterations) and not state.interrupted:
             # Hand out work as long as no rollout can become staler than allowed.
             for actor in parts.free_actors(SLOTS_PER_ACTOR):
                 item = state.work.peek()
