@@ -192,8 +192,7 @@ class Loader:
         parts = [self._conditions[batch.groups[g].meta.group_id] for g in groups]
         if len(set(groups)) == 1:
             return parts[0].repeat_interleave(len(groups))
-        columns = zip(*((p.clean, p.latent, p.text, p.negative_text) for p in parts), strict=True)
-        return Condition(*(None if c[0] is None else torch.cat(c) for c in columns))  # type: ignore[arg-type]
+        return Condition.cat(parts)
 
     @torch.no_grad()
     def _latent(self, batch: GlobalBatch, group: int) -> Tensor:

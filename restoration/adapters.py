@@ -82,11 +82,13 @@ def make_trainable(model: BaseModel, settings: AdaptSettings) -> list[nn.Paramet
         _inject_lora(model, settings)
     else:
         for name, parameter in policy.named_parameters():
-            if any(name == prefix or name.startswith(prefix) for prefix in model.trainable_names):
+            if any(re.match(pattern, name) for pattern in model.trainable_names):
                 parameter.requires_grad_(True)
     parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
     if not parameters:
-        raise AdapterError(f"{model.name}: no parameter of the policy begins with any of {model.trainable_names}")
+        raise AdapterError(
+            f"{model.name}: no parameter's name in the policy begins with any of {model.trainable_names}"
+        )
     names = {id(p): name for name, p in parameters.items()}
     slots = [
         (module, attribute, names[id(p)])

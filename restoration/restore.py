@@ -62,9 +62,11 @@ def sample(model: BaseModel, lq: Tensor, sampler: SamplerSettings, generator: Ge
     condition = model.condition(lq)
     shape = condition.latent.shape
     x_t = model.start(condition, _noise(shape, generator, lq.device))
-    for step in model.schedule(sampler).steps:
+    steps = model.schedule(sampler).steps
+    for step in steps:
         output = model.denoise(x_t, step.timestep, condition, sampler.guidance_scale)
-        noise = _noise(shape, generator, lq.device) if step.is_decision else torch.zeros_like(x_t)
+        noisy = step.is_decision and step is not steps[-1]  # noise that nothing removes only explores
+        noise = _noise(shape, generator, lq.device) if noisy else torch.zeros_like(x_t)
         x_t = transition(step, output, x_t, noise=noise).action
     return match_colour(model.decode(x_t).float(), condition.clean, sampler.colour_fix).clamp(0, 1)
 

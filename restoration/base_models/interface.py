@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -42,6 +42,9 @@ class SamplerSettings:
             raise ValueError(f"sampler.colour_fix={self.colour_fix!r}: choose {', '.join(COLOUR_FIXES)}")
 
 
+NEGATIVE = "negative_"
+
+
 @dataclass(frozen=True)
 class Condition:
     """What the denoiser sees of the LQ images; every tensor has the batch first.
@@ -51,23 +54,57 @@ class Condition:
         latent: its scaled VAE latent [B, C, h, w].
         text: text embedding [B, tokens, width], or None for a model without text.
         negative_text: embedding of the unconditional branch for guidance, or None.
+        others: what else a model looks at, by its own names; "negative_X" takes the place of "X" in the
+            unconditional branch.
     """
 
     clean: Tensor
     latent: Tensor
     text: Tensor | None = None
     negative_text: Tensor | None = None
+    others: Mapping[str, Tensor] = field(default_factory=dict)
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Condition:
         """The condition with `f` applied to each tensor (indexing, repeating, moving)."""
         text, negative = (None if v is None else f(v) for v in (self.text, self.negative_text))
-        return Condition(f(self.clean), f(self.latent), text, negative)
+        return Condition(f(self.clean), f(self.latent), text, negative, {k: f(v) for k, v in self.others.items()})
 
     def __getitem__(self, index: Tensor | slice) -> Condition:
         return self.map(lambda v: v[index])
 
     def repeat_interleave(self, times: int) -> Condition:
         return self.map(lambda v: v.repeat_interleave(times, dim=0))
+
+    @staticmethod
+    def cat(parts: Sequence[Condition]) -> Condition:
+        """Conditions of one model, one batch after the other."""
+
+        def joined(of: Callable[[Condition], Tensor | None]) -> Tensor | None:
+            found = [v for v in map(of, parts) if v is not None]
+            return torch.cat(found) if found else None
+
+        others = {name: torch.cat([p.others[name] for p in parts]) for name in parts[0].others}
+        return Condition(
+            torch.cat([p.clean for p in parts]),
+            torch.cat([p.latent for p in parts]),
+            joined(lambda p: p.text),
+            joined(lambda p: p.negative_text),
+            others,
+        )
+
+    @property
+    def unconditional(self) -> Condition:
+        """What guidance leads away from.
+
+        Raises:
+            ValueError: there is no negative text embedding.
+        """
+        if self.negative_text is None:
+            raise ValueError(
+                "guidance needs a negative text embedding, and this model stores none; use guidance_scale 1"
+            )
+        others = {k: self.others.get(NEGATIVE + k, v) for k, v in self.others.items()}
+        return Condition(self.clean, self.latent, self.negative_text, self.negative_text, others)
 
 
 @runtime_checkable
@@ -86,7 +123,7 @@ class BaseModel(Protocol):
 
     @property
     def trainable_names(self) -> tuple[str, ...]:
-        """Prefixes, in `policy`'s parameter names, of the part that SFT trains."""
+        """Regular expressions that begin `policy`'s names of the parameters that SFT trains."""
         ...
 
     @property

@@ -14,8 +14,9 @@ from restoration.backbones.restormer import Restormer, RestormerConfig
 from restoration.backbones.snr import SNRAware, box_blur, snr_map, snr_ratio
 from restoration.base_models import text
 from restoration.base_models.attended import build_attended, config_from_shapes, released_to_attended
-from restoration.base_models.diffbir import DiffBIR, DiffBIRSettings, Policy, decode_latents, encode_images
+from restoration.base_models.diffbir import DiffBIR, DiffBIRSettings, Policy
 from restoration.base_models.interface import Condition
+from restoration.base_models.latent import decode_latents, encode_images
 from restoration.base_models.released import (
     controlnet_from_released,
     empty_controlnet,

@@ -1,0 +1,318 @@
+"""What base models share: frozen VAE and cleaner, stored embeddings, a policy that denoises scaled latents."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from restoration.backbones.cleaners import Cleaner, cleaner_of, config_of
+from restoration.base_models.interface import NEGATIVE, Condition, SamplerSettings
+from restoration.base_models.spacing import linspace_schedule
+from restoration.checkpoints import CheckpointError, empty, load_strict, read_json, read_state
+from restoration.transition import Prediction, Schedule, ddim_schedule, scaled_linear_alphas
+
+SETTINGS_FILE = "restorl_model.json"
+TEXT_FILE = "text.safetensors"
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+LORA_LAYERS = r"to_q|to_k|to_v|to_out\.0|conv1|conv2|conv_in|conv_out"
+
+
+@dataclass(frozen=True)
+class LatentSettings:
+    """What the network files don't say.
+
+    Attributes:
+        prediction: what the network's output means.
+        trainable: regular expressions that begin the policy's parameter names of what SFT trains.
+        lora_layers: regular expression over module names below those that LoRA attaches to.
+    """
+
+    name: str = ""
+    prediction: Prediction = "epsilon"
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    train_timesteps: int = 1000
+    zero_terminal_snr: bool = False
+    trainable: tuple[str, ...] = ()
+    lora_layers: str = LORA_LAYERS
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "trainable", tuple(self.trainable))
+        if self.prediction not in ("epsilon", "v_prediction", "sample"):
+            raise ValueError(f"prediction={self.prediction!r}: choose epsilon, v_prediction or sample")
+        if self.zero_terminal_snr and self.prediction == "epsilon":
+            raise ValueError("prediction='epsilon' is undefined with zero_terminal_snr; use v_prediction")
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError(f"beta_start={self.beta_start}, beta_end={self.beta_end}: 0 < start <= end < 1")
+        if self.train_timesteps < 1:
+            raise ValueError(f"train_timesteps={self.train_timesteps}: at least 1")
+
+
+class Part(NamedTuple):
+    """A network of a model folder.
+
+    Attributes:
+        config: its config.json.
+        released: a key of the network -> its key in the file.
+    """
+
+    network: nn.Module
+    config: Mapping[str, Any]
+    released: Callable[[str], str] = str
+
+
+def encode_images(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Scaled posterior mode, float32 [B,C,h,w], of images [B,3,H,W] in [0, 1]."""
+    mode = vae.encode((images * 2 - 1).to(vae.dtype)).latent_dist.mode()
+    return mode.float() * vae.config.scaling_factor
+
+
+def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Pixels about [-1, 1], not clamped, float32 [B,3,H,W], of scaled latents."""
+    return vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample.float()
+
+
+def guided(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance; scale 1 is the conditional output."""
+    return unconditional + scale * (conditional - unconditional)
+
+
+class LatentDiffusion(ABC):
+    """A `BaseModel` but for `predict`, and reading and naming its networks.
+
+    Args:
+        embeddings: [1, ...] each: "text" and, for guidance, "negative_text"; others as `Condition.others`.
+        downsampling: factor of the policy's network between a latent and its coarsest features.
+    """
+
+    KIND: ClassVar[str]
+    SETTINGS: ClassVar[type[LatentSettings]]
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        policy: nn.Module,
+        cleaner: Cleaner,
+        embeddings: Mapping[str, Tensor],
+        settings: LatentSettings,
+        downsampling: int,
+    ) -> None:
+        for what, embedding in embeddings.items():
+            if embedding.shape[0] != 1 or (what in ("text", "negative_text") and embedding.ndim != 3):
+                expected = "[1, tokens, width]" if embedding.ndim == 3 or "text" in what else "[1, ...]"
+                raise ValueError(f"{self.KIND}: {what} has shape {tuple(embedding.shape)}, expected {expected}")
+        if not settings.trainable:
+            raise ValueError(f"{self.KIND}: trainable={settings.trainable} names no part of the policy")
+        names = [name for name, _ in policy.named_parameters()]
+        for pattern in settings.trainable:
+            if not any(re.match(pattern, name) for name in names):
+                raise ValueError(f"{self.KIND}: trainable: {pattern!r} begins no parameter's name, such as {names[0]}")
+        self.name = settings.name
+        self._policy = policy
+        # Convolutions at pixel resolution are up to twice as fast in this layout, on CPU and GPU.
+        self.vae = vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.cleaner = cleaner.eval().requires_grad_(False)
+        self.embeddings = {name: value.float() for name, value in embeddings.items()}
+        self.size_multiple = math.lcm(self.vae_factor * downsampling, self.cleaner.size_multiple)
+        self.settings = settings
+        self.alphas: np.ndarray = scaled_linear_alphas(
+            settings.beta_start, settings.beta_end, settings.train_timesteps, settings.zero_terminal_snr
+        )
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels per latent cell, along one side."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def policy(self) -> nn.Module:
+        return self._policy
+
+    @property
+    def trainable_names(self) -> tuple[str, ...]:
+        return self.settings.trainable
+
+    @property
+    def lora_targets(self) -> str:
+        return rf"(?:{'|'.join(self.settings.trainable)})(?:.*\.)?(?:{self.settings.lora_layers})"
+
+    @property
+    def train_timesteps(self) -> int:
+        return self.settings.train_timesteps
+
+    def schedule(self, sampler: SamplerSettings) -> Schedule:
+        """The chain; spacing linspace with eta 1 is DiffBIR's own sampler (ancestral DDPM on respaced steps)."""
+        if sampler.spacing == "linspace":
+            return linspace_schedule(self.alphas, sampler.steps, sampler.eta, self.settings.prediction)
+        return ddim_schedule(
+            self.alphas,
+            sampler.steps,
+            sampler.eta,
+            self.settings.prediction,
+            sampler.spacing,  # type: ignore[arg-type]
+            sampler.steps_offset,
+        )
+
+    @torch.no_grad()
+    def condition(self, lq: Tensor) -> Condition:
+        """lq float32 [B,3,H,W] in [0,1], H and W multiples of `size_multiple`."""
+        clean = self.cleaner(lq).float().clamp(0, 1)
+        stored = {name: value.expand(len(lq), *value.shape[1:]) for name, value in self.embeddings.items()}
+        text, negative = (stored.pop(name, None) for name in ("text", NEGATIVE + "text"))
+        return Condition(clean, self.encode(clean), text, negative, stored)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        return encode_images(self.vae, images)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        return (decode_latents(self.vae, latents) / 2 + 0.5).clamp(0, 1)
+
+    def start(self, condition: Condition, noise: Tensor) -> Tensor:
+        """x_T for standard normal `noise`; here pure noise."""
+        return noise
+
+    @abstractmethod
+    def predict(self, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        """The policy's output, float32 like x_t; timestep [B]."""
+
+    def denoise(self, x_t: Tensor, timestep: float | Tensor, condition: Condition, guidance_scale: float) -> Tensor:
+        """With a guidance scale other than 1 both branches run as one batch, unconditional first.
+
+        Raises:
+            ValueError: guidance without a negative text embedding; a condition without text.
+        """
+        if condition.text is None:
+            raise ValueError(f"{self.KIND}: the condition has no text embedding; make it with condition()")
+        times = torch.as_tensor(timestep, device=x_t.device).expand(x_t.shape[0])
+        if guidance_scale == 1:
+            return self.predict(x_t, times, condition)
+        both = Condition.cat([condition.unconditional, condition])
+        unconditional, conditional = self.predict(torch.cat([x_t, x_t]), torch.cat([times, times]), both).chunk(2)
+        return guided(unconditional, conditional, guidance_scale)
+
+    def add_noise(self, gt_latent: Tensor, timestep: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """x_t and the target of the network's output there; timestep int64 [B], the rest [B,C,h,w]."""
+        alpha = torch.from_numpy(self.alphas)[timestep.cpu()].to(gt_latent.device)
+        signal, sigma = (v.float().view(-1, 1, 1, 1) for v in (alpha.sqrt(), (1 - alpha).sqrt()))
+        x_t = signal * gt_latent + sigma * noise
+        if self.settings.prediction == "epsilon":
+            return x_t, noise
+        return x_t, gt_latent if self.settings.prediction == "sample" else signal * noise - sigma * gt_latent
+
+    def sft_loss(self, gt_latent: Tensor, condition: Condition, timestep: Tensor, noise: Tensor) -> Tensor:
+        """Mean squared error of the network's output, float32 [B]."""
+        x_t, target = self.add_noise(gt_latent, timestep, noise)
+        output = self.denoise(x_t, timestep, condition, guidance_scale=1.0)
+        return (output - target).square().flatten(1).mean(1)
+
+    def to(self, device: torch.device | str) -> Self:
+        for module in (self.vae, self._policy, self.cleaner):
+            module.to(device)
+        self.embeddings = {name: value.to(device) for name, value in self.embeddings.items()}
+        return self
+
+    @abstractmethod
+    def parts(self) -> dict[str, Part]:
+        """The policy's networks by their folders."""
+
+    @classmethod
+    @abstractmethod
+    def read_parts(cls, folder: Path) -> dict[str, nn.Module]:
+        """The policy's networks, arguments of `from_parts`, from what `parts` describes. Raises CheckpointError."""
+
+    @classmethod
+    @abstractmethod
+    def from_parts(
+        cls,
+        vae: AutoencoderKL,
+        cleaner: Cleaner,
+        embeddings: Mapping[str, Tensor],
+        settings: Any,
+        **networks: Any,
+    ) -> Self:
+        """The model of its networks. Raises ValueError where they don't fit each other."""
+
+    def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write vae/ and the policy's networks (diffusers folders), cleaner/, the embeddings and the settings.
+
+        Args:
+            dtype: how the weights are stored; they are float32 again when loaded.
+
+        Raises:
+            ValueError: the LoRA of a training is still attached to the policy.
+        """
+        folder = Path(folder)
+        if any(".lora_A.default." in name for name, _ in self._policy.named_parameters()):
+            raise ValueError(f"{self.KIND}: the policy carries LoRA layers; merge or remove them before saving")
+        for name, (network, config, released) in {**self.parts(), "vae": Part(self.vae, config_file(self.vae))}.items():
+            state = {released(k): v for k, v in network.state_dict().items()}
+            save_state(state, folder / name / WEIGHTS_FILE, dtype)
+            (folder / name / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        save_state(self.cleaner.state_dict(), folder / "cleaner" / "model.safetensors", dtype)
+        (folder / "cleaner" / "config.json").write_text(json.dumps(config_of(self.cleaner), indent=2) + "\n")
+        save_state(self.embeddings, folder / TEXT_FILE, torch.float32)
+        (folder / SETTINGS_FILE).write_text(json.dumps({"kind": self.KIND, **asdict(self.settings)}, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what `save` wrote; weights become float32, whatever they are stored as.
+
+        Raises:
+            CheckpointError: a file is absent or unreadable, keys are missing or unexpected, a setting is invalid.
+        """
+        folder = Path(folder)
+        raw = read_json(folder / SETTINGS_FILE)
+        raw.pop("kind", None)
+        try:
+            settings = cls.SETTINGS(**raw)
+            cleaner = cleaner_of(read_json(folder / "cleaner" / "config.json"))
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{folder}: invalid setting: {error}") from error
+        networks = cls.read_parts(folder)
+        cleaner_file = folder / "cleaner" / "model.safetensors"
+        load_strict(cleaner, read_state(cleaner_file), cleaner_file)
+        embeddings = read_state(folder / TEXT_FILE)
+        if "text" not in embeddings:
+            raise CheckpointError(f"{folder / TEXT_FILE}: no tensor named 'text' ([1, tokens, width])")
+        try:
+            return cls.from_parts(
+                read_network(AutoencoderKL, folder / "vae"), cleaner, embeddings, settings, **networks
+            )
+        except ValueError as error:
+            raise CheckpointError(f"{folder}: {error}") from error
+
+
+def config_file(network: Any) -> dict[str, Any]:
+    """The config.json of a diffusers network."""
+    loaded: dict[str, Any] = json.loads(network.to_json_string())
+    return loaded
+
+
+def save_state(state: Mapping[str, Tensor], file: Path, dtype: torch.dtype) -> None:
+    """Write safetensors, floating point as `dtype`, making the folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    stored = {k: v.detach().to("cpu", dtype if v.is_floating_point() else v.dtype) for k, v in state.items()}
+    save_file({k: v.contiguous() for k, v in stored.items()}, file, metadata={"format": "pt"})
+
+
+def read_network(kind: Any, folder: Path, change: Callable[[Any], Any] = lambda network: network) -> Any:
+    """A diffusers network of its folder, changed by `change` before it gets its weights. Raises CheckpointError."""
+    config = read_json(folder / "config.json")
+    network = change(empty(lambda: kind.from_config(config)))
+    file = folder / WEIGHTS_FILE
+    load_strict(network, read_state(file), file)
+    return network.eval()
