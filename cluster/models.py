@@ -39,7 +39,7 @@ def load_policy(run_or_folder: Path, checkpoint: str = "latest") -> tuple[BaseMo
 
     Args:
         run_or_folder: a run (its base model with the tensors it has trained) or the folder of a model, whose sampler
-            is the one of the recipe it was trained with.
+            is the one of the recipe it was trained with, or else its authors'.
         checkpoint: of a run: "latest", "average" (of the weights, with optimiser.ema), "base" (as before training) or
             the number of an iteration.
 
@@ -53,8 +53,10 @@ def load_policy(run_or_folder: Path, checkpoint: str = "latest") -> tuple[BaseMo
     folder = Path(run_or_folder)
     if (folder / MODEL_FILE).is_file():
         recipe = folder / "recipe.json"
-        sampler = json.loads(recipe.read_text(encoding="utf-8")).get("sampler", {}) if recipe.is_file() else {}
-        return load(folder), SamplerSettings(**sampler)
+        model = load(folder)
+        if not recipe.is_file():
+            return model, model.sampler
+        return model, SamplerSettings(**json.loads(recipe.read_text(encoding="utf-8")).get("sampler", {}))
     if not is_run(folder):
         raise ConfigError.of(
             f"{folder} is neither a run ({CONFIG_FILE}) nor a model ({MODEL_FILE}); give the folder of either"

@@ -10,7 +10,14 @@ from restoration.checkpoints import CheckpointError, read_json
 
 __all__ = ["KINDS", "BaseModel", "CheckpointError", "Condition", "SamplerSettings", "load"]
 
-KINDS = {"diffbir": "restoration.base_models.diffbir:DiffBIR"}
+KINDS = {
+    "diffbir": "restoration.base_models.diffbir:DiffBIR",
+    "controlnet": "restoration.base_models.pixel_control:PixelControl",
+    "pasd": "restoration.base_models.pasd:PASD",
+    "xpsr": "restoration.base_models.xpsr:XPSR",
+    "seesr": "restoration.base_models.seesr:SeeSR",
+    "rap": "restoration.base_models.seesr:RAP",
+}
 """`kind` in restorl_model.json -> class with `load(folder)`; imported only when a model of that kind is loaded."""
 
 

@@ -7,6 +7,7 @@ checkpointing recomputes with what the forward saw, and a batch is split, repeat
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -20,6 +21,7 @@ from restoration.checkpoints import Shapes, children, empty
 Network = TypeVar("Network", UNet2DConditionModel, ControlNetModel)
 
 LOW, CONNECT = "attentions_lowlevel", "attentions_connect"  # as released files name XPSR's
+BARE = "UpBlock2D"  # a block without text attentions
 
 
 class Contexts(NamedTuple):
@@ -83,7 +85,7 @@ def build_attended(kind: type[Network], config: Mapping[str, Any], shapes: Shape
     known = {k: v for k, v in config.items() if k in inspect.signature(kind.__init__).parameters}
     bare = set()
     for index, block in enumerate(known.get("up_block_types", ())):
-        if block == "UpBlock2D" and any(k.startswith(f"up_blocks.{index}.{name}.") for k in shapes):
+        if block == BARE and any(k.startswith(f"up_blocks.{index}.{name}.") for k in shapes):
             # only a block with attentions calls one after each resnet; its text attentions are dropped below
             bare.add(f"up_blocks.{index}")
             types = list(known["up_block_types"])
@@ -140,6 +142,23 @@ def released_to_attended(key: str, name: str) -> str:
     return key
 
 
+def attended_to_released(key: str, name: str) -> str:
+    """The inverse of `released_to_attended`."""
+    for released, ours in (("attentions", "first"), (LOW, "low"), (CONNECT, "connect"), (name, "second")):
+        if found := re.fullmatch(rf"(.*blocks?(?:\.\d+)?)\.attentions\.(\d+)\.{ours}\.(.*)", key):
+            return f"{found[1]}.{released}.{found[2]}.{found[3]}"
+    return key
+
+
+def released_config(network: Any) -> dict[str, Any]:
+    """The config.json that belongs to the released naming of a network of `build_attended`."""
+    config: dict[str, Any] = json.loads(network.to_json_string())
+    if "up_block_types" in config:
+        kinds = zip(config["up_block_types"], network.up_blocks, strict=True)
+        config["up_block_types"] = [BARE if _is_bare(block) else kind for kind, block in kinds]
+    return config
+
+
 def skips_of(residuals: Sequence[Tensor]) -> list[Tensor]:
     """A ControlNet's residuals [B, C, h, w] as contexts [B, h w, C] of the up blocks, which take the last one first."""
     return [tokens(r) for r in reversed(residuals)]
@@ -157,6 +176,10 @@ def _blocks(network: nn.Module) -> Iterator[tuple[str, Any]]:
         for index, block in listed:
             if getattr(block, "attentions", None):
                 yield f"{side}.{index}".rstrip("."), block
+
+
+def _is_bare(block: Any) -> bool:
+    return any(isinstance(a, Attended) and a.first is None for a in getattr(block, "attentions", ()))
 
 
 def _another(first: Transformer2DModel, key_shape: Sequence[int] | None) -> Transformer2DModel | None:

@@ -16,8 +16,9 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
 from restoration.backbones.cleaners import Cleaner
+from restoration.base_models.diffusers_folder import read_network
 from restoration.base_models.interface import Condition
-from restoration.base_models.latent import LatentDiffusion, LatentSettings, Part, config_file, read_network
+from restoration.base_models.latent import LatentDiffusion, LatentSettings, Part, config_file
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,11 @@ class BaseModel(Protocol):
     size_multiple: int  # H and W must be multiples of it
 
     @property
+    def sampler(self) -> SamplerSettings:
+        """How its authors restore with it."""
+        ...
+
+    @property
     def policy(self) -> nn.Module: ...
 
     @property

@@ -18,14 +18,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from restoration.backbones.cleaners import Cleaner, cleaner_of, config_of
+from restoration.base_models.diffusers_folder import WEIGHTS_FILE, read_vae
 from restoration.base_models.interface import NEGATIVE, Condition, SamplerSettings
 from restoration.base_models.spacing import linspace_schedule
-from restoration.checkpoints import CheckpointError, empty, load_strict, read_json, read_state
+from restoration.checkpoints import CheckpointError, load_strict, read_json, read_state
 from restoration.transition import Prediction, Schedule, ddim_schedule, scaled_linear_alphas
 
 SETTINGS_FILE = "restorl_model.json"
 TEXT_FILE = "text.safetensors"
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 LORA_LAYERS = r"to_q|to_k|to_v|to_out\.0|conv1|conv2|conv_in|conv_out"
 
 
@@ -99,6 +99,7 @@ class LatentDiffusion(ABC):
 
     KIND: ClassVar[str]
     SETTINGS: ClassVar[type[LatentSettings]]
+    SAMPLER: ClassVar[SamplerSettings] = SamplerSettings()  # as its authors restore with it
 
     def __init__(
         self,
@@ -135,6 +136,10 @@ class LatentDiffusion(ABC):
     def vae_factor(self) -> int:
         """Pixels per latent cell, along one side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def sampler(self) -> SamplerSettings:
+        return self.SAMPLER
 
     @property
     def policy(self) -> nn.Module:
@@ -289,9 +294,7 @@ class LatentDiffusion(ABC):
         if "text" not in embeddings:
             raise CheckpointError(f"{folder / TEXT_FILE}: no tensor named 'text' ([1, tokens, width])")
         try:
-            return cls.from_parts(
-                read_network(AutoencoderKL, folder / "vae"), cleaner, embeddings, settings, **networks
-            )
+            return cls.from_parts(read_vae(folder / "vae"), cleaner, embeddings, settings, **networks)
         except ValueError as error:
             raise CheckpointError(f"{folder}: {error}") from error
 
@@ -307,12 +310,3 @@ def save_state(state: Mapping[str, Tensor], file: Path, dtype: torch.dtype) -> N
     file.parent.mkdir(parents=True, exist_ok=True)
     stored = {k: v.detach().to("cpu", dtype if v.is_floating_point() else v.dtype) for k, v in state.items()}
     save_file({k: v.contiguous() for k, v in stored.items()}, file, metadata={"format": "pt"})
-
-
-def read_network(kind: Any, folder: Path, change: Callable[[Any], Any] = lambda network: network) -> Any:
-    """A diffusers network of its folder, changed by `change` before it gets its weights. Raises CheckpointError."""
-    config = read_json(folder / "config.json")
-    network = change(empty(lambda: kind.from_config(config)))
-    file = folder / WEIGHTS_FILE
-    load_strict(network, read_state(file), file)
-    return network.eval()

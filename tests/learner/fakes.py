@@ -53,6 +53,7 @@ class FakeModel:
 
     name = "fake"
     size_multiple = 4
+    sampler = SamplerSettings()
     train_timesteps = 1000
 
     def __init__(self, seed: int = 0, width: int = 8) -> None:

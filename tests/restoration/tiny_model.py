@@ -17,6 +17,7 @@ class TinyModel:
 
     name = "tiny"
     size_multiple = 8
+    sampler = SamplerSettings()
     train_timesteps = 1000
     trainable_names = ("",)
     lora_targets = ".*"

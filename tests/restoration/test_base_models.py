@@ -1,0 +1,118 @@
+"""What holds for every base model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from restoration.adapters import AdaptSettings, make_trainable, trained_parameters
+from restoration.base_models import load
+from restoration.base_models.interface import BaseModel, SamplerSettings
+from restoration.restore import sample
+from restoration.transition import transition
+from tests.restoration.released_models import MODELS
+
+SAMPLER = SamplerSettings(steps=2)
+Make = Callable[[], BaseModel]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder, written by what `from_released` gave."""
+    place = tmp_path_factory.mktemp(request.param)
+    model = MODELS[request.param](place)
+    model.save(place / "model")
+    lq = picture()
+    torch.save(sample(model, lq, SAMPLER, torch.Generator().manual_seed(0)), place / "picture.pt")
+    return place
+
+
+def picture(count: int = 2) -> Tensor:
+    return torch.rand(count, 3, 64, 128, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_saved_and_reloaded_model_gives_the_same_picture(folder: Path) -> None:
+    before = torch.load(folder / "picture.pt", weights_only=True)
+    after = sample(load(folder / "model"), picture(), SAMPLER, torch.Generator().manual_seed(0))
+    assert before.std() > 0.01 and torch.isfinite(before).all()
+    assert torch.equal(before, after)
+
+
+def test_the_ratio_is_1_at_the_first_replay_and_only_the_trained_part_gets_gradients(folder: Path) -> None:
+    for mode in ("lora", "full"):
+        model = load(folder / "model")
+        trained = make_trainable(model, AdaptSettings(mode=mode, rank=2))  # type: ignore[arg-type]
+        condition = model.condition(picture())
+        generator = torch.Generator().manual_seed(1)
+        x = model.start(condition, torch.randn(condition.latent.shape, generator=generator))
+        step = model.schedule(SAMPLER).steps[0]
+        with torch.no_grad():
+            output = model.denoise(x, step.timestep, condition, 1.0)
+        taken = transition(step, output, x, noise=torch.randn(x.shape, generator=generator))
+        again = transition(step, model.denoise(x, step.timestep, condition, 1.0), x, action=taken.action)
+        assert torch.allclose((again.log_prob - taken.log_prob).exp(), torch.ones(2), rtol=0, atol=1e-6)
+        again.log_prob.sum().backward()
+        got = {name for name, p in model.policy.named_parameters() if p.grad is not None and p.grad.any()}
+        assert got and got <= set(trained_parameters(model))
+        assert all(any(re.match(pattern, name) for pattern in model.trainable_names) for name in got)
+        assert len(got) > len(trained) / 4
+
+
+def test_each_sample_of_a_batch_is_denoised_by_itself(folder: Path) -> None:
+    model = load(folder / "model")
+    condition = model.condition(picture(3))
+    x = torch.randn(condition.latent.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        whole = model.denoise(x, 500, condition, 1.0)
+        for i in range(3):
+            alone = model.denoise(x[i : i + 1], 500, condition[i : i + 1], 1.0)
+            assert torch.allclose(whole[i : i + 1], alone, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
+
+
+def test_guidance_leads_away_from_what_is_not_wanted(folder: Path) -> None:
+    model = load(folder / "model")
+    condition = model.condition(picture(1))
+    if condition.negative_text is None:
+        with pytest.raises(ValueError, match="guidance"):
+            model.denoise(condition.latent, 500, condition, 3.0)
+        return
+    with torch.no_grad():
+        wanted = model.denoise(condition.latent, 500, condition, 1.0)
+        unwanted = model.denoise(condition.latent, 500, condition.unconditional, 1.0)
+        guided = model.denoise(condition.latent, 500, condition, 3.0)
+    assert torch.allclose(guided, unwanted + 3 * (wanted - unwanted), rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+
+
+def test_the_sft_loss_is_one_number_a_sample_and_falls_with_the_output_nearer_to_the_target(folder: Path) -> None:
+    model = load(folder / "model")
+    condition = model.condition(picture())
+    t, noise = torch.tensor([10, 900]), torch.randn(condition.latent.shape, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        loss = model.sft_loss(condition.latent, condition, t, noise)
+    assert loss.shape == (2,) and loss.dtype == torch.float32 and (loss > 0).all()
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(folder: Path) -> None:
+    from learner.learner import enable_checkpointing
+
+    found = []
+    for checkpointing in (False, True):
+        model = load(folder / "model")
+        make_trainable(model, AdaptSettings(mode="full"))
+        if checkpointing:
+            enable_checkpointing(model)
+            model.policy.train()
+        condition = model.condition(picture(1))
+        output = model.denoise(condition.latent, 300, condition, 1.0)
+        with torch.no_grad():  # another forward in between must not be what the backward recomputes
+            model.denoise(condition.latent * 2, 100, condition, 1.0)
+        output.square().mean().backward()
+        found.append({n: p.grad for n, p in trained_parameters(model).items() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        assert torch.allclose(value, found[1][name], rtol=1e-3, atol=1e-6 + 1e-4 * float(value.abs().max())), name
