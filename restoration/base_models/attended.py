@@ -113,25 +113,40 @@ def build_attended(kind: type[Network], config: Mapping[str, Any], shapes: Shape
 def config_from_shapes(shapes: Shapes) -> dict[str, Any]:
     """What of a config.json the weights tell, in the released naming; not the number of heads, which no shape does.
 
+    For SDXL's pooled text and sizes, the width of all together is told, but not that of each size
+    (`addition_time_embed_dim`).
+
     Raises:
         KeyError: a key that every such network has is absent.
     """
+    levels = range(children(shapes, "down_blocks"))
+    layers = tuple(children(shapes, f"down_blocks.{i}.resnets") for i in levels)
+    middle = "mid_block.attentions.0"
 
     def types(side: str) -> tuple[str, ...]:
         kinds = {True: f"CrossAttn{side.capitalize()}Block2D", False: f"{side.capitalize()}Block2D"}
         blocks = (f"{side}_blocks.{i}.attentions." for i in range(children(shapes, f"{side}_blocks")))
         return tuple(kinds[any(k.startswith(block) for k in shapes)] for block in blocks)
 
-    down = types("down")
-    middle = "mid_block.attentions.0"
-    return {
+    def depth(level: int) -> int:
+        # the stock network gives the middle block the last level's depth
+        places = [f"down_blocks.{level}.attentions.0"] + [middle] * (level == levels[-1])
+        return next((d for d in (children(shapes, f"{p}.transformer_blocks") for p in places) if d), 1)
+
+    config: dict[str, Any] = {
         "in_channels": shapes["conv_in.weight"][1],
-        "block_out_channels": tuple(shapes[f"down_blocks.{i}.resnets.0.conv2.weight"][0] for i in range(len(down))),
-        "layers_per_block": children(shapes, "down_blocks.0.resnets"),
-        "down_block_types": down,
+        "block_out_channels": tuple(shapes[f"down_blocks.{i}.resnets.0.conv2.weight"][0] for i in levels),
+        "layers_per_block": layers[0] if len(set(layers)) == 1 else layers,
+        "down_block_types": types("down"),
+        "transformer_layers_per_block": tuple(map(depth, levels)),
         "cross_attention_dim": shapes[f"{middle}.transformer_blocks.0.attn2.to_k.weight"][1],
         "use_linear_projection": len(shapes[f"{middle}.proj_in.weight"]) == 2,
-    } | ({"up_block_types": types("up")} if children(shapes, "up_blocks") else {})
+    }
+    if children(shapes, "up_blocks"):
+        config |= {"up_block_types": types("up"), "out_channels": shapes["conv_out.weight"][0]}
+    if added := shapes.get("add_embedding.linear_1.weight"):
+        config |= {"addition_embed_type": "text_time", "projection_class_embeddings_input_dim": added[1]}
+    return config
 
 
 def released_to_attended(key: str, name: str) -> str:

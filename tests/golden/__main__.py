@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tests.golden import advantages, attended, networks, transitions
+from tests.golden import advantages, attended, faithdiff, networks, transitions
 from tests.golden.case import Golden, Outputs, Verdict, compare
 
 RUNNERS: dict[str, tuple[Callable[[Golden], Outputs], set[str]]] = {
@@ -27,6 +27,7 @@ RUNNERS: dict[str, tuple[Callable[[Golden], Outputs], set[str]]] = {
     "seesr": (attended.seesr, {"x_t", "prompt", "image01", "t", "image_embeds"}),
     "pasd": (attended.pasd, {"x_t", "prompt", "image01", "t"}),
     "xpsr": (attended.pasd, {"x_t", "prompt", "image01", "t", "prompt_low"}),
+    "faithdiff": (faithdiff.faithdiff, {"x_t", "t", "prompt", "image", "text_embeds", "time_ids"}),
     "stat_tracker": (advantages.stat_tracker, set()),
 }
 """Beginning of a file's name -> what computes its outputs, and the inputs that it needs."""

@@ -8,21 +8,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor
 
-from restoration.base_models.attended import Contexts, build_attended, released_to_attended, skips_of
-from restoration.checkpoints import load_strict
+from restoration.base_models.attended import Contexts, skips_of
+from restoration.base_models.pixel_control import HEADS_OF_SFT, KINDS, attended_network
 from tests.golden.case import Golden, Outputs
-from tests.golden.networks import HEADS_OF_SFT, SECOND_ATTENTIONS
+from tests.golden.networks import SECOND_ATTENTIONS
 
 
 def _network(golden: Golden, part: str, name: str) -> Any:
-    kind = UNet2DConditionModel if part == "unet" else ControlNetModel
     state = {k: v for k, v in golden.state(part).items() if not HEADS_OF_SFT.search(k)}
-    network = build_attended(kind, golden.config[part], {k: tuple(v.shape) for k, v in state.items()}, name)
-    load_strict(network, {released_to_attended(k, name): v for k, v in state.items()}, golden.name)
-    return network.eval()
+    return attended_network(KINDS[part], golden.config[part], state, name, golden.name)
 
 
 def _outputs(golden: Golden, unet: Any, skips: Sequence[Tensor], middle: Tensor, other: Any) -> Outputs:

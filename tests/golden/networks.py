@@ -15,8 +15,14 @@ from restoration.backbones.snr import SNRAware, box_blur, snr_map, snr_ratio
 from restoration.base_models import text
 from restoration.base_models.attended import build_attended, config_from_shapes, released_to_attended
 from restoration.base_models.diffbir import DiffBIR, DiffBIRSettings, Policy
+from restoration.base_models.faithdiff_networks import (
+    empty_faithdiff,
+    faithdiff_to_released,
+    released_to_faithdiff,
+)
 from restoration.base_models.interface import Condition
 from restoration.base_models.latent import decode_latents, encode_images
+from restoration.base_models.pixel_control import HEADS_OF_SFT
 from restoration.base_models.released import (
     controlnet_from_released,
     empty_controlnet,
@@ -30,7 +36,6 @@ from restoration.ldm_layout import UNET_PREFIX, VAE_PREFIX, controlnet_layout, p
 from restoration.transition import Prediction
 from tests.golden.case import Golden, Outputs
 
-HEADS_OF_SFT = re.compile(r"to_rgbs|conv_degradation")
 SECOND_ATTENTIONS = {
     "pasd": "pixel_attentions",
     "xpsr": "pixel_attentions",
@@ -169,6 +174,10 @@ def full_keys(name: str, shapes: dict[str, tuple[int, ...]]) -> str | None:
         used = {k: inner[k] for k in text.used_keys(list(inner), config)}
         check_fit(empty(lambda: text.TextEncoder(config)), used, name)
         return f"{len(used)} keys mapped, {len(shapes) - len(used)} not needed for the embedding"
+    elif name.startswith("faithdiff"):
+        inner = shapes
+        ours = {released_to_faithdiff(k): v for k, v in inner.items()}
+        check_fit(empty_faithdiff(inner, name), ours, name, faithdiff_to_released)
     elif name.startswith(("restormer", "snr")):
         inner = shapes
         check_fit(empty_cleaner(inner, name), inner, Path(name))
