@@ -18,7 +18,7 @@ from restoration.checkpoints import CheckpointError, Shapes, children
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 
-_RESNET = {
+RESNET = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",
     "emb_layers.1": "time_emb_proj",
@@ -105,7 +105,7 @@ def unet_layout(shapes: Shapes, *, head_channels: int | None = 64, heads: int | 
     for up, level in enumerate(reversed(levels)):
         for i in range(level.layers + 1):
             block = f"output_blocks.{index}"
-            layout.add(f"{block}.0", f"up_blocks.{up}.resnets.{i}", _RESNET)
+            layout.add(f"{block}.0", f"up_blocks.{up}.resnets.{i}", RESNET)
             if level.attention:
                 layout.add(f"{block}.1", f"up_blocks.{up}.attentions.{i}")
             if i == level.layers and up + 1 < len(levels):
@@ -145,7 +145,7 @@ def _encoder(shapes: Shapes, head_channels: int | None, heads: int | None, what:
             levels.append(_Level())
         else:
             level.width = _shape(shapes, f"{block}.0.out_layers.3.weight")[0]
-            layout.add(f"{block}.0", f"{down}.resnets.{level.layers}", _RESNET)
+            layout.add(f"{block}.0", f"{down}.resnets.{level.layers}", RESNET)
             attention = f"{block}.1" in modules
             if level.layers and attention != level.attention:
                 raise CheckpointError(f"{block}: attention must be in all or none of a level's blocks for {what}")
@@ -156,9 +156,9 @@ def _encoder(shapes: Shapes, head_channels: int | None, heads: int | None, what:
         index += 1
     if not all(level.layers for level in levels):
         raise CheckpointError(f"no {what} of the Latent Diffusion layout: input_blocks.* of a level are missing")
-    layout.add("middle_block.0", "mid_block.resnets.0", _RESNET)
+    layout.add("middle_block.0", "mid_block.resnets.0", RESNET)
     layout.add("middle_block.1", "mid_block.attentions.0")
-    layout.add("middle_block.2", "mid_block.resnets.1", _RESNET)
+    layout.add("middle_block.2", "mid_block.resnets.1", RESNET)
     middle = "middle_block.1"
     if not levels[-1].attention:
         levels[-1].depth = _depth(shapes, middle)  # diffusers gives the middle block the last level's depth

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tests.golden import advantages, attended, faithdiff, networks, transitions
+from tests.golden import advantages, attended, faithdiff, networks, stablesr, transitions
 from tests.golden.case import Golden, Outputs, Verdict, compare
 
 RUNNERS: dict[str, tuple[Callable[[Golden], Outputs], set[str]]] = {
@@ -28,6 +28,8 @@ RUNNERS: dict[str, tuple[Callable[[Golden], Outputs], set[str]]] = {
     "pasd": (attended.pasd, {"x_t", "prompt", "image01", "t"}),
     "xpsr": (attended.pasd, {"x_t", "prompt", "image01", "t", "prompt_low"}),
     "faithdiff": (faithdiff.faithdiff, {"x_t", "t", "prompt", "image", "text_embeds", "time_ids"}),
+    "stablesr": (stablesr.stablesr, {"x_t", "lq_latent", "context", "t"}),
+    "stablesr_cfw": (stablesr.stablesr_cfw, {"image", "z"}),
     "stat_tracker": (advantages.stat_tracker, set()),
 }
 """Beginning of a file's name -> what computes its outputs, and the inputs that it needs."""
@@ -60,7 +62,8 @@ def check_file(file: Path) -> Verdict:
 def _check_keys(file: Path) -> Verdict:
     described = json.loads(file.read_text())
     shapes = {k: tuple(v) for k, v in described["state"].items()}
-    note = networks.full_keys(str(described.get("name") or file.stem), shapes)
+    name = str(described.get("name") or file.stem)
+    note = stablesr.full_keys(name, shapes) or networks.full_keys(name, shapes)
     return Verdict(file.stem, "not implemented") if note is None else Verdict(file.stem, "ok", 0.0, 0.0, note)
 
 

@@ -153,3 +153,75 @@ def vae_keys(
     _affine(shapes, "quant_conv", 2 * z_channels, 2 * z_channels, 1, 1)
     _affine(shapes, "post_quant_conv", z_channels, z_channels, 1, 1)
     return shapes
+
+
+def with_spade(shapes: Shapes, features: int = 24, hidden: int = 16) -> Shapes:
+    """The keys of a UNet with StableSR's SPADE in every residual block."""
+    full = dict(shapes)
+    for key, (width, *_) in shapes.items():
+        if key.endswith(".out_layers.3.weight"):
+            spade = key.replace("out_layers.3.weight", "spade")
+            _affine(full, f"{spade}.param_free_norm", width)
+            _affine(full, f"{spade}.mlp_shared.0", hidden, features, 3, 3)
+            _affine(full, f"{spade}.mlp_gamma", width, hidden, 3, 3)
+            _affine(full, f"{spade}.mlp_beta", width, hidden, 3, 3)
+    return full
+
+
+def structure_keys(
+    model_channels: int = 32,
+    channel_mult: tuple[int, ...] = (1, 1, 2, 2),
+    num_res_blocks: int = 2,
+    attention_levels: tuple[int, ...] = (0, 1, 2),
+    out_channels: int = 24,
+    in_channels: int = 4,
+) -> Shapes:
+    """{key: shape} of StableSR's structure encoder."""
+    shapes: Shapes = {}
+    time = model_channels * 4
+
+    def attention(name: str, width: int) -> None:
+        _affine(shapes, f"{name}.norm", width)
+        _affine(shapes, f"{name}.qkv", 3 * width, width, 1)
+        _affine(shapes, f"{name}.proj_out", width, width, 1)
+
+    _affine(shapes, "time_embed.0", time, model_channels)
+    _affine(shapes, "time_embed.2", time, time)
+    _affine(shapes, "input_blocks.0.0", model_channels, in_channels, 3, 3)
+    width, index = model_channels, 1
+    for level, factor in enumerate(channel_mult):
+        if level:
+            _affine(shapes, f"input_blocks.{index}.0.op", width, width, 3, 3)
+            index += 1
+        for _ in range(num_res_blocks):
+            _resnet(shapes, f"input_blocks.{index}.0", width, factor * model_channels, time, False)
+            width = factor * model_channels
+            if level in attention_levels:
+                attention(f"input_blocks.{index}.1", width)
+            index += 1
+        _resnet(shapes, f"fea_tran.{level}", width, out_channels, time, False)
+    _resnet(shapes, "middle_block.0", width, width, time, False)
+    attention("middle_block.1", width)
+    _resnet(shapes, "middle_block.2", width, width, time, False)
+    return shapes
+
+
+def with_fusions(shapes: Shapes, levels: tuple[int, ...] = (2, 1), blocks: int = 2, growth: int = 16) -> Shapes:
+    """The keys of an autoencoder with StableSR's fusions at some of the decoder's levels."""
+    full = dict(shapes)
+    for level in levels:
+        fusion = f"decoder.fusion_layer_{level}"
+        width = shapes[f"decoder.up.{level}.block.0.conv1.weight"][0]
+        for name, inside in (("encode_enc_1", 2 * width), ("encode_enc_3", width)):
+            _affine(full, f"{fusion}.{name}.norm1", inside)
+            _affine(full, f"{fusion}.{name}.conv1", width, inside, 3, 3)
+            _affine(full, f"{fusion}.{name}.norm2", width)
+            _affine(full, f"{fusion}.{name}.conv2", width, width, 3, 3)
+        _affine(full, f"{fusion}.encode_enc_1.conv_out", width, 2 * width, 1, 1)
+        for block in range(blocks):
+            for dense in (1, 2, 3):
+                for i in range(5):
+                    out = width if i == 4 else growth
+                    conv = f"{fusion}.encode_enc_2.{block}.rdb{dense}.conv{i + 1}"
+                    _affine(full, conv, out, width + i * growth, 3, 3)
+    return full
