@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cluster.cli_convert import convert
 from cluster.cli_errors import UserMistake, argv, as_mistake, guarded, say
 from cluster.cli_output import Counter, print_rows, summary_text
 
@@ -29,6 +30,7 @@ data_app = typer.Typer(help="Make data sets.", no_args_is_help=True)
 reward_app = typer.Typer(help="Look after the reward service of a run.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(reward_app, name="reward")
+app.command()(convert)
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Such as `sampler.steps=4`.", metavar="[KEY=VALUE]...")]
 DEFAULT_SCORER = "lite0_levels"

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, get_type_hints
+
+import torch
 
 from restoration.base_models.interface import BaseModel, Condition, SamplerSettings
 from restoration.checkpoints import CheckpointError, read_json
 
-__all__ = ["KINDS", "BaseModel", "CheckpointError", "Condition", "SamplerSettings", "load"]
+__all__ = ["KINDS", "BaseModel", "CheckpointError", "Condition", "SamplerSettings", "class_of", "convert", "load"]
 
 KINDS = {
     "diffbir": "restoration.base_models.diffbir:DiffBIR",
@@ -33,6 +39,50 @@ def load(folder: Path | str) -> BaseModel:
     kind = read_json(folder / "restorl_model.json").get("kind")
     if kind not in KINDS:
         raise CheckpointError(f"{folder / 'restorl_model.json'}: kind {kind!r} is unknown; known: {', '.join(KINDS)}")
+    model: BaseModel = class_of(str(kind)).load(folder)
+    return model
+
+
+def class_of(kind: str) -> Any:
+    """The class of a key of `KINDS`."""
     module, name = KINDS[kind].split(":")
-    model: BaseModel = getattr(importlib.import_module(module), name).load(folder)
+    return getattr(importlib.import_module(module), name)
+
+
+def convert(kind: str, arguments: Mapping[str, Any], out: Path, dtype: torch.dtype = torch.float32) -> BaseModel:
+    """Turn released files into the model folder `out`.
+
+    Args:
+        kind: a key of `KINDS`.
+        arguments: of its class's `from_released`, paths as text or Path; "settings" as a mapping.
+        dtype: how the weights are stored.
+
+    Raises:
+        ValueError: an unknown kind, an argument missing or unknown, a setting that is invalid.
+        CheckpointError: a file is absent, unreadable or not of the expected layout.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"model kind {kind!r} is unknown; choose {', '.join(KINDS)}")
+    cls = class_of(kind)
+    parameters = inspect.signature(cls.from_released).parameters
+    needed = [n for n, p in parameters.items() if p.default is inspect.Parameter.empty]
+    missing, unknown = [n for n in needed if n not in arguments], [n for n in arguments if n not in parameters]
+    if missing or unknown:
+        what = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unknown {', '.join(unknown)}"] * bool(unknown)
+        others = ", ".join(n for n in parameters if n not in needed)
+        raise ValueError(f"{kind}: {'; '.join(what)}; it takes {', '.join(needed)}, and if wanted {others}")
+    types = get_type_hints(cls.from_released)
+    given: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if name == "settings":
+            try:
+                value = cls.SETTINGS(**value)
+            except TypeError as error:
+                known = ", ".join(f.name for f in fields(cls.SETTINGS))
+                raise ValueError(f"{kind}: settings={value}: known are {known}") from error
+        elif types[name] in (Path, Path | None) and value is not None:
+            value = Path(value)
+        given[name] = value
+    model: BaseModel = cls.from_released(**given)
+    model.save(out, dtype)
     return model

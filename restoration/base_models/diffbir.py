@@ -15,10 +15,19 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
-from restoration.backbones.cleaners import Cleaner
+from restoration.backbones.cleaners import Cleaner, cleaner_from_released
+from restoration.base_models import text
 from restoration.base_models.diffusers_folder import read_network
 from restoration.base_models.interface import Condition
 from restoration.base_models.latent import LatentDiffusion, LatentSettings, Part, config_file
+from restoration.base_models.released import (
+    controlnet_from_released,
+    unet_from_released,
+    vae_from_released,
+    without_hint,
+)
+from restoration.checkpoints import CheckpointError, read_state
+from restoration.ldm_layout import UNET_PREFIX, VAE_PREFIX, part
 
 
 @dataclass(frozen=True)
@@ -28,19 +37,6 @@ class DiffBIRSettings(LatentSettings):
     name: str = "diffbir"
     trainable: tuple[str, ...] = (r"controlnet\.",)
     control_scale: float = 1.0
-
-
-class _NoHint(nn.Module):
-    """Stands where a stock ControlNet embeds a hint image; DiffBIR's condition enters with the sample instead."""
-
-    def forward(self, hint: Tensor) -> Tensor:
-        return hint.new_zeros(())
-
-
-def without_hint(controlnet: ControlNetModel) -> ControlNetModel:
-    """The same network, its hint embedding replaced by nothing."""
-    controlnet.controlnet_cond_embedding = _NoHint()
-    return controlnet
 
 
 class Policy(nn.Module):
@@ -133,6 +129,51 @@ class DiffBIR(LatentDiffusion):
     ) -> Self:
         texts = embeddings["text"], embeddings.get("negative_text")
         return cls(vae, networks["unet"], networks["controlnet"], cleaner, *texts, settings)
+
+    @classmethod
+    def from_released(
+        cls,
+        base: Path,
+        checkpoint: Path,
+        cleaner: Path,
+        *,
+        prompt: str = "",
+        negative_prompt: str | None = None,
+        tokenizer: Path | None = None,
+        head_channels: int = 64,
+        settings: DiffBIRSettings | None = None,
+    ) -> Self:
+        """The model of the files that users download.
+
+        Args:
+            base: Stable Diffusion 2.1 in the Latent Diffusion layout (UNet, autoencoder, OpenCLIP text tower).
+            checkpoint: DiffBIR's v1, v2 or v2.1 file, its ControlNet.
+            cleaner: a Restormer or an SNR-aware file.
+            prompt, negative_prompt: their embeddings are stored; guidance needs the second ("" is allowed).
+            tokenizer: folder with CLIP's vocab.json and merges.txt; only the empty prompt needs none.
+            settings: by default those of v1 and v2; v2.1 has prediction v_prediction and zero_terminal_snr.
+
+        Raises:
+            CheckpointError: a file is absent, unreadable or not of the expected layout.
+            ValueError: a prompt without a tokenizer.
+        """
+        released = read_state(base)
+        for prefix in (UNET_PREFIX, VAE_PREFIX, text.TEXT_PREFIX):
+            if not any(k.startswith(prefix) for k in released):
+                raise CheckpointError(
+                    f"{base} has no keys {prefix}*; give the Stable Diffusion 2.1 checkpoint as one file in its "
+                    "original (not the diffusers) layout"
+                )
+        encoder = text.from_released(part(released, text.TEXT_PREFIX), base)
+        return cls(
+            vae_from_released(part(released, VAE_PREFIX), base),
+            unet_from_released(part(released, UNET_PREFIX), base, head_channels=head_channels),
+            controlnet_from_released(read_state(checkpoint), checkpoint, head_channels=head_channels),
+            cleaner_from_released(read_state(cleaner), cleaner),
+            text.encode_prompt(encoder, prompt, tokenizer),
+            None if negative_prompt is None else text.encode_prompt(encoder, negative_prompt, tokenizer),
+            settings,
+        )
 
 
 def build_small(

@@ -167,6 +167,6 @@ class BaseModel(Protocol):
 
     def to(self, device: torch.device | str) -> BaseModel: ...
 
-    def save(self, folder: Path) -> None:
-        """A folder that `restoration.base_models.load` reads again."""
+    def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+        """A folder, weights stored as `dtype`, that `restoration.base_models.load` reads again."""
         ...

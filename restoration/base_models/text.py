@@ -5,18 +5,16 @@ Its parameter names are the released ones below `cond_stage_model.model.`, so th
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from restoration.checkpoints import CheckpointError, empty, load_strict, read_json, read_state
+from restoration.checkpoints import CheckpointError, empty, load_strict
 
 TEXT_PREFIX = "cond_stage_model.model."
 START_TOKEN, END_TOKEN, PAD_TOKEN = 49406, 49407, 0
@@ -94,23 +92,6 @@ class TextEncoder(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.token_embedding(tokens) + self.positional_embedding
         return self.ln_final(self.transformer(x))
-
-    def save(self, folder: Path) -> None:
-        """config.json and model.safetensors."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-        save_file(self.state_dict(), folder / "model.safetensors")
-
-    @classmethod
-    def load(cls, folder: Path) -> TextEncoder:
-        """Read what `save` wrote. Raises CheckpointError."""
-        raw = read_json(folder / "config.json")
-        try:
-            encoder = empty(lambda: cls(TextConfig(**raw)))
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(f"{folder / 'config.json'}: invalid setting: {error}") from error
-        load_strict(encoder, read_state(folder / "model.safetensors"), folder / "model.safetensors")
-        return encoder.eval()
 
 
 def config_from_shapes(

@@ -21,7 +21,7 @@ from cluster.configure import ConfigError
 from restoration.images import ImageError
 from tests.cluster.synthetic_run import make_run
 
-COMMANDS = ("train", "pretrain", "restore", "evaluate", "score", "report", "audit", "reward scale", "data demo")
+COMMANDS = ("train", "pretrain", "restore", "evaluate", "score", "convert", "report", "audit", "reward scale", "data demo")
 
 
 def run(*arguments: object) -> Any:
@@ -73,6 +73,8 @@ def test_every_command_has_a_help_with_an_example(command: str) -> None:
         (["evaluate", "/nowhere", "/nowhere"], "/nowhere"),
         (["evaluate", "a", "b", "--protocol", "matlab"], "choose one of lowlight_rgb, derain_y"),
         (["evaluate", "a", "b", "--scorer", "nima"], "no scorer named 'nima'; there are"),
+        (["convert", "pasd", "/nowhere/model", "base=a"], "missing checkpoint, cleaner; it takes base, "),
+        (["convert", "pasd", "/nowhere/model", "--dtype", "int8"], "choose float32"),
         (["score", "/nowhere", "--scorer", "reward_service.scorers.interface:Nothing"], "cannot be imported"),
     ],
 )

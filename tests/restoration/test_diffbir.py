@@ -14,9 +14,8 @@ from torch.nn import functional as F
 
 from restoration.backbones.restormer import Restormer, RestormerConfig
 from restoration.backbones.snr import SNRAware, SNRConfig
-from restoration.base_models import BaseModel, CheckpointError, SamplerSettings, load, text
+from restoration.base_models import BaseModel, CheckpointError, SamplerSettings, convert, load, text
 from restoration.base_models.diffbir import DiffBIR, DiffBIRSettings, Policy, build_small
-from restoration.base_models.released import import_diffbir
 from restoration.base_models.text import TextConfig, TextEncoder
 from tests.restoration.ldm_keys import diffusion_keys, vae_keys
 
@@ -222,7 +221,8 @@ def test_the_cleaner_can_be_the_one_for_low_light(lq: Tensor, tmp_path: Path) ->
     cleaner = SNRAware(SNRConfig(channels=8, light_blocks=1, layers=1, heads=1, hidden=8))
     files = released_files(tmp_path)
     torch.save({f"module.{k}": v for k, v in cleaner.state_dict().items()}, files[2])
-    imported = load(import_diffbir(*files, tmp_path / "model", head_channels=16))
+    DiffBIR.from_released(*files, head_channels=16).save(tmp_path / "model")
+    imported = load(tmp_path / "model")
     for dark in (lq, F.pad(lq, (0, 8, 0, 0), mode="reflect")):  # 24 and 32 wide: the first is no multiple of 16
         clean = imported.condition(dark * 0.1).clean
         assert torch.equal(clean, cleaner.eval()(dark * 0.1).clamp(0, 1))
@@ -305,28 +305,28 @@ def released_files(folder: Path) -> tuple[Path, Path, Path]:
 
 
 def test_released_files_become_a_folder_that_loads_and_runs(tmp_path: Path, lq: Tensor) -> None:
-    out = import_diffbir(
-        *released_files(tmp_path), tmp_path / "model", negative_prompt="", head_channels=16, keep_text_encoder=True
-    )
-    model = load(out)
+    files = dict(zip(("base", "checkpoint", "cleaner"), released_files(tmp_path), strict=True))
+    made = convert("diffbir", {**files, "negative_prompt": "", "head_channels": 16}, tmp_path / "model")
+    model = load(tmp_path / "model")
     condition = model.condition(lq)
     assert condition.latent.shape == (2, 4, 8, 12) and model.trainable_names == (r"controlnet\.",)
     assert condition.text is not None and condition.text.shape == (2, 9, 24)
     with torch.no_grad():
-        output = model.denoise(noise_like(condition.latent), 500, condition, 4.0)
-    assert output.isfinite().all()
-    encoder = TextEncoder.load(out / "text_encoder")
-    assert encoder.config.layers == 2  # the state before the last of three blocks
-    assert torch.equal(text.encode_prompt(encoder, ""), condition.text[:1])
+        output, before = (m.denoise(noise_like(condition.latent), 500, condition, 4.0) for m in (model, made))
+    assert output.isfinite().all() and torch.equal(output, before)
 
 
-def test_an_import_of_a_wrong_file_or_an_untokenisable_prompt_says_what_to_do(tmp_path: Path) -> None:
-    sd, control, cleaner = released_files(tmp_path)
+def test_a_conversion_of_wrong_files_or_arguments_says_what_to_do(tmp_path: Path) -> None:
+    base, control, cleaner = released_files(tmp_path)
+    right, out = {"base": base, "checkpoint": control, "cleaner": cleaner}, tmp_path / "model"
     with pytest.raises(CheckpointError, match="original .not the diffusers. layout"):
-        import_diffbir(control, control, cleaner, tmp_path / "model")
+        convert("diffbir", right | {"base": control}, out)
     with pytest.raises(ValueError, match="needs a tokenizer"):
-        import_diffbir(sd, control, cleaner, tmp_path / "model", prompt="sharp")
-
-
-def test_the_empty_prompt_is_start_end_and_zeros() -> None:
-    assert text.tokenize("", 5, None).tolist() == [[49406, 49407, 0, 0, 0]]
+        convert("diffbir", right | {"prompt": "sharp"}, out)
+    with pytest.raises(ValueError, match="missing checkpoint; unknown chekpoint; it takes base, checkpoint, cleaner"):
+        convert("diffbir", {"base": base, "chekpoint": control, "cleaner": cleaner}, out)
+    with pytest.raises(ValueError, match="known are name, prediction"):
+        convert("diffbir", right | {"settings": {"predicts": "v"}}, out)
+    with pytest.raises(ValueError, match="choose diffbir, "):
+        convert("difbir", right, out)
+    assert not out.exists()
