@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tests.golden import advantages, attended, networks, transitions
+from tests.golden import advantages, attended, networks, one_step, transitions
 from tests.golden.case import Golden, Outputs, Verdict, compare
 
 RUNNERS: dict[str, tuple[Callable[[Golden], Outputs], set[str]]] = {
@@ -27,6 +27,11 @@ RUNNERS: dict[str, tuple[Callable[[Golden], Outputs], set[str]]] = {
     "seesr": (attended.seesr, {"x_t", "prompt", "image01", "t", "image_embeds"}),
     "pasd": (attended.pasd, {"x_t", "prompt", "image01", "t"}),
     "xpsr": (attended.pasd, {"x_t", "prompt", "image01", "t", "prompt_low"}),
+    "pisa": (one_step.pisa, {"z", "prompt", "t"}),
+    "tsdsr": (
+        one_step.tsdsr,
+        {"z", "prompt_embeds", "pooled_prompt_embeds", "timestep", "image", "posterior_noise"},
+    ),
     "stat_tracker": (advantages.stat_tracker, set()),
 }
 """Beginning of a file's name -> what computes its outputs, and the inputs that it needs."""
@@ -59,7 +64,8 @@ def check_file(file: Path) -> Verdict:
 def _check_keys(file: Path) -> Verdict:
     described = json.loads(file.read_text())
     shapes = {k: tuple(v) for k, v in described["state"].items()}
-    note = networks.full_keys(str(described.get("name") or file.stem), shapes)
+    name = str(described.get("name") or file.stem)
+    note = one_step.full_keys(name, shapes, file.parent) or networks.full_keys(name, shapes)
     return Verdict(file.stem, "not implemented") if note is None else Verdict(file.stem, "ok", 0.0, 0.0, note)
 
 

@@ -14,12 +14,12 @@ from tests.golden.__main__ import check_file, main
 from tests.golden.case import Golden, recipe_tensor
 
 FOLDER = Path(__file__).resolve().parents[1] / "golden"
-OURS = ("diffbir", "restormer", "ddim_logprob", "flow_sde_logprob")
+OURS = ("diffbir", "restormer", "ddim_logprob", "flow_sde_logprob", "pisa", "tsdsr", "sd3")
 FILES = [file for file in sorted(FOLDER.glob("*.json")) if file.name.startswith(OURS)]
 
 
 def test_the_golden_files_are_there() -> None:
-    assert len(FILES) >= 19
+    assert len(FILES) >= 26
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
