@@ -40,11 +40,11 @@ def read_json(file: Path) -> dict[str, Any]:
     return value
 
 
-def read_state(file: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors, .pth, .pt, .ckpt or .bin file, without wrappers (`state_dict`, `module.`).
+def read_raw(file: Path) -> Any:
+    """All that a .safetensors, .pth, .pt, .pkl, .ckpt or .bin file holds: tensors, numbers, texts, lists, mappings.
 
     Raises:
-        CheckpointError: absent, unreadable, needs unpickling of code, or holds no tensors.
+        CheckpointError: absent, unreadable, or needs unpickling of code.
     """
     file = Path(file)
     if not file.is_file():
@@ -52,7 +52,7 @@ def read_state(file: Path) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        raw = torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{file} holds more than tensors and is not unpickled, since that could run code; save its state dict as "
@@ -60,7 +60,15 @@ def read_state(file: Path) -> dict[str, Tensor]:
         ) from error
     except (OSError, RuntimeError, EOFError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{file} is not a readable weights file: {str(error).splitlines()[0]}") from error
-    return unwrap(raw, file)
+
+
+def read_state(file: Path) -> dict[str, Tensor]:
+    """The tensors of such a file, without wrappers (`state_dict`, `module.`).
+
+    Raises:
+        CheckpointError: as `read_raw`, or it holds no tensors.
+    """
+    return unwrap(read_raw(file), file)
 
 
 def unwrap(raw: Any, file: Path) -> dict[str, Tensor]:
@@ -106,6 +114,16 @@ def check_fit(
 ) -> None:
     """Raises CheckpointError unless `found` {key: shape} has exactly the network's keys and shapes."""
     wanted = {k: tuple(v.shape) for k, v in network.state_dict().items()}
+    check_shapes(wanted, found, f"{file} does not fit {type(network).__name__}", shown)
+
+
+def check_shapes(
+    wanted: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    what: str,
+    shown: Callable[[str], str] = str,
+) -> None:
+    """Raises CheckpointError, beginning with `what`, unless both {key: shape} are equal."""
     problems = []
     if missing := sorted(wanted.keys() - found.keys()):
         problems.append(f"{len(missing)} missing: {_few(map(shown, missing))}")
@@ -115,8 +133,8 @@ def check_fit(
     if wrong := [f"{shown(k)} {found[k]} instead of {wanted[k]}" for k in differing]:
         problems.append(f"{len(wrong)} of another shape: {_few(wrong)}")
     if problems:
-        what = f"{file} does not fit {type(network).__name__}: {'; '.join(problems)}"
-        raise CheckpointError(f"{what}. Check that the file belongs to this model and its configuration")
+        advice = "Check that the file belongs to this model and its configuration"
+        raise CheckpointError(f"{what}: {'; '.join(problems)}. {advice}")
 
 
 def _few(names: Iterable[str], count: int = 3) -> str:

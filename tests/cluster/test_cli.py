@@ -21,7 +21,10 @@ from cluster.configure import ConfigError
 from restoration.images import ImageError
 from tests.cluster.synthetic_run import make_run
 
-COMMANDS = ("train", "pretrain", "restore", "evaluate", "score", "convert", "report", "audit", "reward scale", "data demo")
+COMMANDS = (
+    *("train", "pretrain", "convert", "restore", "evaluate", "score", "report", "audit"),
+    *("reward scale", "data demo"),
+)
 
 
 def run(*arguments: object) -> Any:

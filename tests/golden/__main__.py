@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tests.golden import advantages, attended, faithdiff, networks, stablesr, transitions
+from tests.golden import advantages, attended, faithdiff, networks, one_step, stablesr, transitions
 from tests.golden.case import Golden, Outputs, Verdict, compare
 
 RUNNERS: dict[str, tuple[Callable[[Golden], Outputs], set[str]]] = {
@@ -30,6 +30,11 @@ RUNNERS: dict[str, tuple[Callable[[Golden], Outputs], set[str]]] = {
     "faithdiff": (faithdiff.faithdiff, {"x_t", "t", "prompt", "image", "text_embeds", "time_ids"}),
     "stablesr": (stablesr.stablesr, {"x_t", "lq_latent", "context", "t"}),
     "stablesr_cfw": (stablesr.stablesr_cfw, {"image", "z"}),
+    "pisa": (one_step.pisa, {"z", "prompt", "t"}),
+    "tsdsr": (
+        one_step.tsdsr,
+        {"z", "prompt_embeds", "pooled_prompt_embeds", "timestep", "image", "posterior_noise"},
+    ),
     "stat_tracker": (advantages.stat_tracker, set()),
 }
 """Beginning of a file's name -> what computes its outputs, and the inputs that it needs."""
@@ -63,7 +68,11 @@ def _check_keys(file: Path) -> Verdict:
     described = json.loads(file.read_text())
     shapes = {k: tuple(v) for k, v in described["state"].items()}
     name = str(described.get("name") or file.stem)
-    note = stablesr.full_keys(name, shapes) or networks.full_keys(name, shapes)
+    note = (
+        stablesr.full_keys(name, shapes)
+        or one_step.full_keys(name, shapes, file.parent)
+        or networks.full_keys(name, shapes)
+    )
     return Verdict(file.stem, "not implemented") if note is None else Verdict(file.stem, "ok", 0.0, 0.0, note)
 
 
