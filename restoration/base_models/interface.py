@@ -20,6 +20,8 @@ class SamplerSettings:
 
     Attributes:
         eta: the noise of DDIM; 1 is DDPM.
+        noise_level: of the SDE that flow models walk (Flow-GRPO's a).
+        sigma: of one-step models, the policy's deviation around the predicted latent, which restoring leaves out.
         colour_fix: none, adain or wavelet: colours taken from the cleaner's output (`restoration.colour`), also
             in the images that are scored, so that a reward can't be bought with a colour cast.
     """
@@ -30,12 +32,17 @@ class SamplerSettings:
     steps_offset: int = 0
     guidance_scale: float = 1.0
     colour_fix: ColourFix = "none"
+    noise_level: float = 0.7
+    sigma: float = 0.05
 
     def __post_init__(self) -> None:
         if self.spacing not in ("leading", "trailing", "linspace"):
             raise ValueError(f"sampler.spacing={self.spacing!r}: choose leading, trailing or linspace")
         if not 0 < self.eta <= 1:
             raise ValueError(f"sampler.eta={self.eta}: a policy needs noise in its steps; choose 0 < eta <= 1")
+        for name in ("noise_level", "sigma"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"sampler.{name}={getattr(self, name)}: a policy needs noise in its steps; above 0")
         if self.steps < 1:
             raise ValueError(f"sampler.steps={self.steps}: at least 1")
         if self.colour_fix not in COLOUR_FIXES:
