@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from restoration.base_models.diffbir import guided
+from restoration.base_models.latent import guided
 from restoration.base_models.spacing import linspace_schedule
 from restoration.transition import (
     Prediction,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
-from restoration.base_models.faithdiff import FaithDiff, FaithDiffSettings
+from restoration.base_models.faithdiff import FaithDiff
 from restoration.base_models.interface import BaseModel
 from restoration.base_models.pasd import PASD
 from restoration.base_models.pixel_control import PixelControl
@@ -51,7 +51,8 @@ def stock(folder: Path, base: Path, config: dict[str, Any]) -> BaseModel:
         if not parameter.any():  # as released: no longer the zeros that training begins with
             torch.nn.init.normal_(parameter, std=0.1)
     control.save_pretrained(folder / "control")
-    return PixelControl.from_released(base, folder / "control", files.write_cleaner(folder / "cleaner.pth"))
+    cleaner = files.write_cleaner(folder / "cleaner.pth")
+    return PixelControl.from_released(base, folder / "control", cleaner, prompt="x", negative_prompt="v")
 
 
 def pasd(folder: Path) -> BaseModel:
@@ -86,13 +87,14 @@ def rap(folder: Path) -> BaseModel:
     )
 
 
-def faithdiff(folder: Path, settings: FaithDiffSettings | None = None) -> FaithDiff:
+def faithdiff(folder: Path) -> FaithDiff:
     base = files.write_sdxl_pipeline(folder / "base")
     shapes = faithdiff_files.released_shapes(faithdiff_files.SMALL, encoder=(8, 8, 16, 16))
-    torch.save(faithdiff_files.random_state(shapes), folder / "FaithDiff.bin")
+    file = folder / "FaithDiff.bin"
+    torch.save(faithdiff_files.random_state(shapes), file)
     choices = faithdiff_files.choices_of(faithdiff_files.SMALL)
     cleaner = files.write_cleaner(folder / "cleaner.pth")
-    return FaithDiff.from_released(base, folder / "FaithDiff.bin", cleaner, settings=settings, choices=choices)
+    return FaithDiff.from_released(base, file, cleaner, prompt="x", negative_prompt="v", choices=choices)
 
 
 MODELS: dict[str, Callable[[Path], BaseModel]] = {
