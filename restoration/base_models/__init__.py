@@ -22,6 +22,7 @@ KINDS = {
     "pasd": "restoration.base_models.pasd:PASD",
     "xpsr": "restoration.base_models.xpsr:XPSR",
     "seesr": "restoration.base_models.seesr:SeeSR",
+    "faithdiff": "restoration.base_models.faithdiff:FaithDiff",
     "rap": "restoration.base_models.seesr:RAP",
 }
 """`kind` in restorl_model.json -> class with `load(folder)`; imported only when a model of that kind is loaded."""

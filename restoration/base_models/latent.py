@@ -37,6 +37,8 @@ class LatentSettings:
         prediction: what the network's output means.
         trainable: regular expressions that begin the policy's parameter names of what SFT trains.
         lora_layers: regular expression over module names below those that LoRA attaches to.
+        start_timesteps: the chain starts from the cleaned image's latent, noised to these timesteps one after the
+            other; empty for pure noise.
     """
 
     name: str = ""
@@ -47,9 +49,11 @@ class LatentSettings:
     zero_terminal_snr: bool = False
     trainable: tuple[str, ...] = ()
     lora_layers: str = LORA_LAYERS
+    start_timesteps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "trainable", tuple(self.trainable))
+        object.__setattr__(self, "start_timesteps", tuple(self.start_timesteps))
         if self.prediction not in ("epsilon", "v_prediction", "sample"):
             raise ValueError(f"prediction={self.prediction!r}: choose epsilon, v_prediction or sample")
         if self.zero_terminal_snr and self.prediction == "epsilon":
@@ -58,6 +62,8 @@ class LatentSettings:
             raise ValueError(f"beta_start={self.beta_start}, beta_end={self.beta_end}: 0 < start <= end < 1")
         if self.train_timesteps < 1:
             raise ValueError(f"train_timesteps={self.train_timesteps}: at least 1")
+        if not all(0 <= t < self.train_timesteps for t in self.start_timesteps):
+            raise ValueError(f"start_timesteps={self.start_timesteps}: each from 0 to {self.train_timesteps - 1}")
 
 
 class Part(NamedTuple):
@@ -187,8 +193,14 @@ class LatentDiffusion(ABC):
         return (decode_latents(self.vae, latents) / 2 + 0.5).clamp(0, 1)
 
     def start(self, condition: Condition, noise: Tensor) -> Tensor:
-        """x_T for standard normal `noise`; here pure noise."""
-        return noise
+        """The cleaned image's latent, noised to each of `start_timesteps` with noise of its own; else pure noise."""
+        if not self.settings.start_timesteps:
+            return noise
+        signal, variance = 1.0, 0.0
+        for t in self.settings.start_timesteps:
+            alpha = float(self.alphas[t])
+            signal, variance = signal * alpha**0.5, variance * alpha + 1 - alpha
+        return signal * condition.latent + variance**0.5 * noise
 
     @abstractmethod
     def predict(self, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:

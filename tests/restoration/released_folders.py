@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from restoration.backbones.restormer import Restormer, RestormerConfig
 from restoration.base_models.diffusers_folder import WEIGHTS_FILE
@@ -50,34 +50,49 @@ def small_vae(latents: int = 4, levels: int = 4) -> AutoencoderKL:
     )
 
 
-def write_tokenizer(folder: Path) -> None:
-    """CLIP's two files, with letters and a few words as its vocabulary."""
+def write_tokenizer(folder: Path, **config: str) -> int:
+    """CLIP's two files, with letters and a few words as its vocabulary, and a `config`; gives the vocabulary's size."""
     letters = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256))]
     listed = [*letters, *(c + "</w>" for c in letters), *(w + "</w>" for w in WORDS if len(w) > 1)]
     vocabulary = {token: i for i, token in enumerate([*listed, "<|startoftext|>", "<|endoftext|>"])}
     folder.mkdir(parents=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return len(vocabulary)
 
 
 def write_pipeline(folder: Path, width: int = 24) -> Path:
     """A Stable Diffusion folder of VAE, text encoder and tokenizer."""
     small_vae().save_pretrained(folder / "vae")
-    write_tokenizer(folder / "tokenizer")
-    size = len(json.loads((folder / "tokenizer" / "vocab.json").read_text()))
     torch.manual_seed(1)
-    config = CLIPTextConfig(
-        vocab_size=size,
+    CLIPTextModel(text_config(write_tokenizer(folder / "tokenizer"), width)).save_pretrained(folder / "text_encoder")
+    return folder
+
+
+def write_sdxl_pipeline(folder: Path, widths: tuple[int, int] = (10, 14), pooled: int = 12) -> Path:
+    """An SDXL folder of VAE, two text encoders and their tokenizers, whose paddings differ."""
+    small_vae().save_pretrained(folder / "vae")
+    sizes = write_tokenizer(folder / "tokenizer"), write_tokenizer(folder / "tokenizer_2", pad_token="!")
+    torch.manual_seed(1)
+    first, second = (text_config(size, width, 3) for size, width in zip(sizes, widths, strict=True))
+    second.projection_dim = pooled
+    CLIPTextModel(first).save_pretrained(folder / "text_encoder")
+    CLIPTextModelWithProjection(second).save_pretrained(folder / "text_encoder_2")
+    return folder
+
+
+def text_config(vocabulary: int, width: int, layers: int = 1) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=2 * width,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         max_position_embeddings=9,
-        bos_token_id=size - 2,
-        eos_token_id=size - 1,
+        bos_token_id=vocabulary - 2,
+        eos_token_id=vocabulary - 1,
     )
-    CLIPTextModel(config).save_pretrained(folder / "text_encoder")
-    return folder
 
 
 def write_cleaner(file: Path) -> Path:

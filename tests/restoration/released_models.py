@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
+from restoration.base_models.faithdiff import FaithDiff
 from restoration.base_models.interface import BaseModel
 from restoration.base_models.pasd import PASD
 from restoration.base_models.pixel_control import PixelControl
 from restoration.base_models.seesr import RAP, SeeSR
 from restoration.base_models.xpsr import XPSR
+from tests.restoration import faithdiff_files
 from tests.restoration import released_folders as files
 
 CONTROLNET = {
@@ -23,19 +26,33 @@ CONTROLNET = {
     "attention_head_dim": 2,
     "norm_num_groups": 8,
 }
+SDXL = {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 12 + 6 * 8,
+    "transformer_layers_per_block": (2, 1),
+}
 
 
 def controlnet(folder: Path) -> BaseModel:
-    base = files.write_pipeline(folder / "base")
+    return stock(folder, files.write_pipeline(folder / "base"), CONTROLNET)
+
+
+def controlnet_sdxl(folder: Path) -> BaseModel:
+    return stock(folder, files.write_sdxl_pipeline(folder / "base"), CONTROLNET | SDXL)
+
+
+def stock(folder: Path, base: Path, config: dict[str, Any]) -> BaseModel:
     torch.manual_seed(4)
     up = ("UpBlock2D", "CrossAttnUpBlock2D")
-    UNet2DConditionModel(up_block_types=up, **CONTROLNET).save_pretrained(base / "unet")
-    control = ControlNetModel(conditioning_embedding_out_channels=(4, 4, 8, 8), **CONTROLNET)
+    UNet2DConditionModel(up_block_types=up, **config).save_pretrained(base / "unet")
+    control = ControlNetModel(conditioning_embedding_out_channels=(4, 4, 8, 8), **config)
     for parameter in control.parameters():
         if not parameter.any():  # as released: no longer the zeros that training begins with
             torch.nn.init.normal_(parameter, std=0.1)
     control.save_pretrained(folder / "control")
-    return PixelControl.from_released(base, folder / "control", files.write_cleaner(folder / "cleaner.pth"))
+    cleaner = files.write_cleaner(folder / "cleaner.pth")
+    return PixelControl.from_released(base, folder / "control", cleaner, prompt="x", negative_prompt="v")
 
 
 def pasd(folder: Path) -> BaseModel:
@@ -70,10 +87,22 @@ def rap(folder: Path) -> BaseModel:
     )
 
 
+def faithdiff(folder: Path) -> FaithDiff:
+    base = files.write_sdxl_pipeline(folder / "base")
+    shapes = faithdiff_files.released_shapes(faithdiff_files.SMALL, encoder=(8, 8, 16, 16))
+    file = folder / "FaithDiff.bin"
+    torch.save(faithdiff_files.random_state(shapes), file)
+    choices = faithdiff_files.choices_of(faithdiff_files.SMALL)
+    cleaner = files.write_cleaner(folder / "cleaner.pth")
+    return FaithDiff.from_released(base, file, cleaner, prompt="x", negative_prompt="v", choices=choices)
+
+
 MODELS: dict[str, Callable[[Path], BaseModel]] = {
     "controlnet": controlnet,
+    "controlnet_sdxl": controlnet_sdxl,
     "pasd": pasd,
     "xpsr": xpsr,
     "seesr": seesr,
     "rap": rap,
+    "faithdiff": faithdiff,
 }
