@@ -13,8 +13,11 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from restoration.backbones.restormer import Restormer, RestormerConfig
+from restoration.base_models import text
 from restoration.base_models.diffusers_folder import WEIGHTS_FILE
+from restoration.base_models.text import TextConfig, TextEncoder
 from tests.golden.case import Golden
+from tests.restoration.ldm_keys import diffusion_keys, vae_keys
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 WORDS = ("clean", "noise", "[", "]", "x", "v", ".", ",", "8", "k")
@@ -106,3 +109,22 @@ def write_embeddings(file: Path, **shapes: tuple[int, ...]) -> Path:
     generator = torch.Generator().manual_seed(3)
     save_file({name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}, file)
     return file
+
+
+def write_diffbir_files(folder: Path) -> tuple[Path, Path, Path]:
+    """Released files in small: the Stable Diffusion checkpoint, the ControlNet, the cleaner."""
+    generator = torch.Generator().manual_seed(0)
+    tower = TextEncoder(TextConfig(width=24, heads=1, layers=3, context_length=9, vocab_size=49408)).state_dict()
+    shapes = {f"{text.TEXT_PREFIX}{k}": tuple(v.shape) for k, v in tower.items()}
+    shapes[f"{text.TEXT_PREFIX}text_projection"] = (24, 24)
+    sizes = {"channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (2,)}
+    shapes |= {f"model.diffusion_model.{k}": v for k, v in diffusion_keys(**sizes).items()}  # type: ignore[arg-type]
+    shapes |= {f"first_stage_model.{k}": v for k, v in vae_keys(ch_mult=(1, 2), num_res_blocks=1).items()}
+    sd = {k: torch.randn(v, generator=generator) * 0.05 for k, v in shapes.items()} | {
+        "alphas_cumprod": torch.ones(1000)
+    }
+    control = diffusion_keys(**sizes, hint_channels=4)  # type: ignore[arg-type]
+    torch.save({"global_step": 1, "state_dict": sd}, folder / "sd.ckpt")
+    torch.save({f"module.{k}": torch.randn(v) * 0.05 for k, v in control.items()}, folder / "v2.pth")
+    write_cleaner(folder / "deraining.pth")
+    return folder / "sd.ckpt", folder / "v2.pth", folder / "deraining.pth"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
+from restoration.base_models.diffbir import DiffBIR
 from restoration.base_models.faithdiff import FaithDiff
 from restoration.base_models.interface import BaseModel
 from restoration.base_models.pasd import PASD
@@ -32,6 +33,10 @@ SDXL = {
     "projection_class_embeddings_input_dim": 12 + 6 * 8,
     "transformer_layers_per_block": (2, 1),
 }
+
+
+def diffbir(folder: Path) -> BaseModel:
+    return DiffBIR.from_released(*files.write_diffbir_files(folder), negative_prompt="", head_channels=16)
 
 
 def controlnet(folder: Path) -> BaseModel:
@@ -98,6 +103,7 @@ def faithdiff(folder: Path) -> FaithDiff:
 
 
 MODELS: dict[str, Callable[[Path], BaseModel]] = {
+    "diffbir": diffbir,
     "controlnet": controlnet,
     "controlnet_sdxl": controlnet_sdxl,
     "pasd": pasd,
