@@ -106,6 +106,7 @@ class LatentDiffusion(ABC):
     KIND: ClassVar[str]
     SETTINGS: ClassVar[type[LatentSettings]]
     SAMPLER: ClassVar[SamplerSettings] = SamplerSettings()  # as its authors restore with it
+    TEXT: ClassVar[bool] = True  # whether it looks at a text
 
     def __init__(
         self,
@@ -212,7 +213,7 @@ class LatentDiffusion(ABC):
         Raises:
             ValueError: guidance without a negative text embedding; a condition without text.
         """
-        if condition.text is None:
+        if condition.text is None and "text" in self.embeddings:
             raise ValueError(f"{self.KIND}: the condition has no text embedding; make it with condition()")
         times = torch.as_tensor(timestep, device=x_t.device).expand(x_t.shape[0])
         if guidance_scale == 1:
@@ -281,7 +282,8 @@ class LatentDiffusion(ABC):
             (folder / name / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         save_state(self.cleaner.state_dict(), folder / "cleaner" / "model.safetensors", dtype)
         (folder / "cleaner" / "config.json").write_text(json.dumps(config_of(self.cleaner), indent=2) + "\n")
-        save_state(self.embeddings, folder / TEXT_FILE, torch.float32)
+        if self.embeddings:
+            save_state(self.embeddings, folder / TEXT_FILE, torch.float32)
         (folder / SETTINGS_FILE).write_text(json.dumps({"kind": self.KIND, **asdict(self.settings)}, indent=2) + "\n")
 
     @classmethod
@@ -302,8 +304,8 @@ class LatentDiffusion(ABC):
         networks = cls.read_parts(folder)
         cleaner_file = folder / "cleaner" / "model.safetensors"
         load_strict(cleaner, read_state(cleaner_file), cleaner_file)
-        embeddings = read_state(folder / TEXT_FILE)
-        if "text" not in embeddings:
+        embeddings = read_state(folder / TEXT_FILE) if cls.TEXT or (folder / TEXT_FILE).is_file() else {}
+        if cls.TEXT and "text" not in embeddings:
             raise CheckpointError(f"{folder / TEXT_FILE}: no tensor named 'text' ([1, tokens, width])")
         try:
             return cls.from_parts(read_vae(folder / "vae"), cleaner, embeddings, settings, **networks)
