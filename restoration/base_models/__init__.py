@@ -17,6 +17,7 @@ KINDS = {
     "xpsr": "restoration.base_models.xpsr:XPSR",
     "seesr": "restoration.base_models.seesr:SeeSR",
     "rap": "restoration.base_models.seesr:RAP",
+    "stablesr": "restoration.base_models.stablesr:StableSR",
 }
 """`kind` in restorl_model.json -> class with `load(folder)`; imported only when a model of that kind is loaded."""
 
