@@ -85,7 +85,7 @@ def main() -> None:
         x = torch.randn(condition.latent.shape, generator=torch.Generator().manual_seed(1))
         for step in schedule.steps:
             model.denoise(x, step.timestep, condition, 1.0)
-        model.decode(x)
+        model.decode(x, condition)
 
     ours(), bare()
     ratios = []

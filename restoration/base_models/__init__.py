@@ -24,6 +24,7 @@ KINDS = {
     "seesr": "restoration.base_models.seesr:SeeSR",
     "faithdiff": "restoration.base_models.faithdiff:FaithDiff",
     "rap": "restoration.base_models.seesr:RAP",
+    "stablesr": "restoration.base_models.stablesr:StableSR",
 }
 """`kind` in restorl_model.json -> class with `load(folder)`; imported only when a model of that kind is loaded."""
 

@@ -190,7 +190,7 @@ class LatentDiffusion(ABC):
         return encode_images(self.vae, images)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, condition: Condition | None = None) -> Tensor:
         return (decode_latents(self.vae, latents) / 2 + 0.5).clamp(0, 1)
 
     def start(self, condition: Condition, noise: Tensor) -> Tensor:
@@ -245,12 +245,12 @@ class LatentDiffusion(ABC):
 
     @abstractmethod
     def parts(self) -> dict[str, Part]:
-        """The policy's networks by their folders."""
+        """The networks by their folders, but for VAE and cleaner."""
 
     @classmethod
     @abstractmethod
     def read_parts(cls, folder: Path) -> dict[str, nn.Module]:
-        """The policy's networks, arguments of `from_parts`, from what `parts` describes. Raises CheckpointError."""
+        """The networks that `parts` describes, arguments of `from_parts`. Raises CheckpointError."""
 
     @classmethod
     @abstractmethod
@@ -264,8 +264,13 @@ class LatentDiffusion(ABC):
     ) -> Self:
         """The model of its networks. Raises ValueError where they don't fit each other."""
 
+    def refuse_lora(self) -> None:
+        """Raises ValueError while the LoRA of a training is attached to the policy."""
+        if any(".lora_A.default." in name for name, _ in self._policy.named_parameters()):
+            raise ValueError(f"{self.KIND}: the policy carries LoRA layers; merge or remove them before saving")
+
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write vae/ and the policy's networks (diffusers folders), cleaner/, the embeddings and the settings.
+        """Write vae/ and the networks of `parts` (diffusers folders), cleaner/, the embeddings and the settings.
 
         Args:
             dtype: how the weights are stored; they are float32 again when loaded.
@@ -274,8 +279,7 @@ class LatentDiffusion(ABC):
             ValueError: the LoRA of a training is still attached to the policy.
         """
         folder = Path(folder)
-        if any(".lora_A.default." in name for name, _ in self._policy.named_parameters()):
-            raise ValueError(f"{self.KIND}: the policy carries LoRA layers; merge or remove them before saving")
+        self.refuse_lora()
         for name, (network, config, released) in {**self.parts(), "vae": Part(self.vae, config_file(self.vae))}.items():
             state = {released(k): v for k, v in network.state_dict().items()}
             save_state(state, folder / name / WEIGHTS_FILE, dtype)

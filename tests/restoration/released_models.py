@@ -9,15 +9,22 @@ from typing import Any
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
+from restoration.base_models import text
 from restoration.base_models.diffbir import DiffBIR
 from restoration.base_models.faithdiff import FaithDiff
 from restoration.base_models.interface import BaseModel
 from restoration.base_models.pasd import PASD
 from restoration.base_models.pixel_control import PixelControl
 from restoration.base_models.seesr import RAP, SeeSR
+from restoration.base_models.stablesr import StableSR
+from restoration.base_models.stablesr_released import STRUCTURE_PREFIX
+from restoration.base_models.text import TextConfig, TextEncoder
 from restoration.base_models.xpsr import XPSR
+from restoration.ldm_layout import UNET_PREFIX, VAE_PREFIX
+from tests.golden.case import recipe_tensor
 from tests.restoration import faithdiff_files
 from tests.restoration import released_folders as files
+from tests.restoration.ldm_keys import diffusion_keys, structure_keys, vae_keys, with_fusions, with_spade
 
 CONTROLNET = {
     "block_out_channels": (16, 16),
@@ -102,6 +109,36 @@ def faithdiff(folder: Path) -> FaithDiff:
     return FaithDiff.from_released(base, file, cleaner, prompt="x", negative_prompt="v", choices=choices)
 
 
+def write_stablesr(folder: Path) -> tuple[Path, Path, Path]:
+    """StableSR's released files in small: its own (32 channels a head of the UNet, 2 heads), cleaner and CFW."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tower = TextEncoder(TextConfig(width=24, heads=1, layers=3, context_length=9, vocab_size=49408)).state_dict()
+    vae = vae_keys(ch_mult=(1, 1, 2), num_res_blocks=1)
+    parts = {
+        UNET_PREFIX: with_spade(diffusion_keys(channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(2,)), 32),
+        STRUCTURE_PREFIX: structure_keys(channel_mult=(1, 2), num_res_blocks=1, attention_levels=(1,), out_channels=32),
+        VAE_PREFIX: vae,
+        text.TEXT_PREFIX: {k: tuple(v.shape) for k, v in tower.items()},
+    }
+    state = {prefix + k: recipe_tensor(k, list(v)) for prefix, keys in parts.items() for k, v in keys.items()}
+    torch.save({"state_dict": state | {"alphas_cumprod": torch.ones(1000)}}, folder / "stablesr.ckpt")
+    # with weights of its own, so that a picture shows which autoencoder decoded it
+    cfw = {k: recipe_tensor(f"cfw.{k}", list(v)) for k, v in with_fusions(vae, levels=(1, 2), blocks=1).items()}
+    torch.save({"state_dict": cfw | {"loss.logvar": torch.zeros(())}}, folder / "cfw.ckpt")
+    return folder / "stablesr.ckpt", files.write_cleaner(folder / "cleaner.pth"), folder / "cfw.ckpt"
+
+
+def stablesr(folder: Path) -> StableSR:
+    files.write_tokenizer(folder / "tokenizer")
+    return StableSR.from_released(
+        *write_stablesr(folder),
+        negative_prompt="noise",
+        tokenizer=folder / "tokenizer",
+        head_channels=32,
+        structure_heads=2,
+    )
+
+
 MODELS: dict[str, Callable[[Path], BaseModel]] = {
     "diffbir": diffbir,
     "controlnet": controlnet,
@@ -111,4 +148,5 @@ MODELS: dict[str, Callable[[Path], BaseModel]] = {
     "seesr": seesr,
     "rap": rap,
     "faithdiff": faithdiff,
+    "stablesr": stablesr,
 }
