@@ -23,6 +23,8 @@ KINDS = {
     "xpsr": "restoration.base_models.xpsr:XPSR",
     "seesr": "restoration.base_models.seesr:SeeSR",
     "rap": "restoration.base_models.seesr:RAP",
+    "pisa": "restoration.base_models.pisa:PiSASR",
+    "tsdsr": "restoration.base_models.tsdsr:TSDSR",
 }
 """`kind` in restorl_model.json -> class with `load(folder)`; imported only when a model of that kind is loaded."""
 

@@ -10,8 +10,10 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 
 from restoration.base_models.interface import BaseModel
 from restoration.base_models.pasd import PASD
+from restoration.base_models.pisa import PiSASR
 from restoration.base_models.pixel_control import PixelControl
 from restoration.base_models.seesr import RAP, SeeSR
+from restoration.base_models.tsdsr import TSDSR
 from restoration.base_models.xpsr import XPSR
 from tests.restoration import released_folders as files
 
@@ -70,10 +72,22 @@ def rap(folder: Path) -> BaseModel:
     )
 
 
+def pisa(folder: Path) -> BaseModel:
+    base, checkpoint = files.write_pisa(folder)
+    return PiSASR.from_released(base, checkpoint, files.write_cleaner(folder / "cleaner.pth"))
+
+
+def tsdsr(folder: Path) -> BaseModel:
+    base, checkpoint = files.write_tsdsr(folder)
+    return TSDSR.from_released(base, checkpoint, files.write_cleaner(folder / "cleaner.pth"))
+
+
 MODELS: dict[str, Callable[[Path], BaseModel]] = {
     "controlnet": controlnet,
     "pasd": pasd,
     "xpsr": xpsr,
     "seesr": seesr,
     "rap": rap,
+    "pisa": pisa,
+    "tsdsr": tsdsr,
 }
