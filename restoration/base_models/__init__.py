@@ -25,6 +25,8 @@ KINDS = {
     "faithdiff": "restoration.base_models.faithdiff:FaithDiff",
     "rap": "restoration.base_models.seesr:RAP",
     "stablesr": "restoration.base_models.stablesr:StableSR",
+    "pisa": "restoration.base_models.pisa:PiSASR",
+    "tsdsr": "restoration.base_models.tsdsr:TSDSR",
 }
 """`kind` in restorl_model.json -> class with `load(folder)`; imported only when a model of that kind is loaded."""
 

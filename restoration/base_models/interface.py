@@ -123,7 +123,7 @@ class BaseModel(Protocol):
     """A diffusion restoration model. Images are float32 [B, 3, H, W] in [0, 1], latents scaled to unit deviation.
 
     `policy` holds the networks that `denoise` runs; the part of it that SFT trains is named by
-    `trainable_names`, and only that part is ever trained or published.
+    `trainable_names`, and only that part, or a LoRA at `lora_targets`, is ever trained.
     """
 
     name: str

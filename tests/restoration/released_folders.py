@@ -17,6 +17,7 @@ from restoration.base_models import text
 from restoration.base_models.diffusers_folder import WEIGHTS_FILE
 from restoration.base_models.text import TextConfig, TextEncoder
 from tests.golden.case import Golden
+from tests.golden.one_step import pisa_file
 from tests.restoration.ldm_keys import diffusion_keys, vae_keys
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -39,6 +40,28 @@ def write_golden_networks(name: str, folder: Path) -> Path:
     for part, config in case.config.items():
         write_network(folder / part, config, case.state(part))
     return folder
+
+
+def write_pisa(folder: Path) -> tuple[Path, Path]:
+    """The folder of Stable Diffusion 2.1, and PiSA-SR's own file."""
+    case = golden("pisa")
+    base = write_pipeline(folder / "base")
+    write_network(base / "unet", case.config["unet"], case.state("unet"))
+    torch.save(pisa_file(case), folder / "pisa_sr.pkl")
+    return base, folder / "pisa_sr.pkl"
+
+
+def write_tsdsr(folder: Path) -> tuple[Path, Path]:
+    """The folder of Stable Diffusion 3, and TSD-SR's."""
+    case = golden("tsdsr")
+    base, checkpoint = folder / "base", folder / "tsdsr"
+    checkpoint.mkdir()
+    for part, config in (("transformer", case.config["transformer"]), ("vae", case.config["vae"])):
+        write_network(base / part, config, case.state(part))
+        save_file(case.state(f"{part}_lora"), checkpoint / f"{part}.safetensors")
+    torch.save(case.inputs["prompt_embeds"], checkpoint / "prompt_embeds.pt")
+    torch.save(case.inputs["pooled_prompt_embeds"], checkpoint / "pool_embeds.pt")
+    return base, checkpoint
 
 
 def small_vae(latents: int = 4, levels: int = 4) -> AutoencoderKL:

@@ -14,11 +14,13 @@ from restoration.base_models.diffbir import DiffBIR
 from restoration.base_models.faithdiff import FaithDiff
 from restoration.base_models.interface import BaseModel
 from restoration.base_models.pasd import PASD
+from restoration.base_models.pisa import PiSASR
 from restoration.base_models.pixel_control import PixelControl
 from restoration.base_models.seesr import RAP, SeeSR
 from restoration.base_models.stablesr import StableSR
 from restoration.base_models.stablesr_released import STRUCTURE_PREFIX
 from restoration.base_models.text import TextConfig, TextEncoder
+from restoration.base_models.tsdsr import TSDSR
 from restoration.base_models.xpsr import XPSR
 from restoration.ldm_layout import UNET_PREFIX, VAE_PREFIX
 from tests.golden.case import recipe_tensor
@@ -139,6 +141,16 @@ def stablesr(folder: Path) -> StableSR:
     )
 
 
+def pisa(folder: Path) -> BaseModel:
+    base, checkpoint = files.write_pisa(folder)
+    return PiSASR.from_released(base, checkpoint, files.write_cleaner(folder / "cleaner.pth"))
+
+
+def tsdsr(folder: Path) -> BaseModel:
+    base, checkpoint = files.write_tsdsr(folder)
+    return TSDSR.from_released(base, checkpoint, files.write_cleaner(folder / "cleaner.pth"))
+
+
 MODELS: dict[str, Callable[[Path], BaseModel]] = {
     "diffbir": diffbir,
     "controlnet": controlnet,
@@ -149,4 +161,6 @@ MODELS: dict[str, Callable[[Path], BaseModel]] = {
     "rap": rap,
     "faithdiff": faithdiff,
     "stablesr": stablesr,
+    "pisa": pisa,
+    "tsdsr": tsdsr,
 }

@@ -158,8 +158,8 @@ def test_a_model_goes_from_rollout_through_reward_and_learner_step_to_restored_p
 
     after = system.publish(1)
     old, new = (from_bytes(memoryview(ray.get(message.ref)), 1)[0] for message in (before, after))
-    patterns = load(config.model).trainable_names
-    assert new.keys() == old.keys() and all(any(re.match(p, n) for p in patterns) for n in new)
+    targets = load(config.model).lora_targets
+    assert new.keys() == old.keys() and all(re.fullmatch(targets, n.partition(".lora_")[0]) for n in new)
     assert any(not new[n].equal(old[n]) for n in new)
     ids = heldout.image_ids[:1]
     arguments = (config.evaluation.protocol, 0, 1)
