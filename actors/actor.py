@@ -48,6 +48,7 @@ class ActorSpec:
     run_id: str
     seed: int
     model: Path
+    embeddings: Path | None
     data: PairedFolder
     sampler: SamplerSettings
     rollout: RolloutSettings
@@ -68,7 +69,7 @@ class RolloutActor:
     def __init__(self, spec: ActorSpec) -> None:
         torch.set_num_threads(spec.threads)
         self.spec = spec
-        self.model = load(spec.model).to(spec.device)
+        self.model = load(spec.model, spec.embeddings).to(spec.device)
         make_trainable(self.model, spec.adapt)
         self.version, self.epoch = -1, -1
         self.denoising = threading.Lock()
@@ -136,7 +137,7 @@ class RolloutActor:
         with self.denoising:
             model: BaseModel = self.model
             if weights is None or weights.averaged:  # in a model of their own: the policy keeps its weights
-                model = load(self.spec.model).to(self.spec.device)
+                model = load(self.spec.model, self.spec.embeddings).to(self.spec.device)
                 if weights is not None:
                     make_trainable(model, self.spec.adapt)
                     load_trainable(model, self._fetch(weights))

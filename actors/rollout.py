@@ -136,7 +136,7 @@ def rollout(
     """Sample K chains for each image. Random numbers come from `generator` (CPU) alone."""
     dtype = STORAGE_DTYPES[settings.storage_dtype]
     schedule = model.schedule(sampler)
-    condition = model.condition(batch.lq).repeat_interleave(settings.rollouts_per_image)
+    condition = model.condition(batch.lq, batch.image_ids).repeat_interleave(settings.rollouts_per_image)
 
     def normal() -> Tensor:
         return torch.randn(condition.latent.shape, generator=generator).to(condition.latent.device)

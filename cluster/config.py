@@ -56,6 +56,7 @@ class DataSettings:
     """Paired folders: `root`/`train`/{input,target} or LOL's {Low,Normal}; `heldout` is never trained on.
 
     Attributes:
+        embeddings: folder with <image id>.safetensors, what the model sees of each picture besides (docs/models.md).
         match: how LQ and GT are paired: by `stem`, by the `digits` in their names, or `sorted` order; null: by layout.
     """
 
@@ -63,6 +64,7 @@ class DataSettings:
     train: str = "train"
     heldout: str = "test"
     match: Literal["stem", "digits", "sorted"] | None = None
+    embeddings: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def load_policy(run_or_folder: Path, checkpoint: str = "latest") -> tuple[BaseMo
             f"{folder} is neither a run ({CONFIG_FILE}) nor a model ({MODEL_FILE}); give the folder of either"
         )
     config = load_run_config(folder)
-    model = load(config.model)
+    model = load(config.model, config.data.embeddings)
     if checkpoint != "base":
         averaged = checkpoint == "average"
         _load_trained(model, config, _find_checkpoint(folder, "latest" if averaged else checkpoint), averaged)

@@ -77,7 +77,7 @@ def train_single(
     torch.set_num_threads(config.ranks.threads)
     train = discover(config.data.root, config.data.train, match=config.data.match)
     heldout = discover(config.data.root, config.data.heldout, match=config.data.match)
-    runner = Reference(load(config.model), method_of(config))
+    runner = Reference(load(config.model, config.data.embeddings), method_of(config))
     others = {**judges(config.evaluation.scorers), **APPEARANCE}
     try:
         score = make_scorer(config.reward.scorer, **config.reward.params).score

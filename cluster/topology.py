@@ -24,6 +24,7 @@ from cluster.judges import judges
 from cluster.metrics import RunMetrics
 from learner import checkpoint
 from learner.group import GroupSettings, LearnerDied, LearnerGroup
+from restoration.base_models import load
 from restoration.datasets.paired import PairedFolder, discover
 from restoration.evaluate import Row
 from restoration.weights import WeightsMessage
@@ -122,6 +123,7 @@ class Topology:
             run_id=self.run_id,
             seed=config.seed,
             model=config.model,
+            embeddings=config.data.embeddings,
             data=self.train,
             sampler=config.sampler,
             rollout=config.rollout,
@@ -159,7 +161,7 @@ class Topology:
         learner = LearnerGroup(
             config.learner_settings(),
             group,
-            config.model,
+            partial(load, config.model, config.data.embeddings),
             partial(_pairs, self.train),
             epoch=self.epoch,
             run_id=self.run_id,

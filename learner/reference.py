@@ -109,7 +109,7 @@ class Reference:
             FloatingPointError: a score that is not finite.
         """
         m, model, k = self.method, self.model, self.method.rollouts
-        condition = model.condition(lq).repeat_interleave(k)
+        condition = model.condition(lq, image_ids).repeat_interleave(k)
         steps = model.schedule(self.learner.sampler).steps
 
         def normal() -> Tensor:
@@ -275,7 +275,7 @@ class Reference:
         first = 0
         for g, advantage in zip(groups, advantages, strict=True):
             rows = range(first, first := first + len(g.states))
-            condition = self.model.condition(g.lq).repeat_interleave(len(rows))
+            condition = self.model.condition(g.lq, [g.image_id]).repeat_interleave(len(rows))
             trained = ~advantage.isnan()
             if o.needs_policy:
                 for position, step in enumerate(g.steps):

@@ -186,9 +186,9 @@ class Loader:
     @torch.no_grad()
     def _stacked(self, batch: GlobalBatch, groups: list[int]) -> Condition:
         for group in groups:
-            key = batch.groups[group].meta.group_id
-            if key not in self._conditions:
-                self._conditions[key] = self.model.condition(self._pair(batch, group)[0])
+            meta = batch.groups[group].meta
+            if meta.group_id not in self._conditions:
+                self._conditions[meta.group_id] = self.model.condition(self._pair(batch, group)[0], [meta.image_id])
         parts = [self._conditions[batch.groups[g].meta.group_id] for g in groups]
         if len(set(groups)) == 1:
             return parts[0].repeat_interleave(len(groups))

@@ -43,7 +43,9 @@ def seeded_generator(name: str, seed: int) -> torch.Generator:
 
 
 @torch.no_grad()
-def sample(model: BaseModel, lq: Tensor, sampler: SamplerSettings, generator: Generators) -> Tensor:
+def sample(
+    model: BaseModel, lq: Tensor, sampler: SamplerSettings, generator: Generators, image_ids: Sequence[str] = ()
+) -> Tensor:
     """Restored images, float32 [B, 3, H, W] in [0, 1], of `lq` like it; H and W multiples of `model.size_multiple`.
 
     Args:
@@ -59,7 +61,7 @@ def sample(model: BaseModel, lq: Tensor, sampler: SamplerSettings, generator: Ge
         )
     if not isinstance(generator, torch.Generator) and len(generator) != len(lq):
         raise ValueError(f"sample: {len(generator)} generators for {len(lq)} images")
-    condition = model.condition(lq)
+    condition = model.condition(lq, image_ids)
     shape = condition.latent.shape
     x_t = model.start(condition, _noise(shape, generator, lq.device))
     steps = model.schedule(sampler).steps
@@ -77,6 +79,7 @@ def restore(
     sampler: SamplerSettings,
     generator: torch.Generator,
     device: torch.device | str = "cpu",
+    image_id: str | None = None,
 ) -> Tensor:
     """One image of any size, float32 [3, H, W] in [0, 1]; the result is like it, on the CPU.
 
@@ -85,7 +88,8 @@ def restore(
     """
     height, width = lq.shape[-2:]
     padded = pad_to_multiple(lq, model.size_multiple).to(device)
-    return crop_back(sample(model, padded[None], sampler, generator)[0], height, width).cpu()
+    ids = () if image_id is None else (image_id,)
+    return crop_back(sample(model, padded[None], sampler, generator, ids)[0], height, width).cpu()
 
 
 def restore_folder(
@@ -125,7 +129,7 @@ def restore_folder(
             continue
         try:
             lq = read_image(source)
-            write_image(target, restore(model, lq, sampler, seeded_generator(name, seed), device))
+            write_image(target, restore(model, lq, sampler, seeded_generator(name, seed), device, name))
         except ImageError as error:
             if source == input:
                 raise

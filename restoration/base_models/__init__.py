@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 
 import torch
 
+from restoration.base_models.embeddings import PerImage
 from restoration.base_models.interface import BaseModel, Condition, SamplerSettings
 from restoration.checkpoints import CheckpointError, read_json
 
@@ -31,8 +32,11 @@ KINDS = {
 """`kind` in restorl_model.json -> class with `load(folder)`; imported only when a model of that kind is loaded."""
 
 
-def load(folder: Path | str) -> BaseModel:
+def load(folder: Path | str, embeddings: Path | None = None) -> BaseModel:
     """The model in `folder`, on the CPU, float32, in evaluation mode.
+
+    Args:
+        embeddings: folder with embeddings of single pictures, see `embeddings.PerImage`.
 
     Raises:
         CheckpointError: no model folder, unknown kind, or files that don't fit; says what to do.
@@ -44,6 +48,8 @@ def load(folder: Path | str) -> BaseModel:
     if kind not in KINDS:
         raise CheckpointError(f"{folder / 'restorl_model.json'}: kind {kind!r} is unknown; known: {', '.join(KINDS)}")
     model: BaseModel = class_of(str(kind)).load(folder)
+    if embeddings is not None:
+        model.per_image = PerImage(embeddings)
     return model
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -84,9 +84,9 @@ class FaithDiff(LatentDiffusion):
         self._trains_encoder = any(re.match(p, name) for p in self.settings.trainable for name in encoder)
 
     @torch.no_grad()
-    def condition(self, lq: Tensor) -> Condition:
+    def condition(self, lq: Tensor, image_ids: Sequence[str] = ()) -> Condition:
         """With the encoder's "features" [B, F, h, w] of the cleaned image, unless the encoder is trained."""
-        condition = super().condition(lq)
+        condition = super().condition(lq, image_ids)
         if self._trains_encoder:
             return condition
         return replace(condition, others={**condition.others, FEATURES: self._features(condition)})

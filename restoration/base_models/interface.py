@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from restoration.base_models.embeddings import PerImage
 from restoration.colour import COLOUR_FIXES, ColourFix
 from restoration.transition import Schedule
 
@@ -128,6 +129,7 @@ class BaseModel(Protocol):
 
     name: str
     size_multiple: int  # H and W must be multiples of it
+    per_image: PerImage | None  # embeddings of single pictures, found by their ids
 
     @property
     def sampler(self) -> SamplerSettings:
@@ -149,8 +151,8 @@ class BaseModel(Protocol):
 
     def schedule(self, sampler: SamplerSettings) -> Schedule: ...
 
-    def condition(self, lq: Tensor) -> Condition:
-        """Clean condition, its latent and the text; no gradient."""
+    def condition(self, lq: Tensor, image_ids: Sequence[str] = ()) -> Condition:
+        """Clean condition, its latent and the text; no gradient. The ids matter with embeddings of single pictures."""
         ...
 
     def encode(self, images: Tensor) -> Tensor:

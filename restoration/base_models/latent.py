@@ -6,7 +6,7 @@ import json
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from restoration.backbones.cleaners import Cleaner, cleaner_of, config_of
 from restoration.base_models.diffusers_folder import WEIGHTS_FILE, read_vae
+from restoration.base_models.embeddings import PerImage
 from restoration.base_models.interface import NEGATIVE, Condition, SamplerSettings
 from restoration.base_models.spacing import linspace_schedule
 from restoration.checkpoints import CheckpointError, load_strict, read_json, read_state
@@ -119,6 +120,8 @@ class LatentModel(ABC):
     SETTINGS: ClassVar[type[ModelSettings]]
     SAMPLER: ClassVar[SamplerSettings] = SamplerSettings()  # as its authors restore with it
     TEXT: ClassVar[bool] = True  # whether it looks at a text
+    NEEDS: ClassVar[tuple[str, ...]] = ()  # other embeddings it can't do without
+    per_image: PerImage | None = None
 
     def __init__(
         self,
@@ -177,10 +180,22 @@ class LatentModel(ABC):
     def schedule(self, sampler: SamplerSettings) -> Schedule: ...
 
     @torch.no_grad()
-    def condition(self, lq: Tensor) -> Condition:
-        """lq float32 [B,3,H,W] in [0,1], H and W multiples of `size_multiple`."""
+    def condition(self, lq: Tensor, image_ids: Sequence[str] = ()) -> Condition:
+        """lq float32 [B,3,H,W] in [0,1], H and W multiples of `size_multiple`.
+
+        Raises:
+            ValueError: an embedding the model needs is neither stored nor given for each picture.
+            CheckpointError: `per_image` has none for a picture.
+        """
         clean = self.cleaner(lq).float().clamp(0, 1)
         stored = {name: value.expand(len(lq), *value.shape[1:]) for name, value in self.embeddings.items()}
+        if self.per_image is not None and image_ids:
+            stored |= {name: value.to(lq.device) for name, value in self.per_image(image_ids).items()}
+        if missing := [name for name in self.NEEDS if name not in stored]:
+            raise ValueError(
+                f"{self.KIND}: no embedding {', '.join(missing)} (there are {', '.join(stored)}); give it to `restorl "
+                "convert` for all pictures, or a folder of one file a picture as data.embeddings or --embeddings"
+            )
         text, negative = (stored.pop(name, None) for name in ("text", NEGATIVE + "text"))
         return Condition(clean, self.encode_seen(clean), text, negative, stored)
 

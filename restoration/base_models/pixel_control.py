@@ -105,7 +105,6 @@ class PixelControl(LatentDiffusion):
     SETTINGS = PixelControlSettings
     SECOND: ClassVar[Second] = "none"
     ATTENTIONS: ClassVar[str] = ""  # how the released files name the second attentions
-    NEEDS: ClassVar[tuple[str, ...]] = ()  # embeddings it can't do without
     PROMPTS: ClassVar[tuple[str, str | None]] = ("", "")  # of what is wanted and what is not
     settings: PixelControlSettings
     _policy: PixelPolicy
@@ -129,7 +128,7 @@ class PixelControl(LatentDiffusion):
                 f"{self.KIND}: VAE with {vae.config.latent_channels} latent channels, UNet with "
                 f"{unet.config.in_channels} inputs and ControlNet with {controlnet.config.in_channels}: must be equal"
             )
-        needed = self.NEEDS + (pooled_names(embeddings) if unet.config.addition_embed_type == "text_time" else ())
+        needed = pooled_names(embeddings) if unet.config.addition_embed_type == "text_time" else ()
         if missing := [name for name in needed if name not in embeddings]:
             raise ValueError(f"{self.KIND}: no embedding {', '.join(missing)}; there are {', '.join(embeddings)}")
         factor = 2 ** len(controlnet.controlnet_cond_embedding.blocks[1::2])

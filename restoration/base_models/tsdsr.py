@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -82,7 +82,7 @@ class TSDSR(OneStep):
         )
         self.side_limit = self.vae_factor * config.patch_size * config.pos_embed_max_size
 
-    def condition(self, lq: Tensor) -> Condition:
+    def condition(self, lq: Tensor, image_ids: Sequence[str] = ()) -> Condition:
         """lq float32 [B,3,H,W] in [0,1], H and W multiples of `size_multiple`.
 
         Raises:
@@ -93,7 +93,7 @@ class TSDSR(OneStep):
             raise ValueError(
                 f"tsdsr: {width}x{height} pixels; its transformer knows positions up to {self.side_limit} a side"
             )
-        return super().condition(lq)
+        return super().condition(lq, image_ids)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

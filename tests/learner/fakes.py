@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -54,6 +55,7 @@ class FakeModel:
     name = "fake"
     size_multiple = 4
     sampler = SamplerSettings()
+    per_image = None
     train_timesteps = 1000
 
     def __init__(self, seed: int = 0, width: int = 8) -> None:
@@ -77,7 +79,7 @@ class FakeModel:
         return ddim_schedule(scaled_linear_alphas(), sampler.steps, sampler.eta, "epsilon", "trailing")
 
     @torch.no_grad()
-    def condition(self, lq: Tensor) -> Condition:
+    def condition(self, lq: Tensor, image_ids: Sequence[str] = ()) -> Condition:
         return Condition(clean=lq, latent=self.encode(lq))
 
     @torch.no_grad()

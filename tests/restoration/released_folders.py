@@ -128,8 +128,9 @@ def write_cleaner(file: Path) -> Path:
     return file
 
 
-def write_embeddings(file: Path, **shapes: tuple[int, ...]) -> Path:
-    generator = torch.Generator().manual_seed(3)
+def write_embeddings(file: Path, seed: int = 3, **shapes: tuple[int, ...]) -> Path:
+    file.parent.mkdir(exist_ok=True)
+    generator = torch.Generator().manual_seed(seed)
     save_file({name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}, file)
     return file
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from restoration.adapters import AdaptSettings, make_trainable, trained_parameters
-from restoration.base_models import load
+from restoration.base_models import CheckpointError, load
 from restoration.base_models.interface import BaseModel, SamplerSettings
 from restoration.restore import sample
 from restoration.transition import transition
+from tests.restoration import released_folders as files
 from tests.restoration.released_models import MODELS
 
 Make = Callable[[], BaseModel]
@@ -124,3 +125,29 @@ def test_gradient_checkpointing_gives_the_same_gradients(folder: Path) -> None:
     assert found[0].keys() == found[1].keys()
     for name, value in found[0].items():
         assert torch.allclose(value, found[1][name], rtol=1e-3, atol=1e-6 + 1e-4 * float(value.abs().max())), name
+
+
+def test_embeddings_of_single_pictures_take_the_place_of_the_stored_ones(tmp_path: Path) -> None:
+    MODELS["seesr"](tmp_path).save(tmp_path / "model")
+    stored = load(tmp_path / "model").condition(picture(1)).others["image"]
+    for name in ("a", "b"):
+        files.write_embeddings(tmp_path / "each" / f"{name}.safetensors", seed=ord(name), image=(1, 5, 512))
+    model = load(tmp_path / "model", tmp_path / "each")
+    both = model.condition(picture(), ["a", "b"]).others["image"]
+    assert both.shape == (2, 5, 512) and not torch.equal(both[0], both[1])
+    assert torch.equal(model.condition(picture(), ["b", "a"]).others["image"], both.flip(0))
+    assert torch.equal(model.condition(picture(1)).others["image"], stored)
+    seeds = [torch.Generator().manual_seed(0) for _ in range(2)]
+    same = picture(1).repeat(2, 1, 1, 1)
+    first, second = sample(model, same, SamplerSettings(steps=2), seeds, ["a", "b"])
+    assert not torch.allclose(first, second, atol=1e-3)
+    with pytest.raises(CheckpointError, match="c.safetensors is missing"):
+        model.condition(picture(), ["a", "c"])
+    files.write_embeddings(tmp_path / "each" / "c.safetensors", image=(1, 6, 512))
+    with pytest.raises(CheckpointError, match="c has .*of one shape"):
+        model.condition(picture(), ["a", "c"])
+    with pytest.raises(CheckpointError, match="is not a folder"):
+        load(tmp_path / "model", tmp_path / "none")
+    model.embeddings.pop("image")
+    with pytest.raises(ValueError, match="no embedding image .*data.embeddings"):
+        model.condition(picture(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ class TinyModel:
     name = "tiny"
     size_multiple = 8
     sampler = SamplerSettings()
+    per_image = None
     train_timesteps = 1000
     trainable_names = ("",)
     lora_targets = ".*"
@@ -30,7 +32,7 @@ class TinyModel:
     def schedule(self, sampler: SamplerSettings) -> Schedule:
         return ddim_schedule(scaled_linear_alphas(), sampler.steps, sampler.eta, "sample")
 
-    def condition(self, lq: Tensor) -> Condition:
+    def condition(self, lq: Tensor, image_ids: Sequence[str] = ()) -> Condition:
         self.seen.append(tuple(lq.shape))
         return Condition(clean=lq, latent=self.encode(lq))
 

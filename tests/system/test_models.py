@@ -129,6 +129,7 @@ def test_a_model_goes_from_rollout_through_reward_and_learner_step_to_restored_p
         run_id=name,
         seed=0,
         model=config.model,
+        embeddings=None,
         data=train,
         sampler=config.sampler,
         rollout=config.rollout,
