@@ -23,6 +23,8 @@ KINDS = {
     "xpsr": "restoration.base_models.xpsr:XPSR",
     "seesr": "restoration.base_models.seesr:SeeSR",
     "rap": "restoration.base_models.seesr:RAP",
+    "controlnet_sd3": "restoration.base_models.flow_sd3:SD3Control",
+    "controlnet_flux": "restoration.base_models.flow_flux:FluxControl",
 }
 """`kind` in restorl_model.json -> class with `load(folder)`; imported only when a model of that kind is loaded."""
 

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import (
+    ControlNetModel,
+    FluxControlNetModel,
+    FluxTransformer2DModel,
+    SD3ControlNetModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
 
+from restoration.base_models.flow_flux import FluxControl, FluxControlSettings
+from restoration.base_models.flow_sd3 import SD3Control
 from restoration.base_models.interface import BaseModel
 from restoration.base_models.pasd import PASD
 from restoration.base_models.pixel_control import PixelControl
@@ -31,9 +41,7 @@ def controlnet(folder: Path) -> BaseModel:
     up = ("UpBlock2D", "CrossAttnUpBlock2D")
     UNet2DConditionModel(up_block_types=up, **CONTROLNET).save_pretrained(base / "unet")
     control = ControlNetModel(conditioning_embedding_out_channels=(4, 4, 8, 8), **CONTROLNET)
-    for parameter in control.parameters():
-        if not parameter.any():  # as released: no longer the zeros that training begins with
-            torch.nn.init.normal_(parameter, std=0.1)
+    files.randomise_zeros(control)
     control.save_pretrained(folder / "control")
     return PixelControl.from_released(base, folder / "control", files.write_cleaner(folder / "cleaner.pth"))
 
@@ -70,10 +78,78 @@ def rap(folder: Path) -> BaseModel:
     )
 
 
+SD3 = {
+    "sample_size": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "attention_head_dim": 8,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 20,
+    "caption_projection_dim": 16,
+    "pooled_projection_dim": 12,
+    "pos_embed_max_size": 12,
+}
+FLUX = {
+    "in_channels": 16,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 20,
+    "pooled_projection_dim": 12,
+    "axes_dims_rope": (4, 6, 6),
+}
+
+
+def write_sd3(folder: Path, transformer: Any = None, controlnet: Any = None) -> tuple[Path, Path]:
+    """Folders of the base and of the ControlNet; arguments change their configurations."""
+    files.write_flow_vae(folder / "base" / "vae")
+    torch.manual_seed(5)
+    SD3Transformer2DModel(num_layers=4, **SD3 | (transformer or {})).save_pretrained(folder / "base" / "transformer")
+    control = SD3ControlNetModel(num_layers=2, **SD3 | (controlnet or {}))
+    files.randomise_zeros(control)
+    control.save_pretrained(folder / "control")
+    return folder / "base", folder / "control"
+
+
+def write_flux(folder: Path, transformer: Any = None, controlnet: Any = None) -> tuple[Path, Path]:
+    """As `write_sd3`."""
+    files.write_flow_vae(folder / "base" / "vae")
+    torch.manual_seed(6)
+    own = {"num_layers": 2, "num_single_layers": 2, **FLUX}
+    FluxTransformer2DModel(**own | (transformer or {})).save_pretrained(folder / "base" / "transformer")
+    control = FluxControlNetModel(**own | {"num_layers": 1, "num_single_layers": 1} | (controlnet or {}))
+    files.randomise_zeros(control)
+    control.save_pretrained(folder / "control")
+    return folder / "base", folder / "control"
+
+
+def flow_text(file: Path, negative: bool = True) -> Path:
+    shapes: dict[str, tuple[int, ...]] = {"text": (1, 7, 20), "pooled": (1, 12)}
+    return files.write_embeddings(
+        file, **shapes, **({f"negative_{name}": shape for name, shape in shapes.items()} if negative else {})
+    )
+
+
+def sd3(folder: Path) -> BaseModel:
+    base, control = write_sd3(folder)
+    embeddings = flow_text(folder / "e.safetensors")
+    return SD3Control.from_released(base, control, files.write_cleaner(folder / "cleaner.pth"), embeddings=embeddings)
+
+
+def flux(folder: Path) -> BaseModel:
+    base, control = write_flux(folder, {"guidance_embeds": True}, {"guidance_embeds": True, "num_mode": 3})
+    embeddings = flow_text(folder / "e.safetensors", negative=False)
+    settings = FluxControlSettings(control_mode=2)
+    return FluxControl.from_released(
+        base, control, files.write_cleaner(folder / "cleaner.pth"), embeddings=embeddings, settings=settings
+    )
+
+
 MODELS: dict[str, Callable[[Path], BaseModel]] = {
     "controlnet": controlnet,
     "pasd": pasd,
     "xpsr": xpsr,
     "seesr": seesr,
     "rap": rap,
+    "sd3": sd3,
+    "flux": flux,
 }
