@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from restoration.base_models.interface import BaseModel, SamplerSettings
+from restoration.base_models.interface import BaseModel, Condition, SamplerSettings
 from restoration.colour import match_colour
 from restoration.images import to_uint8
 from restoration.metrics.protocols import protocol
@@ -177,7 +177,7 @@ def rollout(
     blocks = {}
     for index in wanted:
         latents = x if index == len(estimates) - 1 else estimates[index]
-        images = match_colour(_decode(model, latents, settings), condition.clean, sampler.colour_fix)
+        images = match_colour(_decode(model, latents, condition, settings), condition.clean, sampler.colour_fix)
         blocks[index] = to_uint8(images)
     error = images - batch.gt.repeat_interleave(settings.rollouts_per_image, dim=0)
     return Rollout(
@@ -195,9 +195,10 @@ def rollout(
     )
 
 
-def _decode(model: BaseModel, latents: Tensor, settings: RolloutSettings) -> Tensor:
+def _decode(model: BaseModel, latents: Tensor, condition: Condition, settings: RolloutSettings) -> Tensor:
+    parts = zip(latents.split(settings.decode_batch), condition.split(settings.decode_batch), strict=True)
     with _precision(latents.device, settings.decode_dtype):
-        return torch.cat([model.decode(part).float() for part in latents.split(settings.decode_batch)])
+        return torch.cat([model.decode(*part).float() for part in parts])
 
 
 def _precision(device: torch.device, dtype: str) -> torch.autocast:

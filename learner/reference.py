@@ -137,7 +137,8 @@ class Reference:
 
         def finished(latents: Tensor) -> Tensor:
             with decoding or nullcontext():
-                images = torch.cat([model.decode(part).float() for part in latents.split(m.decode_batch)])
+                parts = zip(latents.split(m.decode_batch), condition.split(m.decode_batch), strict=True)
+                images = torch.cat([model.decode(*part).float() for part in parts])
             return match_colour(images, condition.clean, self.learner.sampler.colour_fix)
 
         final = finished(x)

@@ -68,7 +68,7 @@ def sample(model: BaseModel, lq: Tensor, sampler: SamplerSettings, generator: Ge
         noisy = step.is_decision and step is not steps[-1]  # noise that nothing removes only explores
         noise = _noise(shape, generator, lq.device) if noisy else torch.zeros_like(x_t)
         x_t = transition(step, output, x_t, noise=noise).action
-    return match_colour(model.decode(x_t).float(), condition.clean, sampler.colour_fix).clamp(0, 1)
+    return match_colour(model.decode(x_t, condition).float(), condition.clean, sampler.colour_fix).clamp(0, 1)
 
 
 def restore(

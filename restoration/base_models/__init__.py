@@ -22,7 +22,11 @@ KINDS = {
     "pasd": "restoration.base_models.pasd:PASD",
     "xpsr": "restoration.base_models.xpsr:XPSR",
     "seesr": "restoration.base_models.seesr:SeeSR",
+    "faithdiff": "restoration.base_models.faithdiff:FaithDiff",
     "rap": "restoration.base_models.seesr:RAP",
+    "stablesr": "restoration.base_models.stablesr:StableSR",
+    "pisa": "restoration.base_models.pisa:PiSASR",
+    "tsdsr": "restoration.base_models.tsdsr:TSDSR",
     "controlnet_sd3": "restoration.base_models.flow_sd3:SD3Control",
     "controlnet_flux": "restoration.base_models.flow_flux:FluxControl",
 }

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from restoration.base_models.interface import NEGATIVE
+from restoration.base_models.sdxl import POOLED
 from restoration.checkpoints import CheckpointError, empty, load_strict, read_json, read_state
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -113,7 +114,7 @@ def embed(base: Path, prompt: str) -> dict[str, Tensor]:
         given = encoder(ids["input_ids"], output_hidden_states=len(encoders) > 1)
         layers.append(given.last_hidden_state if len(encoders) == 1 else given.hidden_states[-2])
         if number:
-            pooled["pooled"] = given.text_embeds
+            pooled[POOLED] = given.text_embeds
     return {"text": torch.cat(layers, -1), **pooled}
 
 

@@ -54,6 +54,10 @@ class FaithDiffChoices:
     injection_heads: int = 8
     coupled: bool = False
 
+    def __post_init__(self) -> None:
+        if isinstance(self.heads, list):  # as JSON has it
+            object.__setattr__(self, "heads", tuple(self.heads))
+
 
 class ConditionEmbedding(nn.Module):
     """Features [B, F, h, w] of the encoder -> [B, C, h, w]."""
@@ -107,9 +111,10 @@ class Injection(nn.Module):
         super().__init__()
         self.conv, self.condition, self.layers, self.projection = conv, condition, layers, projection
         self.coupled = coupled
+        self.in_channels = conv.in_channels  # a LoRA around the convolution doesn't tell
 
     def forward(self, sample: Tensor) -> Tensor:
-        x_t, features = sample[:, : self.conv.in_channels], sample[:, self.conv.in_channels :]
+        x_t, features = sample[:, : self.in_channels], sample[:, self.in_channels :]
         x = self.conv(x_t)
         if not features.shape[1]:
             return x
@@ -123,12 +128,14 @@ class FaithDiffUNet(nn.Module):
     """What denoises, and the encoder of the LQ image.
 
     Attributes:
+        choices: what it was built with besides the shapes.
         size_multiple: of the image's sides; the quotient of its size and the latent's.
     """
 
     def __init__(self, shapes: Shapes, choices: FaithDiffChoices) -> None:
         """`shapes` are those of a released file. Raises KeyError and ValueError where they are no FaithDiff's."""
         super().__init__()
+        self.choices = choices
         self.unet = UNet2DConditionModel(**_unet_config(shapes, choices))
         self.unet.conv_in = _injection(self.unet.conv_in, shapes, choices)
         self.denoise_encoder = _encoder(shapes, choices.encoder_groups)

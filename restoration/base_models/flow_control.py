@@ -21,25 +21,24 @@ from restoration.backbones.cleaners import Cleaner, cleaner_from_released
 from restoration.base_models.diffusers_folder import read_network, read_vae
 from restoration.base_models.interface import NEGATIVE, Condition, SamplerSettings
 from restoration.base_models.latent import (
-    LatentDiffusion,
-    LatentSettings,
+    LatentModel,
+    ModelSettings,
     Part,
     config_file,
     decode_latents,
     encode_images,
 )
+from restoration.base_models.sdxl import POOLED
 from restoration.checkpoints import CheckpointError, read_state
 from restoration.transition import Schedule, flow_schedule
 
-POOLED = "pooled"  # name in Condition.others
 TOLD = 1000.0  # what the networks are told is this many times σ, however fine the training's grid is
 LORA_LAYERS = r"to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out|proj|proj_mlp|proj_out|net\.2|(?:controlnet_)?x_embedder"
 
 
 @dataclass(frozen=True)
-class FlowSettings(LatentSettings):
-    """`prediction`, the betas and `zero_terminal_snr` have no meaning for flow models.
-
+class FlowSettings(ModelSettings):
+    """
     Attributes:
         train_timesteps: steps of the grid that SFT draws its σ from.
         shift: every σ becomes shift σ / (1 + (shift - 1) σ), in chains and in SFT; above 1 noisier. It is fixed:
@@ -49,11 +48,14 @@ class FlowSettings(LatentSettings):
 
     trainable: tuple[str, ...] = (r"controlnet\.",)
     lora_layers: str = LORA_LAYERS
+    train_timesteps: int = 1000
     shift: float = 3.0
     control_scale: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.train_timesteps < 1:
+            raise ValueError(f"train_timesteps={self.train_timesteps}: at least 1")
         if not 0 < self.shift < float("inf"):
             raise ValueError(f"shift={self.shift}: a finite number above 0")
 
@@ -89,7 +91,7 @@ class Networks(nn.Module):
         self.transformer, self.controlnet = transformer, controlnet
 
 
-class FlowControl(LatentDiffusion):
+class FlowControl(LatentModel):
     """A `BaseModel` but for running its networks, which are diffusers' own.
 
     The text is stored, never encoded here (its T5 alone has 4.7 billion parameters): embeddings "text"
@@ -140,8 +142,8 @@ class FlowControl(LatentDiffusion):
         """
 
     def _check_text(self, config: Any, embeddings: Mapping[str, Tensor]) -> None:
-        negative = [NEGATIVE + name for name in ("text", POOLED)]
-        wanted = ["text", POOLED, *(negative if any(name in embeddings for name in negative) else ())]
+        prefixes = ("", NEGATIVE) if {NEGATIVE + "text", NEGATIVE + POOLED} & embeddings.keys() else ("",)
+        wanted = [prefix + name for prefix in prefixes for name in ("text", POOLED)]
         if missing := [name for name in wanted if name not in embeddings]:
             raise ValueError(f"{self.KIND}: no embedding {', '.join(missing)}; there are {', '.join(embeddings)}")
         for name in wanted:
@@ -157,6 +159,10 @@ class FlowControl(LatentDiffusion):
         guided = NEGATIVE + "text" in self.embeddings
         return self.SAMPLER if guided else replace(self.SAMPLER, guidance_scale=1.0)
 
+    @property
+    def train_timesteps(self) -> int:
+        return self.settings.train_timesteps
+
     def schedule(self, sampler: SamplerSettings) -> Schedule:
         """The flow SDE; `sampler.spacing` as `flow_sigmas`, eta and steps_offset have no meaning here."""
         settings = self.settings
@@ -168,22 +174,24 @@ class FlowControl(LatentDiffusion):
         return encode_images(self.vae, images) - self.zero
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, condition: Condition | None = None) -> Tensor:
         return (decode_latents(self.vae, latents + self.zero) / 2 + 0.5).clamp(0, 1)
+
+    def start(self, condition: Condition, noise: Tensor) -> Tensor:
+        """The noise."""
+        return noise
 
     def sigma(self, timestep: Tensor) -> Tensor:
         """σ in (0, 1], float32 [B], of the training's timesteps, int64 [B] in [0, train_timesteps)."""
         return shifted((timestep.float() + 1) / self.settings.train_timesteps, self.settings.shift)  # type: ignore[no-any-return]
 
-    def add_noise(self, gt_latent: Tensor, timestep: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        sigma = self.sigma(timestep).to(gt_latent.device).view(-1, 1, 1, 1)
-        return (1 - sigma) * gt_latent + sigma * noise, noise - gt_latent
-
     def sft_loss(self, gt_latent: Tensor, condition: Condition, timestep: Tensor, noise: Tensor) -> Tensor:
         """Mean squared error of v, float32 [B], each σ of the grid weighing the same before the shift."""
-        x_t, target = self.add_noise(gt_latent, timestep, noise)
-        output = self.denoise(x_t, TOLD * self.sigma(timestep), condition, guidance_scale=1.0)
-        return (output - target).square().flatten(1).mean(1)
+        sigma = self.sigma(timestep).to(gt_latent.device)
+        part = sigma.view(-1, 1, 1, 1)
+        x_t = (1 - part) * gt_latent + part * noise
+        output = self.denoise(x_t, TOLD * sigma, condition, guidance_scale=1.0)
+        return (output - (noise - gt_latent)).square().flatten(1).mean(1)
 
     def parts(self) -> dict[str, Part]:
         networks = {"transformer": self._policy.transformer, "controlnet": self._policy.controlnet}

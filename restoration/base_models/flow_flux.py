@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from diffusers import FluxControlNetModel, FluxTransformer2DModel
 from torch import Tensor
 
-from restoration.base_models.flow_control import POOLED, FlowControl, FlowSettings, Networks
+from restoration.base_models.flow_control import FlowControl, FlowSettings, Networks
 from restoration.base_models.interface import Condition, SamplerSettings
+from restoration.base_models.sdxl import POOLED
 
 PATCH = 2
 

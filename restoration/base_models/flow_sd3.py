@@ -14,8 +14,9 @@ import torch
 from diffusers import SD3ControlNetModel, SD3Transformer2DModel
 from torch import Tensor
 
-from restoration.base_models.flow_control import POOLED, FlowControl, FlowSettings, Networks
+from restoration.base_models.flow_control import FlowControl, FlowSettings, Networks
 from restoration.base_models.interface import Condition, SamplerSettings
+from restoration.base_models.sdxl import POOLED
 
 
 @dataclass(frozen=True)

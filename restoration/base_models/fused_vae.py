@@ -73,8 +73,10 @@ class FusedVAE(nn.Module):
     def __init__(self, vae: AutoencoderKL, levels: Iterable[int], blocks: int, growth: int) -> None:
         super().__init__()
         self.vae = vae
+        levels = sorted(levels)
+        self.config = {"levels": levels, "blocks": blocks, "growth": growth}
         widths, groups = vae.config.block_out_channels, vae.config.norm_num_groups
-        self.fusions = nn.ModuleDict({str(i): Fusion(widths[i], blocks, growth, groups) for i in sorted(levels)})
+        self.fusions = nn.ModuleDict({str(i): Fusion(widths[i], blocks, growth, groups) for i in levels})
 
     def encode(self, images: Tensor) -> tuple[DiagonalGaussianDistribution, dict[int, Tensor]]:
         """Posterior of images [B, 3, H, W] in [-1, 1], and the features [B, C, h, w] of each fused level."""

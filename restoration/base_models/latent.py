@@ -8,6 +8,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -30,26 +31,41 @@ LORA_LAYERS = r"to_q|to_k|to_v|to_out\.0|conv1|conv2|conv_in|conv_out"
 
 
 @dataclass(frozen=True)
-class LatentSettings:
+class ModelSettings:
     """What the network files don't say.
 
     Attributes:
-        prediction: what the network's output means.
         trainable: regular expressions that begin the policy's parameter names of what SFT trains.
         lora_layers: regular expression over module names below those that LoRA attaches to.
     """
 
     name: str = ""
-    prediction: Prediction = "epsilon"
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-    train_timesteps: int = 1000
-    zero_terminal_snr: bool = False
     trainable: tuple[str, ...] = ()
     lora_layers: str = LORA_LAYERS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "trainable", tuple(self.trainable))
+
+
+@dataclass(frozen=True)
+class LatentSettings(ModelSettings):
+    """
+    Attributes:
+        prediction: what the network's output means.
+        start_timesteps: the chain starts from the cleaned image's latent, noised to these timesteps one after the
+            other; empty for pure noise.
+    """
+
+    prediction: Prediction = "epsilon"
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    train_timesteps: int = 1000
+    zero_terminal_snr: bool = False
+    start_timesteps: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "start_timesteps", tuple(self.start_timesteps))
         if self.prediction not in ("epsilon", "v_prediction", "sample"):
             raise ValueError(f"prediction={self.prediction!r}: choose epsilon, v_prediction or sample")
         if self.zero_terminal_snr and self.prediction == "epsilon":
@@ -58,6 +74,8 @@ class LatentSettings:
             raise ValueError(f"beta_start={self.beta_start}, beta_end={self.beta_end}: 0 < start <= end < 1")
         if self.train_timesteps < 1:
             raise ValueError(f"train_timesteps={self.train_timesteps}: at least 1")
+        if not all(0 <= t < self.train_timesteps for t in self.start_timesteps):
+            raise ValueError(f"start_timesteps={self.start_timesteps}: each from 0 to {self.train_timesteps - 1}")
 
 
 class Part(NamedTuple):
@@ -65,12 +83,12 @@ class Part(NamedTuple):
 
     Attributes:
         config: its config.json.
-        released: a key of the network -> its key in the file.
+        released: a key of the network -> its key in the file, None if it lies elsewhere.
     """
 
     network: nn.Module
     config: Mapping[str, Any]
-    released: Callable[[str], str] = str
+    released: Callable[[str], str | None] = str
 
 
 def encode_images(vae: AutoencoderKL, images: Tensor) -> Tensor:
@@ -89,8 +107,8 @@ def guided(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
     return unconditional + scale * (conditional - unconditional)
 
 
-class LatentDiffusion(ABC):
-    """A `BaseModel` but for `predict`, and reading and naming its networks.
+class LatentModel(ABC):
+    """A `BaseModel` but for its chain, its SFT loss, `predict`, and reading and naming its networks.
 
     Args:
         embeddings: [1, ...] each: "text" and, for guidance, "negative_text"; others as `Condition.others`.
@@ -98,8 +116,9 @@ class LatentDiffusion(ABC):
     """
 
     KIND: ClassVar[str]
-    SETTINGS: ClassVar[type[LatentSettings]]
+    SETTINGS: ClassVar[type[ModelSettings]]
     SAMPLER: ClassVar[SamplerSettings] = SamplerSettings()  # as its authors restore with it
+    TEXT: ClassVar[bool] = True  # whether it looks at a text
 
     def __init__(
         self,
@@ -107,7 +126,7 @@ class LatentDiffusion(ABC):
         policy: nn.Module,
         cleaner: Cleaner,
         embeddings: Mapping[str, Tensor],
-        settings: LatentSettings,
+        settings: ModelSettings,
         downsampling: int,
     ) -> None:
         for what, embedding in embeddings.items():
@@ -128,9 +147,6 @@ class LatentDiffusion(ABC):
         self.embeddings = {name: value.float() for name, value in embeddings.items()}
         self.size_multiple = math.lcm(self.vae_factor * downsampling, self.cleaner.size_multiple)
         self.settings = settings
-        self.alphas: np.ndarray = scaled_linear_alphas(
-            settings.beta_start, settings.beta_end, settings.train_timesteps, settings.zero_terminal_snr
-        )
 
     @property
     def vae_factor(self) -> int:
@@ -154,21 +170,11 @@ class LatentDiffusion(ABC):
         return rf"(?:{'|'.join(self.settings.trainable)})(?:.*\.)?(?:{self.settings.lora_layers})"
 
     @property
-    def train_timesteps(self) -> int:
-        return self.settings.train_timesteps
+    @abstractmethod
+    def train_timesteps(self) -> int: ...
 
-    def schedule(self, sampler: SamplerSettings) -> Schedule:
-        """The chain; spacing linspace with eta 1 is DiffBIR's own sampler (ancestral DDPM on respaced steps)."""
-        if sampler.spacing == "linspace":
-            return linspace_schedule(self.alphas, sampler.steps, sampler.eta, self.settings.prediction)
-        return ddim_schedule(
-            self.alphas,
-            sampler.steps,
-            sampler.eta,
-            self.settings.prediction,
-            sampler.spacing,  # type: ignore[arg-type]
-            sampler.steps_offset,
-        )
+    @abstractmethod
+    def schedule(self, sampler: SamplerSettings) -> Schedule: ...
 
     @torch.no_grad()
     def condition(self, lq: Tensor) -> Condition:
@@ -176,19 +182,23 @@ class LatentDiffusion(ABC):
         clean = self.cleaner(lq).float().clamp(0, 1)
         stored = {name: value.expand(len(lq), *value.shape[1:]) for name, value in self.embeddings.items()}
         text, negative = (stored.pop(name, None) for name in ("text", NEGATIVE + "text"))
-        return Condition(clean, self.encode(clean), text, negative, stored)
+        return Condition(clean, self.encode_seen(clean), text, negative, stored)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         return encode_images(self.vae, images)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, condition: Condition | None = None) -> Tensor:
         return (decode_latents(self.vae, latents) / 2 + 0.5).clamp(0, 1)
 
+    def encode_seen(self, images: Tensor) -> Tensor:
+        """The condition's latents, of cleaned images."""
+        return self.encode(images)
+
+    @abstractmethod
     def start(self, condition: Condition, noise: Tensor) -> Tensor:
-        """x_T for standard normal `noise`; here pure noise."""
-        return noise
+        """The chain's first state for standard normal `noise` of the latent's shape."""
 
     @abstractmethod
     def predict(self, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
@@ -200,7 +210,7 @@ class LatentDiffusion(ABC):
         Raises:
             ValueError: guidance without a negative text embedding; a condition without text.
         """
-        if condition.text is None:
+        if condition.text is None and "text" in self.embeddings:
             raise ValueError(f"{self.KIND}: the condition has no text embedding; make it with condition()")
         times = torch.as_tensor(timestep, device=x_t.device).expand(x_t.shape[0])
         if guidance_scale == 1:
@@ -209,20 +219,9 @@ class LatentDiffusion(ABC):
         unconditional, conditional = self.predict(torch.cat([x_t, x_t]), torch.cat([times, times]), both).chunk(2)
         return guided(unconditional, conditional, guidance_scale)
 
-    def add_noise(self, gt_latent: Tensor, timestep: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """x_t and the target of the network's output there; timestep int64 [B], the rest [B,C,h,w]."""
-        alpha = torch.from_numpy(self.alphas)[timestep.cpu()].to(gt_latent.device)
-        signal, sigma = (v.float().view(-1, 1, 1, 1) for v in (alpha.sqrt(), (1 - alpha).sqrt()))
-        x_t = signal * gt_latent + sigma * noise
-        if self.settings.prediction == "epsilon":
-            return x_t, noise
-        return x_t, gt_latent if self.settings.prediction == "sample" else signal * noise - sigma * gt_latent
-
+    @abstractmethod
     def sft_loss(self, gt_latent: Tensor, condition: Condition, timestep: Tensor, noise: Tensor) -> Tensor:
-        """Mean squared error of the network's output, float32 [B]."""
-        x_t, target = self.add_noise(gt_latent, timestep, noise)
-        output = self.denoise(x_t, timestep, condition, guidance_scale=1.0)
-        return (output - target).square().flatten(1).mean(1)
+        """Float32 [B]; timestep int64 [B], noise like gt_latent."""
 
     def to(self, device: torch.device | str) -> Self:
         for module in (self.vae, self._policy, self.cleaner):
@@ -232,12 +231,17 @@ class LatentDiffusion(ABC):
 
     @abstractmethod
     def parts(self) -> dict[str, Part]:
-        """The policy's networks by their folders."""
+        """The networks by their folders, but for the cleaner; "vae" only where it isn\'t a stock one."""
 
     @classmethod
     @abstractmethod
     def read_parts(cls, folder: Path) -> dict[str, nn.Module]:
-        """The policy's networks, arguments of `from_parts`, from what `parts` describes. Raises CheckpointError."""
+        """The networks that `parts` describes, arguments of `from_parts`. Raises CheckpointError."""
+
+    @classmethod
+    def read_autoencoder(cls, folder: Path) -> AutoencoderKL:
+        """The autoencoder of a model folder. Raises CheckpointError."""
+        return read_vae(folder / "vae")
 
     @classmethod
     @abstractmethod
@@ -251,8 +255,13 @@ class LatentDiffusion(ABC):
     ) -> Self:
         """The model of its networks. Raises ValueError where they don't fit each other."""
 
+    def refuse_lora(self) -> None:
+        """Raises ValueError while the LoRA of a training is attached to the policy."""
+        if any(".lora_A.default." in name for name, _ in self._policy.named_parameters()):
+            raise ValueError(f"{self.KIND}: the policy carries LoRA layers; merge or remove them before saving")
+
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write vae/ and the policy's networks (diffusers folders), cleaner/, the embeddings and the settings.
+        """Write vae/ and the networks of `parts` (diffusers folders), cleaner/, the embeddings and the settings.
 
         Args:
             dtype: how the weights are stored; they are float32 again when loaded.
@@ -261,15 +270,15 @@ class LatentDiffusion(ABC):
             ValueError: the LoRA of a training is still attached to the policy.
         """
         folder = Path(folder)
-        if any(".lora_A.default." in name for name, _ in self._policy.named_parameters()):
-            raise ValueError(f"{self.KIND}: the policy carries LoRA layers; merge or remove them before saving")
-        for name, (network, config, released) in {**self.parts(), "vae": Part(self.vae, config_file(self.vae))}.items():
-            state = {released(k): v for k, v in network.state_dict().items()}
+        self.refuse_lora()
+        for name, (network, config, released) in {"vae": Part(self.vae, config_file(self.vae)), **self.parts()}.items():
+            state = {key: v for k, v in network.state_dict().items() if (key := released(k)) is not None}
             save_state(state, folder / name / WEIGHTS_FILE, dtype)
             (folder / name / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         save_state(self.cleaner.state_dict(), folder / "cleaner" / "model.safetensors", dtype)
         (folder / "cleaner" / "config.json").write_text(json.dumps(config_of(self.cleaner), indent=2) + "\n")
-        save_state(self.embeddings, folder / TEXT_FILE, torch.float32)
+        if self.embeddings:
+            save_state(self.embeddings, folder / TEXT_FILE, torch.float32)
         (folder / SETTINGS_FILE).write_text(json.dumps({"kind": self.KIND, **asdict(self.settings)}, indent=2) + "\n")
 
     @classmethod
@@ -290,13 +299,68 @@ class LatentDiffusion(ABC):
         networks = cls.read_parts(folder)
         cleaner_file = folder / "cleaner" / "model.safetensors"
         load_strict(cleaner, read_state(cleaner_file), cleaner_file)
-        embeddings = read_state(folder / TEXT_FILE)
-        if "text" not in embeddings:
+        embeddings = read_state(folder / TEXT_FILE) if cls.TEXT or (folder / TEXT_FILE).is_file() else {}
+        if cls.TEXT and "text" not in embeddings:
             raise CheckpointError(f"{folder / TEXT_FILE}: no tensor named 'text' ([1, tokens, width])")
         try:
-            return cls.from_parts(read_vae(folder / "vae"), cleaner, embeddings, settings, **networks)
+            return cls.from_parts(cls.read_autoencoder(folder), cleaner, embeddings, settings, **networks)
         except ValueError as error:
             raise CheckpointError(f"{folder}: {error}") from error
+
+
+class LatentDiffusion(LatentModel):
+    """A `LatentModel` that denoises step by step, along DDPM's noise schedule."""
+
+    SETTINGS: ClassVar[type[LatentSettings]]
+    settings: LatentSettings
+
+    @cached_property
+    def alphas(self) -> np.ndarray:
+        """ᾱ by timestep, float64."""
+        of = self.settings
+        return scaled_linear_alphas(of.beta_start, of.beta_end, of.train_timesteps, of.zero_terminal_snr)
+
+    @property
+    def train_timesteps(self) -> int:
+        return self.settings.train_timesteps
+
+    def schedule(self, sampler: SamplerSettings) -> Schedule:
+        """The chain; spacing linspace with eta 1 is DiffBIR's own sampler (ancestral DDPM on respaced steps)."""
+        if sampler.spacing == "linspace":
+            return linspace_schedule(self.alphas, sampler.steps, sampler.eta, self.settings.prediction)
+        return ddim_schedule(
+            self.alphas,
+            sampler.steps,
+            sampler.eta,
+            self.settings.prediction,
+            sampler.spacing,  # type: ignore[arg-type]
+            sampler.steps_offset,
+        )
+
+    def start(self, condition: Condition, noise: Tensor) -> Tensor:
+        """The cleaned image's latent, noised to each of `start_timesteps` with noise of its own; else pure noise."""
+        if not self.settings.start_timesteps:
+            return noise
+        signal, variance = 1.0, 0.0
+        for t in self.settings.start_timesteps:
+            alpha = float(self.alphas[t])
+            signal, variance = signal * alpha**0.5, variance * alpha + 1 - alpha
+        return signal * condition.latent + variance**0.5 * noise
+
+    def add_noise(self, gt_latent: Tensor, timestep: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """x_t and the target of the network's output there; timestep int64 [B], the rest [B,C,h,w]."""
+        alpha = torch.from_numpy(self.alphas)[timestep.cpu()].to(gt_latent.device)
+        signal, sigma = (v.float().view(-1, 1, 1, 1) for v in (alpha.sqrt(), (1 - alpha).sqrt()))
+        x_t = signal * gt_latent + sigma * noise
+        if self.settings.prediction == "epsilon":
+            return x_t, noise
+        return x_t, gt_latent if self.settings.prediction == "sample" else signal * noise - sigma * gt_latent
+
+    def sft_loss(self, gt_latent: Tensor, condition: Condition, timestep: Tensor, noise: Tensor) -> Tensor:
+        """Mean squared error of the network's output, float32 [B]."""
+        x_t, target = self.add_noise(gt_latent, timestep, noise)
+        output = self.denoise(x_t, timestep, condition, guidance_scale=1.0)
+        return (output - target).square().flatten(1).mean(1)
 
 
 def config_file(network: Any) -> dict[str, Any]:

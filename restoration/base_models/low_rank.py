@@ -171,6 +171,22 @@ def load_updates(network: nn.Module, state: Mapping[str, Tensor], release: Relea
     network.load_state_dict(ours, strict=False, assign=True)
 
 
+def updates_state(network: nn.Module, release: Release) -> dict[str, Tensor]:
+    """The weights of a network's updates by their released keys: what `load_updates` reads."""
+    return {
+        release.key(module, name, half): update.get_parameter(f"{part}.weight").detach()
+        for module, layer in network.named_modules()
+        if isinstance(layer, _Updated)
+        for name, update in layer.updates.items()
+        for half, part in _MATRICES.items()
+    }
+
+
+def stock_key(key: str) -> str | None:
+    """A network's key in its file without updates; None if it is one of an update."""
+    return None if ".updates." in key else key
+
+
 def updates_of(network: nn.Module) -> set[str]:
     """The names of the updates that the layers of a network have."""
     return {name for module in network.modules() if isinstance(module, _Updated) for name in module.updates}

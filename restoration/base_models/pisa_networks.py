@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from restoration.base_models.attended import config_from_shapes
-from restoration.base_models.low_rank import Release, RemembersActive, active, load_updates, updates_of
+from restoration.base_models.low_rank import Release, RemembersActive, active, load_updates, updates_of, updates_state
 from restoration.checkpoints import CheckpointError, Shapes, empty, load_strict, read_raw
 
 Mode = Literal["pix_sem", "pix", "sem", "mixed", "base"]
@@ -127,20 +127,54 @@ def read_pisa(file: Path) -> dict[str, Tensor]:
     return state
 
 
-def policy_from_released(
-    unet: Mapping[str, Tensor], config: Mapping[str, Any], unet_file: Path | str, pisa_file: Path
-) -> PisaPolicy:
-    """The policy of released files, in evaluation mode, float32.
+def pisa_content(unet: UpdatedUNet) -> dict[str, Any]:
+    """What PiSA-SR's own file holds of a network's updates: the inverse of `read_pisa`, to be written by `torch.save`.
+
+    Raises:
+        ValueError: updates for pixels, or for semantics, of several ranks, of which the file can't tell.
+    """
+    state = {k: v.cpu().clone() for k, v in updates_state(unet, RELEASE).items()}
+    content: dict[str, Any] = {"state_dict_unet": state}
+    ranks: dict[str, set[int]] = {}
+    for name in PIX + SEM:
+        part, kind = name.split("_")[1:]
+        modules = content[f"unet_lora_{part}_modules_{kind}"] = []
+        for key, value in state.items():
+            module, found, matrix = RELEASE.read(key) or ("", "", "")
+            if found == name and matrix == "A":
+                modules.append(module)
+                ranks.setdefault(f"lora_rank_unet_{kind}", set()).add(value.shape[0])
+    if several := {rank: sorted(found) for rank, found in ranks.items() if len(found) > 1}:
+        raise ValueError(f"PiSA-SR's file has one rank for each kind of update, not {several}")
+    return content | {rank: found.pop() for rank, found in ranks.items()}
+
+
+def unet_from_released(
+    unet: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    updates: Mapping[str, Tensor],
+    unet_file: Path | str,
+    updates_file: Path | str,
+) -> UpdatedUNet:
+    """The network of released weights, in evaluation mode, float32.
 
     Args:
-        unet: weights of Stable Diffusion 2.1's UNet in the diffusers layout, read from `unet_file`.
+        unet: weights of Stable Diffusion 2.1's UNet in the diffusers layout.
         config: its config.json, as `empty_unet` needs it.
-        pisa_file: PiSA-SR's own.
+        updates: PiSA-SR's, by the keys that `read_pisa` gives.
 
     Raises:
         CheckpointError: a key is missing, unknown or of another shape.
     """
     network = empty_unet({k: tuple(v.shape) for k, v in unet.items()}, config, str(unet_file))
     load_strict(network, unet, unet_file)
-    load_updates(network, read_pisa(pisa_file), RELEASE, str(pisa_file))
-    return PisaPolicy(network).eval()
+    load_updates(network, updates, RELEASE, str(updates_file))
+    network.eval()
+    return network
+
+
+def policy_from_released(
+    unet: Mapping[str, Tensor], config: Mapping[str, Any], unet_file: Path | str, pisa_file: Path
+) -> PisaPolicy:
+    """The policy of `unet_from_released`, with PiSA-SR's own file. Raises CheckpointError."""
+    return PisaPolicy(unet_from_released(unet, config, read_pisa(pisa_file), unet_file, pisa_file)).eval()

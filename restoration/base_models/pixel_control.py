@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
@@ -28,10 +27,11 @@ from restoration.base_models.attended import (
 from restoration.base_models.diffusers_folder import embed_prompts, read_network, read_state_of, read_vae
 from restoration.base_models.interface import Condition
 from restoration.base_models.latent import LatentDiffusion, LatentSettings, Part, config_file
+from restoration.base_models.sdxl import POOLED, pooled_names, time_ids
 from restoration.checkpoints import CheckpointError, load_strict, read_json, read_state
 
 Second = Literal["none", "residuals", "image"]
-POOLED, LOW, IMAGE = "pooled", "low", "image"  # names in Condition.others
+LOW, IMAGE = "low", "image"  # names in Condition.others
 HEADS_OF_SFT = re.compile(r"to_rgbs|conv_degradation")
 KINDS = {"unet": UNet2DConditionModel, "controlnet": ControlNetModel}
 
@@ -41,20 +41,11 @@ class PixelControlSettings(LatentSettings):
     """
     Attributes:
         control_scale: factor of the ControlNet's residuals.
-        start_timesteps: the chain starts from the cleaned image's latent, noised to these timesteps one after the
-            other; empty for pure noise.
     """
 
     name: str = "controlnet"
     trainable: tuple[str, ...] = (r"controlnet\.",)
     control_scale: float = 1.0
-    start_timesteps: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "start_timesteps", tuple(self.start_timesteps))
-        if not all(0 <= t < self.train_timesteps for t in self.start_timesteps):
-            raise ValueError(f"start_timesteps={self.start_timesteps}: each from 0 to {self.train_timesteps - 1}")
 
 
 class PixelPolicy(nn.Module):
@@ -88,9 +79,7 @@ class PixelPolicy(nn.Module):
         given = {name: value.to(dtype) for name, value in (others or {}).items()}
         added: dict[str, Any] = {}
         if POOLED in given:
-            height, width = image.shape[-2:]  # SDXL's original size, crop corner and target size
-            sizes = torch.tensor([height, width, 0, 0, height, width], device=x_t.device, dtype=dtype)
-            added["added_cond_kwargs"] = {"text_embeds": given[POOLED], "time_ids": sizes.expand(len(x_t), -1)}
+            added["added_cond_kwargs"] = {"text_embeds": given[POOLED], "time_ids": time_ids(image)}
         seen, low = given.get(IMAGE, ()), given.get(LOW)
         words: Any = text if self.second == "none" else Contexts(text, seen, low)
         skips, middle = self.controlnet(x_t, timestep, words, image, return_dict=False, **added)
@@ -140,7 +129,7 @@ class PixelControl(LatentDiffusion):
                 f"{self.KIND}: VAE with {vae.config.latent_channels} latent channels, UNet with "
                 f"{unet.config.in_channels} inputs and ControlNet with {controlnet.config.in_channels}: must be equal"
             )
-        needed = self.NEEDS + ((POOLED,) if unet.config.addition_embed_type == "text_time" else ())
+        needed = self.NEEDS + (pooled_names(embeddings) if unet.config.addition_embed_type == "text_time" else ())
         if missing := [name for name in needed if name not in embeddings]:
             raise ValueError(f"{self.KIND}: no embedding {', '.join(missing)}; there are {', '.join(embeddings)}")
         factor = 2 ** len(controlnet.controlnet_cond_embedding.blocks[1::2])
@@ -149,16 +138,6 @@ class PixelControl(LatentDiffusion):
         downsampling = 2 ** (len(unet.config.block_out_channels) - 1)
         policy = PixelPolicy(unet, controlnet, self.SECOND)
         super().__init__(vae, policy, cleaner, embeddings, settings or self.SETTINGS(), downsampling)
-
-    def start(self, condition: Condition, noise: Tensor) -> Tensor:
-        """The cleaned image's latent, noised to each of `start_timesteps` with noise of its own; else pure noise."""
-        if not self.settings.start_timesteps:
-            return noise
-        signal, variance = 1.0, 0.0
-        for t in self.settings.start_timesteps:
-            alpha = float(self.alphas[t])
-            signal, variance = signal * alpha**0.5, variance * alpha + 1 - alpha
-        return signal * condition.latent + variance**0.5 * noise
 
     def predict(self, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         assert condition.text is not None

@@ -20,8 +20,8 @@ STRUCTURE_PREFIX = "structcond_stage_model."
 LOSS_PREFIX = "loss."
 """Of the discriminator and the LPIPS network in the released CFW file; only its training used them."""
 
-_SPADE = {"param_free_norm": "norm", "mlp_shared.0": "shared", "mlp_gamma": "gamma", "mlp_beta": "beta"}
-_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+SPADE = {"param_free_norm": "norm", "mlp_shared.0": "shared", "mlp_gamma": "gamma", "mlp_beta": "beta"}
+ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
 
 def policy_from_released(
@@ -65,7 +65,7 @@ def spade_unet_layout(shapes: Shapes, *, head_channels: int | None = 64, heads: 
         raise CheckpointError("a time embedding that scales (use_scale_shift_norm) is not StableSR's")
     for released, ours in list(layout.modules.items()):
         if released.endswith(".in_layers.0"):
-            layout.add(f"{released.removesuffix('.in_layers.0')}.spade", f"{ours.removesuffix('.norm1')}.spade", _SPADE)
+            layout.add(f"{released.removesuffix('.in_layers.0')}.spade", f"{ours.removesuffix('.norm1')}.spade", SPADE)
     return layout
 
 
@@ -101,14 +101,14 @@ def structure_layout(shapes: Shapes, heads: int) -> Layout:
             widths[-1] = _shape(shapes, f"{released}.0.out_layers.3.weight")[0]
             attention[-1] = f"{released}.1.norm.weight" in shapes
             layout.add(f"{released}.0", f"{block}.resnets.{count}", RESNET)
-            layout.add(f"{released}.1", f"{block}.attentions.{count}", _ATTENTION)
+            layout.add(f"{released}.1", f"{block}.attentions.{count}", ATTENTION)
             count += 1
         index += 1
     layout.add("input_blocks.0.0", "conv_in")
     layout.add("time_embed.0", "time_embedding.linear_1")
     layout.add("time_embed.2", "time_embedding.linear_2")
     layout.add("middle_block.0", "mid_block.resnets.0", RESNET)
-    layout.add("middle_block.1", "mid_block.attentions.0", _ATTENTION)
+    layout.add("middle_block.1", "mid_block.attentions.0", ATTENTION)
     layout.add("middle_block.2", "mid_block.resnets.1", RESNET)
     for level in range(len(widths)):
         layout.add(f"fea_tran.{level}", f"outs.{level}", RESNET)

@@ -121,14 +121,14 @@ def empty_vae(shapes: Shapes, config: Mapping[str, Any], file: str) -> Autoencod
     return empty(lambda: AutoencoderKL.from_config({**config, **known}))
 
 
-def policy_from_released(
+def transformer_from_released(
     transformer: Mapping[str, Tensor],
     config: Mapping[str, Any],
     updates: Mapping[str, Tensor],
     transformer_file: Path | str,
     updates_file: Path | str,
-) -> TsdPolicy:
-    """The policy of Stable Diffusion 3's transformer and TSD-SR's transformer.safetensors, in evaluation mode, float32.
+) -> UpdatedTransformer:
+    """Stable Diffusion 3's transformer with TSD-SR's transformer.safetensors, in evaluation mode, float32.
 
     Args:
         config: of the transformer, as `empty_transformer` needs it.
@@ -139,7 +139,19 @@ def policy_from_released(
     network = empty_transformer(_shapes(transformer), config, str(transformer_file))
     load_strict(network, transformer, transformer_file)
     load_updates(network, updates, RELEASE, str(updates_file))
-    return TsdPolicy(network).eval()
+    network.eval()
+    return network
+
+
+def policy_from_released(
+    transformer: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    updates: Mapping[str, Tensor],
+    transformer_file: Path | str,
+    updates_file: Path | str,
+) -> TsdPolicy:
+    """The policy of `transformer_from_released`. Raises CheckpointError."""
+    return TsdPolicy(transformer_from_released(transformer, config, updates, transformer_file, updates_file)).eval()
 
 
 def vae_from_released(

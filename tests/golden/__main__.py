@@ -1,8 +1,13 @@
-"""`python -m tests.golden DIR`: hold our code against every golden file in DIR; exit 1 on a difference."""
+"""`python -m tests.golden [--keys] DIR`: hold our code against every golden file in DIR; exit 1 on a difference.
+
+With --keys only the key layouts of released files, NAME.full_keys.json: how many keys our loaders consume, and how
+many of our networks' keys are missing there, how many of theirs we don't know, and how many have another shape.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -82,10 +87,44 @@ def verdicts(folder: Path) -> Iterator[Verdict]:
         yield check_file(file)
 
 
+def keys_line(file: Path) -> tuple[bool | None, str]:
+    """Whether a key layout is met, None where nothing of ours reads it, and its line of the table."""
+    verdict = check_file(file)
+    name, released = file.name.removesuffix(".full_keys.json"), len(json.loads(file.read_text())["state"])
+    if verdict.status == "not implemented":
+        return None, f"{name:28} {released:8} {'not implemented':>10}"
+
+    def said(pattern: str) -> int:
+        found = re.search(pattern, verdict.note)
+        return int(found[1]) if found else 0
+
+    missing, invented, wrong = (said(rf"(\d+) {what}") for what in ("missing", "unexpected", "of another shape"))
+    met = verdict.status == "ok"
+    consumed = said(r"(\d+) keys mapped") if met else released - invented - wrong
+    rest = verdict.note.partition(", ")[2] if met else verdict.note
+    return met, f"{name:28} {released:8} {consumed:8} {missing:8} {invented:8} {wrong:11}  {rest}".rstrip()
+
+
+def keys(folder: Path) -> int:
+    """Print the table of key layouts; 1 if one is not met."""
+    print(f"{'':28} {'released':>8} {'consumed':>8} {'missing':>8} {'unknown':>8} {'other shape':>11}")
+    met = []
+    for file in sorted(folder.glob("*.full_keys.json")):
+        good, line = keys_line(file)
+        print(line, flush=True)
+        met.append(good)
+    print(f"total: {met.count(True)} met, {met.count(False)} not met, {met.count(None)} not implemented")
+    return 1 if False in met else 0 if met else 2
+
+
 def main(arguments: list[str]) -> int:
+    only_keys = arguments[:1] == ["--keys"]
+    arguments = arguments[only_keys:]
     if len(arguments) != 1 or not Path(arguments[0]).is_dir():
-        print("usage: python -m tests.golden DIR   (a folder of golden files: NAME.json with NAME.safetensors)")
+        print("usage: python -m tests.golden [--keys] DIR   (golden files: NAME.json with NAME.safetensors)")
         return 2
+    if only_keys:
+        return keys(Path(arguments[0]))
     torch.manual_seed(0)
     counts: Counter[str] = Counter()
     for verdict in verdicts(Path(arguments[0])):

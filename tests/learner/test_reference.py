@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from actors.rollout import PairBatch, RolloutSettings, complete, reconstruction_scores, rollout
 from learner.advantage import AdvantageSettings
 from learner.reference import Method, Reference
 from learner.settings import LearnerSettings
-from restoration.base_models.interface import SamplerSettings
+from restoration.base_models.interface import Condition, SamplerSettings
 from restoration.images import to_uint8
 from tests.actors.test_rollout import metas
 from tests.learner.fakes import FakeModel
@@ -77,3 +78,28 @@ def test_its_rollouts_are_those_of_the_actors(switches: dict[str, object]) -> No
         )
         for reference, system in pairs:
             assert torch.allclose(reference, system, rtol=1e-5, atol=1e-5)
+
+
+class Watched(FakeModel):
+    """Keeps the images whose conditions its decoder was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[Tensor] = []
+
+    def decode(self, latents: Tensor, condition: Condition | None = None) -> Tensor:
+        assert condition is not None and len(condition.clean) == len(latents)
+        self.given.append(condition.clean)
+        return super().decode(latents, condition)
+
+
+def test_the_decoder_is_given_each_chain_s_own_condition_here_and_by_the_actors() -> None:
+    sampler, model, own = SamplerSettings(steps=3), Watched(), Watched()
+    lq, gt = torch.rand(2, 2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    batch = PairBatch(["a", "b"], [(0, 0, SIDE, SIDE)] * 2, [False] * 2, lq, gt)
+    rollout(model, batch, sampler, RolloutSettings(2, ROLLOUTS, crop=0, decode_batch=4), torch.Generator())
+    method = Method(LearnerSettings(sampler=sampler), rollouts=ROLLOUTS, decode_batch=4)
+    Reference(own, method).rollout(["g", "h"], ["a", "b"], lq, gt, contrast, torch.Generator())
+    for watched in (model, own):
+        assert [len(images) for images in watched.given] == [4, 2] * 2  # two scored steps
+        assert torch.equal(torch.cat(watched.given), lq.repeat_interleave(ROLLOUTS, 0).repeat(2, 1, 1, 1))

@@ -10,11 +10,15 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from restoration.backbones.restormer import Restormer, RestormerConfig
+from restoration.base_models import text
 from restoration.base_models.diffusers_folder import WEIGHTS_FILE
+from restoration.base_models.text import TextConfig, TextEncoder
 from tests.golden.case import Golden
+from tests.golden.one_step import pisa_file
+from tests.restoration.ldm_keys import diffusion_keys, vae_keys
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 WORDS = ("clean", "noise", "[", "]", "x", "v", ".", ",", "8", "k")
@@ -38,6 +42,28 @@ def write_golden_networks(name: str, folder: Path) -> Path:
     return folder
 
 
+def write_pisa(folder: Path) -> tuple[Path, Path]:
+    """The folder of Stable Diffusion 2.1, and PiSA-SR's own file."""
+    case = golden("pisa")
+    base = write_pipeline(folder / "base")
+    write_network(base / "unet", case.config["unet"], case.state("unet"))
+    torch.save(pisa_file(case), folder / "pisa_sr.pkl")
+    return base, folder / "pisa_sr.pkl"
+
+
+def write_tsdsr(folder: Path) -> tuple[Path, Path]:
+    """The folder of Stable Diffusion 3, and TSD-SR's."""
+    case = golden("tsdsr")
+    base, checkpoint = folder / "base", folder / "tsdsr"
+    checkpoint.mkdir()
+    for part, config in (("transformer", case.config["transformer"]), ("vae", case.config["vae"])):
+        write_network(base / part, config, case.state(part))
+        save_file(case.state(f"{part}_lora"), checkpoint / f"{part}.safetensors")
+    torch.save(case.inputs["prompt_embeds"], checkpoint / "prompt_embeds.pt")
+    torch.save(case.inputs["pooled_prompt_embeds"], checkpoint / "pool_embeds.pt")
+    return base, checkpoint
+
+
 def small_vae(latents: int = 4, levels: int = 4, **others: Any) -> AutoencoderKL:
     torch.manual_seed(0)
     return AutoencoderKL(
@@ -51,34 +77,49 @@ def small_vae(latents: int = 4, levels: int = 4, **others: Any) -> AutoencoderKL
     )
 
 
-def write_tokenizer(folder: Path) -> None:
-    """CLIP's two files, with letters and a few words as its vocabulary."""
+def write_tokenizer(folder: Path, **config: str) -> int:
+    """CLIP's two files, with letters and a few words as its vocabulary, and a `config`; gives the vocabulary's size."""
     letters = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256))]
     listed = [*letters, *(c + "</w>" for c in letters), *(w + "</w>" for w in WORDS if len(w) > 1)]
     vocabulary = {token: i for i, token in enumerate([*listed, "<|startoftext|>", "<|endoftext|>"])}
     folder.mkdir(parents=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return len(vocabulary)
 
 
 def write_pipeline(folder: Path, width: int = 24) -> Path:
     """A Stable Diffusion folder of VAE, text encoder and tokenizer."""
     small_vae().save_pretrained(folder / "vae")
-    write_tokenizer(folder / "tokenizer")
-    size = len(json.loads((folder / "tokenizer" / "vocab.json").read_text()))
     torch.manual_seed(1)
-    config = CLIPTextConfig(
-        vocab_size=size,
+    CLIPTextModel(text_config(write_tokenizer(folder / "tokenizer"), width)).save_pretrained(folder / "text_encoder")
+    return folder
+
+
+def write_sdxl_pipeline(folder: Path, widths: tuple[int, int] = (10, 14), pooled: int = 12) -> Path:
+    """An SDXL folder of VAE, two text encoders and their tokenizers, whose paddings differ."""
+    small_vae().save_pretrained(folder / "vae")
+    sizes = write_tokenizer(folder / "tokenizer"), write_tokenizer(folder / "tokenizer_2", pad_token="!")
+    torch.manual_seed(1)
+    first, second = (text_config(size, width, 3) for size, width in zip(sizes, widths, strict=True))
+    second.projection_dim = pooled
+    CLIPTextModel(first).save_pretrained(folder / "text_encoder")
+    CLIPTextModelWithProjection(second).save_pretrained(folder / "text_encoder_2")
+    return folder
+
+
+def text_config(vocabulary: int, width: int, layers: int = 1) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=2 * width,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         max_position_embeddings=9,
-        bos_token_id=size - 2,
-        eos_token_id=size - 1,
+        bos_token_id=vocabulary - 2,
+        eos_token_id=vocabulary - 1,
     )
-    CLIPTextModel(config).save_pretrained(folder / "text_encoder")
-    return folder
 
 
 def randomise_zeros(network: nn.Module) -> None:
@@ -110,3 +151,22 @@ def write_embeddings(file: Path, **shapes: tuple[int, ...]) -> Path:
     generator = torch.Generator().manual_seed(3)
     save_file({name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}, file)
     return file
+
+
+def write_diffbir_files(folder: Path) -> tuple[Path, Path, Path]:
+    """Released files in small: the Stable Diffusion checkpoint, the ControlNet, the cleaner."""
+    generator = torch.Generator().manual_seed(0)
+    tower = TextEncoder(TextConfig(width=24, heads=1, layers=3, context_length=9, vocab_size=49408)).state_dict()
+    shapes = {f"{text.TEXT_PREFIX}{k}": tuple(v.shape) for k, v in tower.items()}
+    shapes[f"{text.TEXT_PREFIX}text_projection"] = (24, 24)
+    sizes = {"channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (2,)}
+    shapes |= {f"model.diffusion_model.{k}": v for k, v in diffusion_keys(**sizes).items()}  # type: ignore[arg-type]
+    shapes |= {f"first_stage_model.{k}": v for k, v in vae_keys(ch_mult=(1, 2), num_res_blocks=1).items()}
+    sd = {k: torch.randn(v, generator=generator) * 0.05 for k, v in shapes.items()} | {
+        "alphas_cumprod": torch.ones(1000)
+    }
+    control = diffusion_keys(**sizes, hint_channels=4)  # type: ignore[arg-type]
+    torch.save({"global_step": 1, "state_dict": sd}, folder / "sd.ckpt")
+    torch.save({f"module.{k}": torch.randn(v) * 0.05 for k, v in control.items()}, folder / "v2.pth")
+    write_cleaner(folder / "deraining.pth")
+    return folder / "sd.ckpt", folder / "v2.pth", folder / "deraining.pth"

@@ -16,14 +16,26 @@ from diffusers import (
     UNet2DConditionModel,
 )
 
+from restoration.base_models import text
+from restoration.base_models.diffbir import DiffBIR
+from restoration.base_models.faithdiff import FaithDiff
 from restoration.base_models.flow_flux import FluxControl, FluxControlSettings
 from restoration.base_models.flow_sd3 import SD3Control
 from restoration.base_models.interface import BaseModel
 from restoration.base_models.pasd import PASD
+from restoration.base_models.pisa import PiSASR
 from restoration.base_models.pixel_control import PixelControl
 from restoration.base_models.seesr import RAP, SeeSR
+from restoration.base_models.stablesr import StableSR
+from restoration.base_models.stablesr_released import STRUCTURE_PREFIX
+from restoration.base_models.text import TextConfig, TextEncoder
+from restoration.base_models.tsdsr import TSDSR
 from restoration.base_models.xpsr import XPSR
+from restoration.ldm_layout import UNET_PREFIX, VAE_PREFIX
+from tests.golden.case import recipe_tensor
+from tests.restoration import faithdiff_files
 from tests.restoration import released_folders as files
+from tests.restoration.ldm_keys import diffusion_keys, structure_keys, vae_keys, with_fusions, with_spade
 
 CONTROLNET = {
     "block_out_channels": (16, 16),
@@ -33,17 +45,35 @@ CONTROLNET = {
     "attention_head_dim": 2,
     "norm_num_groups": 8,
 }
+SDXL = {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 12 + 6 * 8,
+    "transformer_layers_per_block": (2, 1),
+}
+
+
+def diffbir(folder: Path) -> BaseModel:
+    return DiffBIR.from_released(*files.write_diffbir_files(folder), negative_prompt="", head_channels=16)
 
 
 def controlnet(folder: Path) -> BaseModel:
-    base = files.write_pipeline(folder / "base")
+    return stock(folder, files.write_pipeline(folder / "base"), CONTROLNET)
+
+
+def controlnet_sdxl(folder: Path) -> BaseModel:
+    return stock(folder, files.write_sdxl_pipeline(folder / "base"), CONTROLNET | SDXL)
+
+
+def stock(folder: Path, base: Path, config: dict[str, Any]) -> BaseModel:
     torch.manual_seed(4)
     up = ("UpBlock2D", "CrossAttnUpBlock2D")
-    UNet2DConditionModel(up_block_types=up, **CONTROLNET).save_pretrained(base / "unet")
-    control = ControlNetModel(conditioning_embedding_out_channels=(4, 4, 8, 8), **CONTROLNET)
+    UNet2DConditionModel(up_block_types=up, **config).save_pretrained(base / "unet")
+    control = ControlNetModel(conditioning_embedding_out_channels=(4, 4, 8, 8), **config)
     files.randomise_zeros(control)
     control.save_pretrained(folder / "control")
-    return PixelControl.from_released(base, folder / "control", files.write_cleaner(folder / "cleaner.pth"))
+    cleaner = files.write_cleaner(folder / "cleaner.pth")
+    return PixelControl.from_released(base, folder / "control", cleaner, prompt="x", negative_prompt="v")
 
 
 def pasd(folder: Path) -> BaseModel:
@@ -76,6 +106,56 @@ def rap(folder: Path) -> BaseModel:
     return RAP.from_released(
         base, checkpoint, files.write_cleaner(folder / "cleaner.pth"), embeddings=embeddings, unet=folder / "unet"
     )
+
+
+def faithdiff(folder: Path) -> FaithDiff:
+    base = files.write_sdxl_pipeline(folder / "base")
+    shapes = faithdiff_files.released_shapes(faithdiff_files.SMALL, encoder=(8, 8, 16, 16))
+    file = folder / "FaithDiff.bin"
+    torch.save(faithdiff_files.random_state(shapes), file)
+    choices = faithdiff_files.choices_of(faithdiff_files.SMALL)
+    cleaner = files.write_cleaner(folder / "cleaner.pth")
+    return FaithDiff.from_released(base, file, cleaner, prompt="x", negative_prompt="v", choices=choices)
+
+
+def write_stablesr(folder: Path) -> tuple[Path, Path, Path]:
+    """StableSR's released files in small: its own (32 channels a head of the UNet, 2 heads), cleaner and CFW."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tower = TextEncoder(TextConfig(width=24, heads=1, layers=3, context_length=9, vocab_size=49408)).state_dict()
+    vae = vae_keys(ch_mult=(1, 1, 2), num_res_blocks=1)
+    parts = {
+        UNET_PREFIX: with_spade(diffusion_keys(channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(2,)), 32),
+        STRUCTURE_PREFIX: structure_keys(channel_mult=(1, 2), num_res_blocks=1, attention_levels=(1,), out_channels=32),
+        VAE_PREFIX: vae,
+        text.TEXT_PREFIX: {k: tuple(v.shape) for k, v in tower.items()},
+    }
+    state = {prefix + k: recipe_tensor(k, list(v)) for prefix, keys in parts.items() for k, v in keys.items()}
+    torch.save({"state_dict": state | {"alphas_cumprod": torch.ones(1000)}}, folder / "stablesr.ckpt")
+    # with weights of its own, so that a picture shows which autoencoder decoded it
+    cfw = {k: recipe_tensor(f"cfw.{k}", list(v)) for k, v in with_fusions(vae, levels=(1, 2), blocks=1).items()}
+    torch.save({"state_dict": cfw | {"loss.logvar": torch.zeros(())}}, folder / "cfw.ckpt")
+    return folder / "stablesr.ckpt", files.write_cleaner(folder / "cleaner.pth"), folder / "cfw.ckpt"
+
+
+def stablesr(folder: Path) -> StableSR:
+    files.write_tokenizer(folder / "tokenizer")
+    return StableSR.from_released(
+        *write_stablesr(folder),
+        negative_prompt="noise",
+        tokenizer=folder / "tokenizer",
+        head_channels=32,
+        structure_heads=2,
+    )
+
+
+def pisa(folder: Path) -> BaseModel:
+    base, checkpoint = files.write_pisa(folder)
+    return PiSASR.from_released(base, checkpoint, files.write_cleaner(folder / "cleaner.pth"))
+
+
+def tsdsr(folder: Path) -> BaseModel:
+    base, checkpoint = files.write_tsdsr(folder)
+    return TSDSR.from_released(base, checkpoint, files.write_cleaner(folder / "cleaner.pth"))
 
 
 SD3 = {
@@ -145,11 +225,17 @@ def flux(folder: Path) -> BaseModel:
 
 
 MODELS: dict[str, Callable[[Path], BaseModel]] = {
+    "diffbir": diffbir,
     "controlnet": controlnet,
+    "controlnet_sdxl": controlnet_sdxl,
     "pasd": pasd,
     "xpsr": xpsr,
     "seesr": seesr,
     "rap": rap,
+    "faithdiff": faithdiff,
+    "stablesr": stablesr,
+    "pisa": pisa,
+    "tsdsr": tsdsr,
     "sd3": sd3,
     "flux": flux,
 }

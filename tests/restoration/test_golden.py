@@ -108,3 +108,24 @@ def test_weight_factors_and_stored_buffers_replace_the_recipe(tmp_path: Path) ->
 def test_a_folder_without_golden_files_is_an_error(tmp_path: Path) -> None:
     assert main([str(tmp_path)]) == 2
     assert main([str(tmp_path / "absent")]) == 2
+
+
+def test_the_table_of_keys_counts_what_is_consumed_missing_unknown_and_of_another_shape(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = json.loads((FOLDER / "restormer_bias.full_keys.json").read_text())
+    (tmp_path / "restormer_bias.full_keys.json").write_text(json.dumps(layout))
+    assert main(["--keys", str(tmp_path)]) == 0
+    count = len(layout["state"])
+    assert capsys.readouterr().out.splitlines()[1].split()[:6] == ["restormer_bias", *map(str, (count, count, 0, 0, 0))]
+    first, second, *_ = (
+        k for k in layout["state"] if k.startswith("encoder_level1.") and k.endswith("project_in.weight")
+    )
+    layout["state"]["invented.weight"] = [1]
+    del layout["state"][first]
+    layout["state"][second] = [7, 7, 1, 1]
+    (tmp_path / "restormer_bias.full_keys.json").write_text(json.dumps(layout))
+    assert main(["--keys", str(tmp_path)]) == 1
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[1].split()[:6] == ["restormer_bias", *map(str, (count, count - 2, 1, 1, 1))]
+    assert "total: 0 met, 1 not met, 0 not implemented" in printed

@@ -27,6 +27,17 @@ LIMIT_S = 400
 SYNCHRONOUS = ("optimiser.lr=1e-4", "optimiser.ema=0.5", "sampler.colour_fix=wavelet")  # with staleness 0, one actor
 
 
+def write_pairs(folder: Path, side: int = 32) -> None:
+    """{train,test}/{input,target} of coarse patterns, darkened."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("test", 3)):
+        for n in range(count):
+            gt = np.kron(rng.integers(0, 256, (4, 4, 3)), np.ones((side // 4, side // 4, 1))).astype(np.uint8)
+            for kind, image in (("target", gt), ("input", gt // 3)):
+                (folder / split / kind).mkdir(parents=True, exist_ok=True)
+                write_image(folder / split / kind / f"{n}.png", image)
+
+
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """model/, pairs/{train,test}/{input,target} and recipe.yaml of a run that takes seconds."""
@@ -35,14 +46,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vae = build_vae(VaeRecipe(channels=(8, 16), crop=32)).eval()
     cleaner = Restormer(RestormerConfig(dim=8, num_blocks=(1, 1, 1, 1), num_refinement_blocks=1))
     build_small(vae, cleaner, channels=(16, 32), head_channels=16).save(folder / "model")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 6), ("test", 3)):
-        for n in range(count):
-            coarse = rng.integers(0, 256, (4, 4, 3))
-            gt = np.kron(coarse, np.ones((8, 8, 1))).astype(np.uint8)
-            for kind, image in (("target", gt), ("input", gt // 3)):
-                (folder / "pairs" / split / kind).mkdir(parents=True, exist_ok=True)
-                write_image(folder / "pairs" / split / kind / f"{n}.png", image)
+    write_pairs(folder / "pairs")
     recipe = {
         "name": "system",
         "iterations": 4,

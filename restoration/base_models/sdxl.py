@@ -1,0 +1,31 @@
+"""What SDXL's networks look at besides the text: its pooled embedding and the picture's size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from restoration.base_models.interface import NEGATIVE
+
+POOLED = "pooled"  # name in Condition.others
+
+
+def pooled_names(embeddings: Iterable[str]) -> tuple[str, ...]:
+    """The pooled embeddings that must stand among `embeddings`: one of each prompt."""
+    return (POOLED, NEGATIVE + POOLED) if NEGATIVE + "text" in embeddings else (POOLED,)
+
+
+def time_ids(image: Tensor) -> Tensor:
+    """Height and width of the original, top and left of the crop, height and width aimed at, in pixels.
+
+    Args:
+        image: [B, 3, H, W], whole and aimed at as large as it is.
+
+    Returns:
+        float32 [B, 6]; sizes in pixels don't survive half precision.
+    """
+    height, width = image.shape[-2:]
+    sizes = torch.tensor([height, width, 0, 0, height, width], device=image.device, dtype=torch.float32)
+    return sizes.expand(len(image), -1)

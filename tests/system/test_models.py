@@ -1,0 +1,177 @@
+"""Every base model through the actor, the reward service, the stream and the learner of the real system.
+
+Two worker processes are kept for all models, since starting one takes far longer than a model's turn.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+
+from actors.actor import ActorSpec, RolloutActor
+from actors.work import WorkReport, WorkSequence
+from cluster.config import RunConfig
+from cluster.configure import load_config, save_config
+from cluster.metrics import RunMetrics
+from cluster.models import load_policy
+from learner.group import _RankProcess
+from restoration.base_models import load
+from restoration.base_models.interface import SamplerSettings
+from restoration.datasets.paired import discover
+from restoration.evaluate import evaluate_pairs
+from restoration.weights import WeightsMessage, from_bytes
+from reward_service import service
+from reward_service.client import RewardClient
+from tests.restoration.released_models import MODELS
+from tests.system.conftest import write_pairs
+from trajectories.server import EmbeddedServer
+from trajectories.settings import StoreAddress
+from trajectories.stream import TrajectoryStream
+
+pytestmark = pytest.mark.timeout(600)
+WORKER = {"num_cpus": 0.2, "runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}}}
+
+
+def stream_of(address: StoreAddress, run_id: str, config: RunConfig) -> TrajectoryStream:
+    return TrajectoryStream(address, run_id, config.store)
+
+
+class Actor:
+    """A process that is one rollout actor after the other."""
+
+    def begin(self, spec: ActorSpec) -> None:
+        self.actor = RolloutActor(spec)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        return getattr(self.actor, method)(*arguments)
+
+
+class Rank:
+    """A process that is one learner rank after the other."""
+
+    def begin(self, config: RunConfig, make_stream: Any, train: Any) -> None:
+        self.rank = _RankProcess(partial(load, config.model), partial(getattr, train, "load"))
+        host, port = self.rank.address()
+        self.rank.start(config.learner_settings(), 0, 1, host, port, "cpu")
+        self.rank.open_source(make_stream, config.source, "learner")
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        return getattr(self.rank, method)(*arguments)
+
+
+@dataclass
+class System:
+    store: StoreAddress
+    rewards: Any
+    actor: Any
+    rank: Any
+    pairs: Path
+
+    def ask(self, host: Any, method: str, *arguments: Any) -> Any:
+        return ray.get(host.call.remote(method, *arguments), timeout=120)
+
+    def publish(self, version: int) -> WeightsMessage:
+        return WeightsMessage(version, 1, self.rank.call.remote("weights", 1, "run", False))
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    folder = tmp_path_factory.mktemp("models")
+    write_pairs(folder / "pairs", side=64)
+    settings = RunConfig(model=folder, reward={"scorer": "tests.system.scorers:Contrast", "num_cpus": 0.2}).reward  # type: ignore[arg-type]
+    with pytest.MonkeyPatch.context() as patch, EmbeddedServer(folder / "store") as server:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_agent_register_timeout_ms", "120000")
+        ray.init(num_cpus=2, include_dashboard=False, logging_level="warning")
+        try:
+            actor, rank = (ray.remote(kind).options(**WORKER).remote() for kind in (Actor, Rank))
+            yield System(server.address, service.deploy(settings), actor, rank, folder / "pairs")
+        finally:
+            ray.shutdown()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_goes_from_rollout_through_reward_and_learner_step_to_restored_pictures(
+    system: System, name: str, tmp_path: Path
+) -> None:
+    MODELS[name](tmp_path).save(tmp_path / "model")
+    steps = load(tmp_path / "model").sampler.steps
+    recipe = {
+        "model": str(tmp_path / "model"),
+        "data": {"root": str(system.pairs)},
+        "sampler": {"steps": min(steps, 2)},
+        "rollout": {"images_per_batch": 2, "rollouts_per_image": 2, "crop": 64},
+        "adapt": {"rank": 2},
+        "optimiser": {"lr": 1e-3},
+        "source": {"groups_per_step": 2, "max_staleness": 0, "timeout_s": 60},
+        "learner": {"norms_every": 0},
+    }
+    run = tmp_path / "run"
+    run.mkdir()
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    config = load_config(RunConfig, tmp_path / "recipe.yaml")
+    save_config(config, run / "config.yaml")
+    train = discover(config.data.root, config.data.train)
+    heldout = discover(config.data.root, config.data.heldout)
+    make_stream = partial(stream_of, system.store, name, config)
+    with make_stream() as stream:
+        assert stream.begin_epoch() == 1
+    spec = ActorSpec(
+        run_id=name,
+        seed=0,
+        model=config.model,
+        data=train,
+        sampler=config.sampler,
+        rollout=config.rollout,
+        adapt=config.adapt,
+        score_gt=False,
+        device="cpu",
+        threads=1,
+        publish_timeout_s=30,
+        stream=make_stream,
+        rewards=partial(RewardClient, system.rewards),
+        metrics=partial(RunMetrics, "actor"),
+        judges=dict,
+    )
+    ray.get([system.actor.begin.remote(spec), system.rank.begin.remote(config, make_stream, train)], timeout=240)
+
+    before = system.publish(0)
+    report: WorkReport = system.ask(system.actor, "roll", WorkSequence(train.image_ids, 2, 0).item(0), before)
+    assert report.published == 2 and not report.dropped
+    gathered, _ = system.ask(system.rank, "collect", False)
+    assert gathered.staleness == [0, 0]
+    metrics = system.ask(system.rank, "step", None)
+    assert metrics["weights_version"] == 1 and metrics["reward_mean"] > 0
+    # 1 but for what another batch size changes in the last bits; tests/restoration has it to 1e-6 at an equal one
+    assert metrics["ratio_min"] == pytest.approx(1, abs=1e-4) and metrics["ratio_max"] == pytest.approx(1, abs=1e-4)
+    system.ask(system.rank, "save", run / "checkpoints", 1)
+    system.ask(system.rank, "settle")
+
+    after = system.publish(1)
+    old, new = (from_bytes(memoryview(ray.get(message.ref)), 1)[0] for message in (before, after))
+    targets = load(config.model).lora_targets
+    assert new.keys() == old.keys() and all(re.fullmatch(targets, n.partition(".lora_")[0]) for n in new)
+    assert any(not new[n].equal(old[n]) for n in new)
+    ids = heldout.image_ids[:1]
+    arguments = (config.evaluation.protocol, 0, 1)
+    _, tuned = system.ask(system.actor, "evaluate", heldout, after, *arguments, (), ids)
+    policy, sampler = load_policy(run)
+    assert sampler == config.sampler and isinstance(sampler, SamplerSettings)
+    seen: dict[str, Any] = {}
+
+    def keep(image_id: str, lq: Any, out: Any, gt: Any) -> None:
+        seen[image_id] = out.copy()
+
+    evaluate_pairs(policy, heldout, sampler, {}, *arguments, on_image=keep)
+    assert tuned[ids[0]].std() > 1
+    assert (tuned[ids[0]] == seen[ids[0]]).all()
+    shutil.rmtree(tmp_path)
