@@ -129,8 +129,8 @@ class FlowControl(LatentModel):
             )
         downsampling = self.check(vae.config, transformer.config, controlnet.config, settings)
         super().__init__(vae, self.NETWORKS(transformer, controlnet), cleaner, embeddings, settings, downsampling)
-        # the scaled latent that stands for 0: encoders' outputs z become (z - shift factor) * scaling factor
-        self.zero = (vae.config.shift_factor or 0.0) * vae.config.scaling_factor
+        # scaled latents are (z - shift factor) * scaling factor of the encoder's z, LatentModel's without the shift
+        self.offset = (vae.config.shift_factor or 0.0) * vae.config.scaling_factor
 
     @classmethod
     @abstractmethod
@@ -171,11 +171,11 @@ class FlowControl(LatentModel):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        return encode_images(self.vae, images) - self.zero
+        return encode_images(self.vae, images) - self.offset
 
     @torch.no_grad()
     def decode(self, latents: Tensor, condition: Condition | None = None) -> Tensor:
-        return (decode_latents(self.vae, latents + self.zero) / 2 + 0.5).clamp(0, 1)
+        return (decode_latents(self.vae, latents + self.offset) / 2 + 0.5).clamp(0, 1)
 
     def start(self, condition: Condition, noise: Tensor) -> Tensor:
         """The noise."""

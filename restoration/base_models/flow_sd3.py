@@ -89,7 +89,7 @@ class SD3Control(FlowControl):
     def predict(self, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         assert condition.text is not None
         unshifted = self._policy.controlnet.config.force_zeros_for_pooled_projection
-        control = condition.latent + self.zero if unshifted else condition.latent
+        control = condition.latent + self.offset if unshifted else condition.latent
         pooled = condition.others[POOLED]
         output: Tensor = self._policy(x_t, timestep, control, condition.text, pooled, self.settings.control_scale)
         return output
