@@ -28,6 +28,8 @@ KINDS = {
     "stablesr": "restoration.base_models.stablesr:StableSR",
     "pisa": "restoration.base_models.pisa:PiSASR",
     "tsdsr": "restoration.base_models.tsdsr:TSDSR",
+    "controlnet_sd3": "restoration.base_models.flow_sd3:SD3Control",
+    "controlnet_flux": "restoration.base_models.flow_flux:FluxControl",
 }
 """`kind` in restorl_model.json -> class with `load(folder)`; imported only when a model of that kind is loaded."""
 

@@ -19,24 +19,49 @@ _FORMER_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn
 
 
 def weights_file(folder: Path) -> Path:
-    """The weights of a network's folder: safetensors, full before half precision, else .bin.
+    """The weights of a network's folder, or the index of their shards: safetensors, full before half, else .bin.
 
     Raises:
-        CheckpointError: there are none, or they are split into several files.
+        CheckpointError: there are none, or .bin files of several parts.
     """
     stems = ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16")
-    for name in (f"{stem}{suffix}" for suffix in (".safetensors", ".bin") for stem in stems):
+    sharded = ("diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.fp16.json")
+    safe = [name for stem, index in zip(stems, sharded, strict=True) for name in (f"{stem}.safetensors", index)]
+    for name in (*safe, *(f"{stem}.bin" for stem in stems)):
         if (folder / name).is_file():
             return folder / name
-    if list(folder.glob("*.index*.json")):
-        raise CheckpointError(f"{folder}: weights in several files are not read; save them as one {WEIGHTS_FILE}")
+    if list(folder.glob("*.bin.index*.json")):
+        raise CheckpointError(f"{folder}: weights in several .bin files are not read; save them as safetensors")
     raise CheckpointError(f"{folder / WEIGHTS_FILE} is missing: is {folder} the folder of a diffusers network?")
+
+
+def read_shards(index: Path) -> dict[str, Tensor]:
+    """The weights of a `*.safetensors.index.json`, whose `weight_map` names the file of each key.
+
+    Raises:
+        CheckpointError: no such map, a file outside the folder, a shard absent or unreadable or with other keys.
+    """
+    placed = read_json(index).get("weight_map")
+    if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
+        raise CheckpointError(f"{index} holds no weight_map of keys and files")
+    state: dict[str, Tensor] = {}
+    for name in sorted(set(placed.values())):
+        shard = index.parent / name
+        if Path(name).name != name or shard.suffix != ".safetensors":
+            raise CheckpointError(f"{index} names {name!r}; shards are .safetensors files beside it")
+        if not shard.is_file():
+            raise CheckpointError(f"{shard} is missing: {index.name} spreads the weights over files; fetch all of them")
+        held = read_state(shard)
+        if differing := held.keys() ^ {key for key, file in placed.items() if file == name}:
+            raise CheckpointError(f"{shard} and {index.name} differ in {len(differing)} keys, such as {min(differing)}")
+        state |= held
+    return state
 
 
 def read_state_of(folder: Path) -> dict[str, Tensor]:
     """The weights of a network's folder; the autoencoder's former names of attention layers become today's."""
-    state = {}
-    for key, value in read_state(weights_file(folder)).items():
+    file, state = weights_file(folder), {}
+    for key, value in (read_shards if file.suffix == ".json" else read_state)(file).items():
         *path, layer, what = key.split(".") if key.count(".") > 1 else ("", "", key)
         if layer in _FORMER_ATTENTION and "attentions" in path:
             key = ".".join([*path, _FORMER_ATTENTION[layer], what])

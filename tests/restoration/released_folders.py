@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from restoration.backbones.restormer import Restormer, RestormerConfig
@@ -64,7 +64,7 @@ def write_tsdsr(folder: Path) -> tuple[Path, Path]:
     return base, checkpoint
 
 
-def small_vae(latents: int = 4, levels: int = 4) -> AutoencoderKL:
+def small_vae(latents: int = 4, levels: int = 4, **others: Any) -> AutoencoderKL:
     torch.manual_seed(0)
     return AutoencoderKL(
         block_out_channels=(8,) * levels,
@@ -73,6 +73,7 @@ def small_vae(latents: int = 4, levels: int = 4) -> AutoencoderKL:
         latent_channels=latents,
         norm_num_groups=4,
         scaling_factor=0.7,
+        **others,
     )
 
 
@@ -119,6 +120,24 @@ def text_config(vocabulary: int, width: int, layers: int = 1) -> CLIPTextConfig:
         bos_token_id=vocabulary - 2,
         eos_token_id=vocabulary - 1,
     )
+
+
+def randomise_zeros(network: nn.Module) -> None:
+    """Training begins with zeros in a ControlNet; released ones have none left."""
+    for parameter in network.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+
+
+def write_flow_vae(folder: Path, latents: int = 4) -> Path:
+    """An autoencoder as SD 3 and Flux have: with a shift factor; it encodes with hardly any noise."""
+    vae = small_vae(latents, shift_factor=0.3, use_quant_conv=False, use_post_quant_conv=False)
+    last = vae.encoder.conv_out
+    with torch.no_grad():
+        last.weight[latents:] = 0
+        last.bias[latents:] = -30.0  # the least log variance
+    vae.save_pretrained(folder)
+    return folder
 
 
 def write_cleaner(file: Path) -> Path:

@@ -7,11 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import (
+    ControlNetModel,
+    FluxControlNetModel,
+    FluxTransformer2DModel,
+    SD3ControlNetModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
 
 from restoration.base_models import text
 from restoration.base_models.diffbir import DiffBIR
 from restoration.base_models.faithdiff import FaithDiff
+from restoration.base_models.flow_flux import FluxControl, FluxControlSettings
+from restoration.base_models.flow_sd3 import SD3Control
 from restoration.base_models.interface import BaseModel
 from restoration.base_models.pasd import PASD
 from restoration.base_models.pisa import PiSASR
@@ -61,9 +70,7 @@ def stock(folder: Path, base: Path, config: dict[str, Any]) -> BaseModel:
     up = ("UpBlock2D", "CrossAttnUpBlock2D")
     UNet2DConditionModel(up_block_types=up, **config).save_pretrained(base / "unet")
     control = ControlNetModel(conditioning_embedding_out_channels=(4, 4, 8, 8), **config)
-    for parameter in control.parameters():
-        if not parameter.any():  # as released: no longer the zeros that training begins with
-            torch.nn.init.normal_(parameter, std=0.1)
+    files.randomise_zeros(control)
     control.save_pretrained(folder / "control")
     cleaner = files.write_cleaner(folder / "cleaner.pth")
     return PixelControl.from_released(base, folder / "control", cleaner, prompt="x", negative_prompt="v")
@@ -151,6 +158,72 @@ def tsdsr(folder: Path) -> BaseModel:
     return TSDSR.from_released(base, checkpoint, files.write_cleaner(folder / "cleaner.pth"))
 
 
+SD3 = {
+    "sample_size": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "attention_head_dim": 8,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 20,
+    "caption_projection_dim": 16,
+    "pooled_projection_dim": 12,
+    "pos_embed_max_size": 12,
+}
+FLUX = {
+    "in_channels": 16,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 20,
+    "pooled_projection_dim": 12,
+    "axes_dims_rope": (4, 6, 6),
+}
+
+
+def write_sd3(folder: Path, transformer: Any = None, controlnet: Any = None) -> tuple[Path, Path]:
+    """Folders of the base and of the ControlNet; arguments change their configurations."""
+    files.write_flow_vae(folder / "base" / "vae")
+    torch.manual_seed(5)
+    SD3Transformer2DModel(num_layers=4, **SD3 | (transformer or {})).save_pretrained(folder / "base" / "transformer")
+    control = SD3ControlNetModel(num_layers=2, **SD3 | (controlnet or {}))
+    files.randomise_zeros(control)
+    control.save_pretrained(folder / "control")
+    return folder / "base", folder / "control"
+
+
+def write_flux(folder: Path, transformer: Any = None, controlnet: Any = None) -> tuple[Path, Path]:
+    """As `write_sd3`."""
+    files.write_flow_vae(folder / "base" / "vae")
+    torch.manual_seed(6)
+    own = {"num_layers": 2, "num_single_layers": 2, **FLUX}
+    FluxTransformer2DModel(**own | (transformer or {})).save_pretrained(folder / "base" / "transformer")
+    control = FluxControlNetModel(**own | {"num_layers": 1, "num_single_layers": 1} | (controlnet or {}))
+    files.randomise_zeros(control)
+    control.save_pretrained(folder / "control")
+    return folder / "base", folder / "control"
+
+
+def flow_text(file: Path, negative: bool = True) -> Path:
+    shapes: dict[str, tuple[int, ...]] = {"text": (1, 7, 20), "pooled": (1, 12)}
+    return files.write_embeddings(
+        file, **shapes, **({f"negative_{name}": shape for name, shape in shapes.items()} if negative else {})
+    )
+
+
+def sd3(folder: Path) -> BaseModel:
+    base, control = write_sd3(folder)
+    embeddings = flow_text(folder / "e.safetensors")
+    return SD3Control.from_released(base, control, files.write_cleaner(folder / "cleaner.pth"), embeddings=embeddings)
+
+
+def flux(folder: Path) -> BaseModel:
+    base, control = write_flux(folder, {"guidance_embeds": True}, {"guidance_embeds": True, "num_mode": 3})
+    embeddings = flow_text(folder / "e.safetensors", negative=False)
+    settings = FluxControlSettings(control_mode=2)
+    return FluxControl.from_released(
+        base, control, files.write_cleaner(folder / "cleaner.pth"), embeddings=embeddings, settings=settings
+    )
+
+
 MODELS: dict[str, Callable[[Path], BaseModel]] = {
     "diffbir": diffbir,
     "controlnet": controlnet,
@@ -163,4 +236,6 @@ MODELS: dict[str, Callable[[Path], BaseModel]] = {
     "stablesr": stablesr,
     "pisa": pisa,
     "tsdsr": tsdsr,
+    "sd3": sd3,
+    "flux": flux,
 }
