@@ -79,6 +79,10 @@ class Condition:
     def __getitem__(self, index: Tensor | slice) -> Condition:
         return self.map(lambda v: v[index])
 
+    def split(self, size: int) -> list[Condition]:
+        """Parts of `size` images, the last of what is left."""
+        return [self[i : i + size] for i in range(0, len(self.latent), size)]
+
     def repeat_interleave(self, times: int) -> Condition:
         return self.map(lambda v: v.repeat_interleave(times, dim=0))
 
@@ -153,8 +157,13 @@ class BaseModel(Protocol):
         """Scaled latents (posterior mode); no gradient."""
         ...
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Images, clamped to [0, 1]; no gradient."""
+    def decode(self, latents: Tensor, condition: Condition | None = None) -> Tensor:
+        """Images, clamped to [0, 1]; no gradient.
+
+        Args:
+            condition: what the latents were restored from, which some decoders also look at; None for images
+                that were only encoded.
+        """
         ...
 
     def start(self, condition: Condition, noise: Tensor) -> Tensor:

@@ -189,7 +189,7 @@ class LatentDiffusion(ABC):
         return encode_images(self.vae, images)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, condition: Condition | None = None) -> Tensor:
         return (decode_latents(self.vae, latents) / 2 + 0.5).clamp(0, 1)
 
     def start(self, condition: Condition, noise: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ class FakeModel:
         return functional.avg_pool2d(images, 4) * 2 - 1
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, condition: Condition | None = None) -> Tensor:
         return functional.interpolate(latents / 2 + 0.5, scale_factor=4.0).clamp(0, 1)
 
     def start(self, condition: Condition, noise: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ def roll_out_group(
         log_probs.append(transition(step, output, x, action=target).log_prob)
         x = sampled.action
     last = schedule.steps[-1]
-    final = model.decode(predict_x0(last, model.denoise(x, last.timestep, condition, 1.0), x))
+    final = model.decode(predict_x0(last, model.denoise(x, last.timestep, condition, 1.0), x), condition)
     error = (final - gt).flatten(1)
     steps = len(schedule.decisions)
     rewards = torch.randn(rollouts, steps, generator=generator) + torch.arange(steps)

@@ -37,7 +37,7 @@ class TinyModel:
     def encode(self, images: Tensor) -> Tensor:
         return F.avg_pool2d(images, 4)
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, condition: Condition | None = None) -> Tensor:
         return F.interpolate(latents, scale_factor=4, mode="nearest").clamp(0, 1)
 
     def start(self, condition: Condition, noise: Tensor) -> Tensor:
