@@ -25,7 +25,8 @@ def set_precision(model: BaseModel, dtype: torch.dtype) -> None:
         raise ValueError(f"dtype {dtype}: choose {', '.join(DTYPES)}")
     for network in vars(model).values():
         if isinstance(network, nn.Module):
-            network.to(torch.float32 if dtype == torch.float16 and _overflows(network) else dtype)
+            fits = dtype != torch.float16 or not _overflows(network)
+            nn.Module.to(network, dtype if fits else torch.float32)  # diffusers' own warns that it casts
 
 
 def _overflows(network: nn.Module) -> bool:
