@@ -11,6 +11,7 @@ import typer
 from cluster.cli_convert import convert
 from cluster.cli_errors import UserMistake, argv, as_mistake, guarded, say
 from cluster.cli_output import Counter, print_rows, summary_text
+from cluster.cli_restore import device_of, restore
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +32,7 @@ reward_app = typer.Typer(help="Look after the reward service of a run.", no_args
 app.add_typer(data_app, name="data")
 app.add_typer(reward_app, name="reward")
 app.command()(convert)
+app.command()(restore)
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Such as `sampler.steps=4`.", metavar="[KEY=VALUE]...")]
 DEFAULT_SCORER = "lite0_levels"
@@ -115,49 +117,12 @@ def pretrain(
 
 @app.command()
 @guarded
-def restore(
-    input: Annotated[Path, typer.Argument(help="An image, or a folder of images.")],
-    output: Annotated[Path, typer.Argument(help="Where the results go, as PNG.")],
-    model: Annotated[Path, typer.Option(help="Folder of a run or of a model.", metavar="RUN_OR_FOLDER")],
-    checkpoint: Annotated[str, typer.Option(help="Of a run: latest, average, base, or an iteration.")] = "latest",
-    overwrite: Annotated[bool, typer.Option(help="Restore again what exists.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling noise.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-) -> None:
-    """Restore an image or a folder of images of any size.
-
-    restorl restore --model runs/demo rainy/ restored/
-
-    restorl restore --model models/demo photo.jpg photo_restored.png
-    """
-    from cluster.models import load_policy
-    from restoration.restore import restore_folder
-
-    place = _device(device)
-    policy, sampler = load_policy(model, checkpoint)
-    policy.to(place)
-    with Counter() as shown:
-        summary = restore_folder(
-            policy,
-            input,
-            output,
-            sampler=sampler,
-            skip_existing=not overwrite,
-            seed=seed,
-            device=place,
-            progress=lambda done, total, file: shown(file.name, done, total),
-        )
-    print(summary)
-    raise typer.Exit(summary.exit_status)
-
-
-@app.command()
-@guarded
 def evaluate(
     lq: Annotated[Path, typer.Argument(help="Folder of degraded images (or of results, without --model).")],
     gt: Annotated[Path, typer.Argument(help="Folder of the originals.")],
     model: Annotated[Path | None, typer.Option(help="Run or model that restores LQ first.")] = None,
     checkpoint: Annotated[str, typer.Option(help="Of a run: latest, average, base, or an iteration.")] = "latest",
+    embeddings: Annotated[Path | None, typer.Option(help="With --model: as of `restorl restore`.")] = None,
     protocol: Annotated[str, typer.Option(help="lowlight_rgb or derain_y.")] = "lowlight_rgb",
     scorer: Annotated[list[str] | None, typer.Option(help="No-reference score(s) to add.")] = None,
     match: Annotated[str, typer.Option(help="How files are paired: stem, digits or sorted.")] = "stem",
@@ -185,8 +150,8 @@ def evaluate(
         from cluster.models import load_policy
 
         pairs = PairedFolder(lq, gt, match)  # type: ignore[arg-type]
-        policy, sampler = load_policy(model, checkpoint)
-        place = _device(device)
+        policy, sampler = load_policy(model, checkpoint, embeddings)
+        place = device_of(device)
         with Counter() as shown:
             rows = evaluate_pairs(
                 policy.to(place),
@@ -337,12 +302,6 @@ def _scorer(name: str) -> Scorer:
 
     with as_mistake(ValueError):
         return make_scorer(name)
-
-
-def _device(name: str) -> str:
-    import torch
-
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def main() -> None:

@@ -34,7 +34,9 @@ def load_run_config(run: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
     return load_config(RunConfig, run / CONFIG_FILE, overrides)
 
 
-def load_policy(run_or_folder: Path, checkpoint: str = "latest") -> tuple[BaseModel, SamplerSettings]:
+def load_policy(
+    run_or_folder: Path, checkpoint: str = "latest", embeddings: Path | None = None
+) -> tuple[BaseModel, SamplerSettings]:
     """A model, on the CPU and ready to restore, and how its chain is sampled.
 
     Args:
@@ -42,6 +44,7 @@ def load_policy(run_or_folder: Path, checkpoint: str = "latest") -> tuple[BaseMo
             is the one of the recipe it was trained with, or else its authors'.
         checkpoint: of a run: "latest", "average" (of the weights, with optimiser.ema), "base" (as before training) or
             the number of an iteration.
+        embeddings: folder with those of single pictures, see `restoration.base_models.load`; not those of a run's data.
 
     Raises:
         ConfigError: neither a run nor a model.
@@ -53,7 +56,7 @@ def load_policy(run_or_folder: Path, checkpoint: str = "latest") -> tuple[BaseMo
     folder = Path(run_or_folder)
     if (folder / MODEL_FILE).is_file():
         recipe = folder / "recipe.json"
-        model = load(folder)
+        model = load(folder, embeddings)
         if not recipe.is_file():
             return model, model.sampler
         return model, SamplerSettings(**json.loads(recipe.read_text(encoding="utf-8")).get("sampler", {}))
@@ -62,7 +65,7 @@ def load_policy(run_or_folder: Path, checkpoint: str = "latest") -> tuple[BaseMo
             f"{folder} is neither a run ({CONFIG_FILE}) nor a model ({MODEL_FILE}); give the folder of either"
         )
     config = load_run_config(folder)
-    model = load(config.model, config.data.embeddings)
+    model = load(config.model, embeddings)
     if checkpoint != "base":
         averaged = checkpoint == "average"
         _load_trained(model, config, _find_checkpoint(folder, "latest" if averaged else checkpoint), averaged)

@@ -83,7 +83,7 @@ def evaluate_pairs(
                 restored = lq
             else:
                 padded = pad_to_multiple(lq, model.size_multiple).to(device)
-                restored = sample(model, padded, sampler, [seeded_generator(i, seed) for i in block], block)
+                restored = sample(model, padded, sampler, [seeded_generator(i, seed) for i in block], image_ids=block)
                 restored = crop_back(restored, *size).cpu()
             inputs, results, originals = to_uint8(lq), to_uint8(restored), to_uint8(gt)
             table: dict[str, Figures] = {

@@ -2,7 +2,8 @@
 
 A file of any common kind becomes RGB: grey is repeated, palettes are looked up, EXIF orientation is applied,
 16-bit files keep their depth. **Alpha is composited on black and dropped**: an opaque image is unchanged, and
-colour hidden under transparent pixels, which no viewer shows, can't leak into a comparison.
+colour hidden under transparent pixels, which no viewer shows, can't leak into a comparison. Only
+`read_with_alpha`, for results that shall have the alpha again, keeps the two apart.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 import uuid
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -66,18 +67,7 @@ def read_pixels(path: Path) -> Pixels:
     Raises:
         ImageError: the file is missing, empty, truncated, no image, or of an unsupported kind (float pixels).
     """
-    path = Path(path)
-    try:
-        with _open(path) as photo:
-            deep, orientation = _is_deep(photo), _orientation(photo)
-            photo.load()  # fails on a truncated file, which OpenCV would fill with grey
-            # Pillow cuts 16-bit colour to 8 bits; OpenCV keeps it.
-            pixels = _decode_deep(path) if deep else _pillow_pixels(photo)
-    except ImageError:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _error(path, error) from error
-    return cast(Pixels, np.ascontiguousarray(_oriented(_without_alpha(pixels), orientation)))
+    return cast(Pixels, np.ascontiguousarray(_without_alpha(_read(path))))
 
 
 def read_image(path: Path) -> Tensor:
@@ -89,8 +79,21 @@ def read_image(path: Path) -> Tensor:
     return to_float(read_pixels(path))
 
 
+def read_with_alpha(path: Path) -> tuple[Tensor, Tensor | None]:
+    """Colours as they are stored, float32 [3, H, W], and alpha, float32 [1, H, W]; both in [0, 1].
+
+    Alpha is None where the file has none or is opaque.
+
+    Raises:
+        ImageError: as `read_pixels`.
+    """
+    pixels = to_float(_read(path))
+    colours, alpha = pixels[:3], pixels[3:]
+    return colours, None if (alpha == 1).all() else alpha
+
+
 def to_float(pixels: Pixels) -> Tensor:
-    """uint8 or uint16 [..., H, W, 3] to float32 [..., 3, H, W] in [0, 1]."""
+    """uint8 or uint16 [..., H, W, C] to float32 [..., C, H, W] in [0, 1]."""
     if pixels.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"expected uint8 or uint16 pixels, got {pixels.dtype}")
     scaled = pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
@@ -98,32 +101,43 @@ def to_float(pixels: Pixels) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> NDArray[np.uint8]:
-    """float [..., 3, H, W] to uint8 [..., H, W, 3], clamped to [0, 1] and rounded to the nearest level.
+    """float [..., C, H, W] to uint8 [..., H, W, C], clamped to [0, 1] and rounded to the nearest level.
 
     Raises:
         ValueError: a value is not finite.
     """
-    images = images.detach().float()
-    if not torch.isfinite(images).all():
-        raise ValueError("the image holds values that are not finite and can't become pixels")
-    levels = images.clamp(0, 1).mul(255).round().to(torch.uint8)
-    return levels.movedim(-3, -1).contiguous().cpu().numpy()
+    return _levels(images, 255).to(torch.uint8).movedim(-3, -1).contiguous().cpu().numpy()
 
 
-def write_image(path: Path, image: Tensor | NDArray[np.uint8]) -> None:
-    """Write float [3, H, W] in [0, 1], or uint8 [H, W, 3], as an 8-bit PNG; a reader never sees half a file.
+def to_uint16(images: Tensor) -> NDArray[np.uint16]:
+    """As `to_uint8`, in 65536 levels."""
+    return _levels(images, 65535).movedim(-3, -1).contiguous().cpu().numpy().astype(np.uint16)
+
+
+def write_image(path: Path, image: Tensor | NDArray[np.uint8], bits: int = 8) -> None:
+    """Write a PNG; a reader never sees half a file.
+
+    Args:
+        image: float [C, H, W] in [0, 1], or uint8 [H, W, C]; C is 3 or, with alpha, 4.
+        bits: 8 or 16 a channel; 16 needs a float image.
 
     Raises:
         ImageError: the name doesn't end in .png, or the file can't be written (no space, no permission).
+        ValueError: other bits; a value is not finite.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ImageError(f"{path}: results are written lossless; give a name that ends in .png")
-    pixels = to_uint8(image) if isinstance(image, Tensor) else image
+    if bits not in (8, 16) or bits == 16 and not isinstance(image, Tensor):
+        raise ValueError(f"bits={bits}: choose 8 or 16, which needs a float image")
+    pixels = image if not isinstance(image, Tensor) else to_uint8(image) if bits == 8 else to_uint16(image)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(temporary, format="PNG", compress_level=4)
+        if pixels.dtype == np.uint8:
+            Image.fromarray(pixels).save(temporary, format="PNG", compress_level=4)
+        else:
+            temporary.write_bytes(_encode_deep(pixels))
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -151,6 +165,22 @@ def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
 def crop_back(images: Tensor, height: int, width: int) -> Tensor:
     """The part of padded [..., H, W] that the original of `height` x `width` filled."""
     return images[..., :height, :width]
+
+
+def _read(path: Path) -> Pixels:
+    """uint8 or uint16 [H, W, 3 or 4], the right way up."""
+    path = Path(path)
+    try:
+        with _open(path) as photo:
+            deep, orientation = _is_deep(photo), _orientation(photo)
+            photo.load()  # fails on a truncated file, which OpenCV would fill with grey
+            # Pillow cuts 16-bit colour to 8 bits; OpenCV keeps it.
+            pixels = _decode_deep(path) if deep else _pillow_pixels(photo)
+    except ImageError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _error(path, error) from error
+    return _oriented(pixels, orientation)
 
 
 def _open(path: Path) -> ImageFile.ImageFile:
@@ -202,6 +232,24 @@ def _decode_deep(path: Path) -> NDArray[np.uint16]:
     if decoded.ndim == 2:
         return np.repeat(decoded[..., None], 3, axis=-1)
     return np.asarray(decoded[..., [2, 1, 0, 3][: decoded.shape[-1]]])  # BGR(A) to RGB(A)
+
+
+def _encode_deep(pixels: NDArray[Any]) -> bytes:
+    """A 16-bit PNG of uint16 [H, W, 3 or 4]; Pillow writes none in colour."""
+    import cv2
+
+    done, file = cv2.imencode(".png", np.ascontiguousarray(pixels[..., [2, 1, 0, 3][: pixels.shape[-1]]]))
+    if not done:
+        raise OSError("16-bit pixels could not be encoded")
+    return bytes(file)
+
+
+def _levels(images: Tensor, top: int) -> Tensor:
+    """float32 like `images`, whole numbers from 0 to `top`. Raises ValueError on a value that is not finite."""
+    images = images.detach().float()
+    if not torch.isfinite(images).all():
+        raise ValueError("the image holds values that are not finite and can't become pixels")
+    return images.clamp(0, 1).mul(top).round()
 
 
 def _pillow_pixels(photo: ImageFile.ImageFile) -> Pixels:

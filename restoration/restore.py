@@ -1,21 +1,36 @@
-"""Run a base model's chain: on a batch, on one image of any size, on a file or folder."""
+"""Run a base model's chain: on a batch, on one image of any size, on a file or folder; whole or in tiles."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from restoration.base_models.interface import BaseModel, SamplerSettings
+from restoration.base_models.interface import BaseModel, Condition, SamplerSettings
 from restoration.colour import match_colour
-from restoration.images import ImageError, crop_back, list_images, pad_to_multiple, read_image, write_image
-from restoration.transition import transition
+from restoration.images import ImageError, crop_back, list_images, pad_to_multiple, read_with_alpha, write_image
+from restoration.tiling import Grid, Tiling
+from restoration.transition import Step, transition
 
 Generators = torch.Generator | Sequence[torch.Generator]
+
+
+class Job(NamedTuple):
+    """A file to restore.
+
+    Attributes:
+        name: what, with the run's seed, seeds its noise.
+    """
+
+    source: Path
+    target: Path
+    name: str
 
 
 @dataclass
@@ -44,33 +59,62 @@ def seeded_generator(name: str, seed: int) -> torch.Generator:
 
 @torch.no_grad()
 def sample(
-    model: BaseModel, lq: Tensor, sampler: SamplerSettings, generator: Generators, image_ids: Sequence[str] = ()
+    model: BaseModel,
+    lq: Tensor,
+    sampler: SamplerSettings,
+    generator: Generators,
+    tiling: Tiling | None = None,
+    device: torch.device | str | None = None,
+    image_ids: Sequence[str] = (),
 ) -> Tensor:
     """Restored images, float32 [B, 3, H, W] in [0, 1], of `lq` like it; H and W multiples of `model.size_multiple`.
+
+    With `tiling` every network, cleaner, VAE and denoiser, only ever sees tiles, one after the other: what the model
+    takes on `device` grows with the tile. A tile has a condition of its own. In every step the outputs of all tiles
+    are blended before the whole latent takes the step, with noise that is drawn for the whole, so that neighbours
+    can't drift apart. What grows with the picture lies on the device of `lq`: a few copies of the picture and of its
+    latent, and the conditions of all tiles, which hold pixels and latents (tile / (tile - overlap))² times.
 
     Args:
         generator: one for the batch, or one an image: then an image's result doesn't depend on its company. The
             noise is drawn on the generator's own device, so CPU generators give the same noise on every device.
+        tiling: None restores the picture whole.
+        device: where `model` is; None where `lq` is.
+        image_ids: one an image, for a model with embeddings of single pictures.
 
     Raises:
-        ValueError: a size that is no multiple, or not one generator an image.
+        ValueError: a size that is no multiple, not one generator an image, or too small a tile.
     """
-    if any(side % model.size_multiple for side in lq.shape[-2:]):
-        raise ValueError(
-            f"sample: {lq.shape[-1]}x{lq.shape[-2]} is no multiple of {model.size_multiple}; use restore(), which pads"
-        )
+    height, width = lq.shape[-2:]
+    if height % model.size_multiple or width % model.size_multiple:
+        raise ValueError(f"sample: {width}x{height} is no multiple of {model.size_multiple}; use restore(), which pads")
     if not isinstance(generator, torch.Generator) and len(generator) != len(lq):
         raise ValueError(f"sample: {len(generator)} generators for {len(lq)} images")
-    condition = model.condition(lq, image_ids)
-    shape = condition.latent.shape
-    x_t = model.start(condition, _noise(shape, generator, lq.device))
+    place = lq.device if device is None else torch.device(device)
+    pixels = Grid.of(height, width, tiling, model.size_multiple)
+    conditions: list[Condition] = []
+
+    def cleaned(tile: Tensor, _: int) -> Tensor:
+        condition = model.condition(tile.to(place), image_ids)
+        conditions.append(condition.map(lambda v: v.to(lq.device)))
+        return condition.clean
+
+    clean = pixels.map(cleaned, lq)
+    of_first = conditions[0].latent
+    latents = pixels.shrunk(conditions[0].clean.shape[-1] // of_first.shape[-1])
+    shape = torch.Size((*of_first.shape[:2], latents.height, latents.width))
+
+    def in_tiles(f: Callable[[Tensor, Condition], Tensor], x: Tensor) -> Tensor:
+        return latents.map(lambda tile, i: f(tile.to(place), conditions[i].map(lambda v: v.to(place))), x)
+
+    x_t = in_tiles(lambda noise, condition: model.start(condition, noise), _noise(shape, generator, lq.device))
     steps = model.schedule(sampler).steps
     for step in steps:
-        output = model.denoise(x_t, step.timestep, condition, sampler.guidance_scale)
+        output = in_tiles(partial(_denoise, model, step, sampler.guidance_scale), x_t)
         noisy = step.is_decision and step is not steps[-1]  # noise that nothing removes only explores
         noise = _noise(shape, generator, lq.device) if noisy else torch.zeros_like(x_t)
         x_t = transition(step, output, x_t, noise=noise).action
-    return match_colour(model.decode(x_t, condition).float(), condition.clean, sampler.colour_fix).clamp(0, 1)
+    return match_colour(in_tiles(model.decode, x_t), clean, sampler.colour_fix).clamp(0, 1)
 
 
 def restore(
@@ -79,17 +123,40 @@ def restore(
     sampler: SamplerSettings,
     generator: torch.Generator,
     device: torch.device | str = "cpu",
-    image_id: str | None = None,
+    tiling: Tiling | None = None,
+    image_ids: Sequence[str] = (),
 ) -> Tensor:
     """One image of any size, float32 [3, H, W] in [0, 1]; the result is like it, on the CPU.
 
     The image is reflected at its right and bottom edge up to the model's multiple and the result cropped back.
-    `model` must be on `device` already.
+    `model` must be on `device` already; with `tiling` only tiles go there (`sample`).
     """
     height, width = lq.shape[-2:]
-    padded = pad_to_multiple(lq, model.size_multiple).to(device)
-    ids = () if image_id is None else (image_id,)
-    return crop_back(sample(model, padded[None], sampler, generator, ids)[0], height, width).cpu()
+    padded = pad_to_multiple(lq, model.size_multiple)[None]
+    if tiling is None:
+        padded = padded.to(device)
+    return crop_back(sample(model, padded, sampler, generator, tiling, device, image_ids)[0], height, width).cpu()
+
+
+def restore_file(
+    model: BaseModel,
+    job: Job,
+    sampler: SamplerSettings,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    tiling: Tiling | None = None,
+    bits: int = 8,
+) -> None:
+    """Restore one file to a PNG of `bits` a channel. Alpha, where there is any, is taken over as it is.
+
+    Raises:
+        ImageError: the file can't be read or written, or the result is not finite (float16 overflows).
+    """
+    lq, alpha = read_with_alpha(job.source)
+    restored = restore(model, lq, sampler, seeded_generator(job.name, seed), device, tiling, (job.name,))
+    if not torch.isfinite(restored).all():
+        raise ImageError(f"{job.source}: the result is not finite; restore it with float32 or bfloat16")
+    write_image(job.target, restored if alpha is None else torch.cat([restored, alpha]), bits)
 
 
 def restore_folder(
@@ -101,9 +168,11 @@ def restore_folder(
     skip_existing: bool = True,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    tiling: Tiling | None = None,
+    bits: int = 8,
     progress: Callable[[int, int, Path], None] | None = None,
 ) -> RestoreSummary:
-    """Restore one file, or every image under a folder, to 8-bit PNG files of the same relative name.
+    """Restore one file, or every image under a folder, to PNG files of the same relative name.
 
     A single file goes to `output` if that ends in .png, else into the folder `output`. Results appear whole
     (temporary name, then rename), so an interrupted run goes on with `skip_existing`. The noise of an image
@@ -111,34 +180,55 @@ def restore_folder(
     in the summary and the rest goes on.
 
     Args:
-        progress: called with (done, total, file) before each file and once at the end with the last file.
+        tiling: None restores each picture whole (`sample`).
+        bits: 8 or 16 a channel of the results.
+        progress: called with (done, total, file) once before the first file and after each.
 
     Raises:
         FileNotFoundError: `input` doesn't exist.
         ImageError: a single file that can't be read, a folder without images, two inputs of one result name, or
             results that would overwrite inputs.
     """
+
+    def one_by_one(jobs: Iterable[Job]) -> Iterator[tuple[Job, ImageError | None]]:
+        for job in jobs:
+            try:
+                restore_file(model, job, sampler, seed, device, tiling, bits)
+            except ImageError as error:
+                yield job, error
+            else:
+                yield job, None
+
+    return restore_jobs(one_by_one, input, output, skip_existing, progress)
+
+
+def restore_jobs(
+    run: Callable[[list[Job]], Iterable[tuple[Job, ImageError | None]]],
+    input: Path,
+    output: Path,
+    skip_existing: bool = True,
+    progress: Callable[[int, int, Path], None] | None = None,
+) -> RestoreSummary:
+    """As `restore_folder`; `run` restores the jobs and gives each, in any order, when it is done or has failed."""
     input, output = Path(input), Path(output)
     jobs = _plan(input, output)
-    summary = RestoreSummary()
-    for done, (source, target, name) in enumerate(jobs):
-        if progress is not None:
-            progress(done, len(jobs), source)
-        if skip_existing and target.exists():
-            summary.skipped.append(source)
-            continue
-        try:
-            lq = read_image(source)
-            write_image(target, restore(model, lq, sampler, seeded_generator(name, seed), device, name))
-        except ImageError as error:
-            if source == input:
-                raise
-            summary.failed.append((source, str(error)))
+    todo = [job for job in jobs if not (skip_existing and job.target.exists())]
+    summary = RestoreSummary(skipped=[job.source for job in jobs if job not in todo])
+    report = progress or (lambda done, total, file: None)
+    report(len(jobs) - len(todo), len(jobs), (todo or jobs)[0].source)
+    for done, (job, error) in enumerate(run(todo), len(jobs) - len(todo) + 1):
+        if error is None:
+            summary.restored.append(job.source)
+        elif job.source == input:
+            raise error
         else:
-            summary.restored.append(source)
-    if progress is not None:
-        progress(len(jobs), len(jobs), jobs[-1][0])
+            summary.failed.append((job.source, str(error)))
+        report(done, len(jobs), job.source)
     return summary
+
+
+def _denoise(model: BaseModel, step: Step, guidance_scale: float, x_t: Tensor, condition: Condition) -> Tensor:
+    return model.denoise(x_t, step.timestep, condition, guidance_scale)
 
 
 def _noise(shape: torch.Size, generator: Generators, device: torch.device) -> Tensor:
@@ -148,11 +238,10 @@ def _noise(shape: torch.Size, generator: Generators, device: torch.device) -> Te
     return torch.stack([torch.randn(shape[1:], generator=g, device=g.device).to(device) for g in generator])
 
 
-def _plan(input: Path, output: Path) -> list[tuple[Path, Path, str]]:
-    """(source, target, name that seeds it) of each file."""
+def _plan(input: Path, output: Path) -> list[Job]:
     if input.is_file():
         target = output if output.suffix.lower() == ".png" else output / f"{input.stem}.png"
-        jobs = [(input, target, input.stem)]
+        jobs = [Job(input, target, input.stem)]
     elif input.is_dir():
         if output.resolve() == input.resolve():
             raise ImageError(f"{output}: results would lie among the inputs; choose another output folder")
@@ -162,7 +251,7 @@ def _plan(input: Path, output: Path) -> list[tuple[Path, Path, str]]:
             raise ImageError(f"{input}: the folder holds no image")
         stems = [p.relative_to(input).with_suffix("") for p in sources]
         jobs = [
-            (source, output / stem.parent / f"{stem.name}.png", stem.as_posix())
+            Job(source, output / stem.parent / f"{stem.name}.png", stem.as_posix())
             for source, stem in zip(sources, stems, strict=True)
         ]
     else:

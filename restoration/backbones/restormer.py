@@ -143,7 +143,10 @@ class _Resample(nn.Module):
 
 
 class Restormer(nn.Module):
-    """float32 [B, in_channels, H, W] -> [B, out_channels, H, W]; H and W multiples of 8; the output is not clamped."""
+    """float32 [B, in_channels, H, W] -> float32 [B, out_channels, H, W]; H and W multiples of 8; not clamped.
+
+    Weights may have another type; all but the sum with `x` is then computed in it.
+    """
 
     size_multiple = 8
 
@@ -184,7 +187,7 @@ class Restormer(nn.Module):
                 f"Restormer: got {tuple(x.shape)}, needs [B, {self.config.in_channels}, H, W] with H and W multiples "
                 "of 8; pad the image first"
             )
-        embedded = self.patch_embed(x)
+        embedded = self.patch_embed(x.to(self.output.weight.dtype))
         one = self.encoder_level1(embedded)
         two = self.encoder_level2(self.down1_2(one))
         three = self.encoder_level3(self.down2_3(two))
@@ -193,7 +196,7 @@ class Restormer(nn.Module):
         y = self.decoder_level2(self.reduce_chan_level2(torch.cat([self.up3_2(y), two], 1)))
         y = self.refinement(self.decoder_level1(torch.cat([self.up2_1(y), one], 1)))
         if self.config.dual_pixel:
-            return self.output(y + self.skip_conv(embedded))
+            return self.output(y + self.skip_conv(embedded)).to(x.dtype)
         return self.output(y) + x
 
     def config_dict(self) -> dict[str, Any]:

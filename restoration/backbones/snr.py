@@ -137,7 +137,8 @@ class SNRAware(nn.Module):
     """float32 [B, 3, H, W] in [0, 1] -> [B, 3, H, W], not clamped; H and W multiples of 4.
 
     Where a side is no multiple of 16, the transformer leaves the last rows or columns of its features 0, as the
-    reference does.
+    reference does. Weights may have another type than `x`, in which all is then computed but the map of the
+    signal-to-noise ratio and the sum with `x`.
     """
 
     size_multiple = 4
@@ -172,11 +173,12 @@ class SNRAware(nn.Module):
                 f"SNRAware: got {tuple(x.shape)}, needs [B, 3, H, W] with H and W multiples of 4, at least 16; "
                 "pad the image first"
             )
-        full = F.leaky_relu(self.conv_first_1(x), SLOPE)
+        dtype = self.conv_last.weight.dtype
+        full = F.leaky_relu(self.conv_first_1(x.to(dtype)), SLOPE)
         half = F.leaky_relu(self.conv_first_2(full), SLOPE)
         quarter = F.leaky_relu(self.conv_first_3(half), SLOPE)
         features = self.feature_extraction(quarter)
-        signal = F.interpolate(snr_map(x) if snr is None else snr, size=features.shape[-2:], mode="nearest")
+        signal = F.interpolate(snr_map(x) if snr is None else snr, size=features.shape[-2:], mode="nearest").to(dtype)
         far = self.attended(features, signal)
         fused = signal * self.recon_trunk_light(features) + (1 - signal) * far
         y = self.recon_trunk(fused)

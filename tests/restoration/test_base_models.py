@@ -139,7 +139,7 @@ def test_embeddings_of_single_pictures_take_the_place_of_the_stored_ones(tmp_pat
     assert torch.equal(model.condition(picture(1)).others["image"], stored)
     seeds = [torch.Generator().manual_seed(0) for _ in range(2)]
     same = picture(1).repeat(2, 1, 1, 1)
-    first, second = sample(model, same, SamplerSettings(steps=2), seeds, ["a", "b"])
+    first, second = sample(model, same, SamplerSettings(steps=2), seeds, image_ids=["a", "b"])
     assert not torch.allclose(first, second, atol=1e-3)
     with pytest.raises(CheckpointError, match="c.safetensors is missing"):
         model.condition(picture(), ["a", "c"])

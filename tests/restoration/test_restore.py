@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -122,12 +123,51 @@ def test_a_single_file_is_restored_to_a_file_or_into_a_folder(folder, tmp_path):
         restore_folder(TinyModel(), folder / "b.jpg", tmp_path / "z", sampler=SAMPLER)
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "I;16"])
-def test_grey_alpha_palette_and_16_bit_files_are_restored_as_rgb(tmp_path, mode):
+@pytest.mark.parametrize("mode", ["L", "P", "I;16"])
+def test_grey_palette_and_16_bit_files_are_restored_as_rgb(tmp_path, mode):
     put(tmp_path / "in.png", mode=mode)
     restore_folder(TinyModel(), tmp_path / "in.png", tmp_path / "out.png", sampler=SAMPLER)
     with Image.open(tmp_path / "out.png") as result:
         assert result.mode == "RGB" and result.size == (20, 9)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_alpha_comes_back_as_it_was_beside_restored_colours(tmp_path, mode):
+    put(tmp_path / "in.png", mode=mode, level=120)
+    restore_folder(TinyModel(gain=0.5), tmp_path / "in.png", tmp_path / "out.png", sampler=SAMPLER)
+    with Image.open(tmp_path / "out.png") as result:
+        assert result.mode == "RGBA" and result.getpixel((7, 3)) == (60, 60, 60, 120)
+    opaque = Image.new(mode, (20, 9), (120,) * (len(mode) - 1) + (255,))
+    opaque.save(tmp_path / "in.png")
+    restore_folder(TinyModel(), tmp_path / "in.png", tmp_path / "out.png", sampler=SAMPLER, skip_existing=False)
+    assert Image.open(tmp_path / "out.png").mode == "RGB"
+
+
+def test_16_bits_go_through_with_full_depth_where_asked(tmp_path):
+    levels = np.arange(20 * 9 * 4, dtype=np.uint16).reshape(9, 20, 4) * 91
+    cv2.imwrite(str(tmp_path / "in.png"), levels)
+    for bits, dtype in ((16, np.uint16), (8, np.uint8)):
+        restore_folder(NearIdentity(), tmp_path / "in.png", tmp_path / f"{bits}.png", sampler=SAMPLER, bits=bits)
+        result = cv2.imread(str(tmp_path / f"{bits}.png"), cv2.IMREAD_UNCHANGED)
+        assert result.dtype == dtype
+        scale = 1 if bits == 16 else 257
+        assert np.abs(result.astype(float) - levels / scale).max() <= 0.75
+
+
+class NearIdentity(TinyModel):
+    """Latents are the pixels themselves."""
+
+    def encode(self, images):
+        return images
+
+    def decode(self, latents, condition=None):
+        return latents.clamp(0, 1)
+
+
+def test_a_result_that_is_not_finite_is_reported_and_never_written(folder, tmp_path):
+    summary = restore_folder(TinyModel(gain=float("nan")), folder, tmp_path / "out", sampler=SAMPLER)
+    assert len(summary.failed) == 3 and "restore it with float32" in str(summary)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_would_lose_files_is_refused_before_any_work(folder, tmp_path):

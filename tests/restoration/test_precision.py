@@ -1,0 +1,62 @@
+"""Networks in half the bytes restore nearly the same picture, and what overflows stays float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from restoration.backbones.snr import SNRAware, SNRConfig
+from restoration.base_models.interface import SamplerSettings
+from restoration.precision import set_precision
+from restoration.restore import restore, seeded_generator
+from restoration.tiling import Tiling
+from tests.restoration.released_models import MODELS
+from tests.restoration.tiny_model import TinyModel
+
+LQ = torch.rand(3, 70, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.bfloat16, 0.02), (torch.float16, 0.002)])
+@pytest.mark.parametrize("name", ["controlnet", "controlnet_sdxl", "seesr", "faithdiff"])
+def test_a_cast_model_restores_nearly_the_same_picture(
+    tmp_path: Path, name: str, dtype: torch.dtype, near: float
+) -> None:
+    model = MODELS[name](tmp_path)
+    tiling = Tiling(model.size_multiple * 2, model.size_multiple)
+    exact = restore(model, LQ, SamplerSettings(steps=2), seeded_generator("x", 0), tiling=tiling)
+    set_precision(model, dtype)
+    cast = restore(model, LQ, SamplerSettings(steps=2), seeded_generator("x", 0), tiling=tiling)
+    assert {p.dtype for p in model.policy.parameters()} == {dtype} and cast.dtype == torch.float32
+    assert 0 < (cast - exact).abs().mean() < near
+
+
+def test_float16_leaves_the_cleaner_and_a_vae_that_overflows_in_float32(tmp_path: Path) -> None:
+    model = MODELS["controlnet"](tmp_path)
+    for force, expected in ((True, torch.float32), (False, torch.float16)):
+        model.vae.register_to_config(force_upcast=force)  # type: ignore[attr-defined]
+        set_precision(model, torch.float16)
+        assert {p.dtype for p in model.vae.parameters()} == {expected}  # type: ignore[attr-defined]
+        assert {p.dtype for p in model.cleaner.parameters()} == {torch.float32}  # type: ignore[attr-defined]
+    set_precision(model, torch.bfloat16)
+    assert {p.dtype for p in model.cleaner.parameters()} == {torch.bfloat16}  # type: ignore[attr-defined]
+
+
+def test_the_snr_aware_cleaner_keeps_its_map_and_its_sum_exact_in_bfloat16() -> None:
+    torch.manual_seed(0)
+    config = SNRConfig(channels=8, light_blocks=1, layers=1, heads=2, key_width=8, hidden=16)
+    cleaner, lq = SNRAware(config).eval(), LQ[None, :, :64]
+    with torch.no_grad():
+        exact = cleaner(lq)
+        near = cleaner.to(torch.bfloat16)(lq)
+        nn.init.zeros_(cleaner.conv_last.weight)
+        nn.init.zeros_(cleaner.conv_last.bias)  # type: ignore[arg-type]
+        assert torch.equal(cleaner(lq), lq)
+    assert near.dtype == torch.float32 and (near - exact).abs().mean() < 0.005
+
+
+def test_other_types_are_refused() -> None:
+    with pytest.raises(ValueError, match="choose float32, bfloat16, float16"):
+        set_precision(TinyModel(), torch.float64)

@@ -1,0 +1,184 @@
+"""Restored in tiles, a picture is the one restored whole, in memory that grows with the tile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from restoration.base_models.interface import BaseModel, SamplerSettings
+from restoration.restore import restore, sample, seeded_generator
+from restoration.tiling import Grid, Tiling, positions, window
+from tests.restoration.live_bytes import LiveBytes
+from tests.restoration.local_model import LocalModel
+from tests.restoration.released_models import MODELS
+from tests.restoration.tiny_model import TinyModel
+
+SAMPLER = SamplerSettings(steps=4)
+WHOLE_CONTEXT = Tiling(64, 32)  # a quarter of 32 pixels is what LocalModel looks around itself: 2 cells
+
+
+def picture(height: int, width: int, seed: int = 0) -> Tensor:
+    return torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@st.composite
+def lines(draw: Any) -> tuple[int, int, int]:
+    tile = draw(st.integers(1, 24))
+    return draw(st.integers(1, 90)), tile, draw(st.integers(0, tile - 1))
+
+
+@given(lines())
+def test_tiles_cover_a_line_lie_within_it_and_share_at_least_the_overlap(line: tuple[int, int, int]) -> None:
+    length, tile, overlap = line
+    begins, side = positions(*line), min(tile, length)
+    assert begins[0] == 0 and begins[-1] + side == length
+    assert all(0 < b - a <= tile - overlap for a, b in zip(begins, begins[1:], strict=False))
+
+
+@given(lines(), lines(), st.sampled_from([1, 4]))
+@settings(deadline=None, max_examples=40)
+def test_blending_what_all_tiles_agree_on_changes_nothing(
+    down: tuple[int, int, int], across: tuple[int, int, int], scale: int
+) -> None:
+    x = torch.rand(2, 1, down[0], across[0], generator=torch.Generator().manual_seed(0)) + 1
+    grid = Grid(down[0], across[0], *across[1:])
+
+    def enlarged(tile: Tensor, _: int) -> Tensor:
+        return tile.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+
+    assert torch.allclose(grid.map(enlarged, x), enlarged(x, 0), rtol=1e-5, atol=0)
+
+
+def test_a_window_fades_in_the_middle_half_of_the_overlap_and_neighbours_add_up_to_1() -> None:
+    left, right = window(20, 8, True, False), window(20, 8, False, True)
+    assert torch.allclose(left[12:] + right[:8], torch.ones(8))
+    assert torch.equal(left[:14], torch.ones(14)) and torch.equal(left[18:], torch.zeros(2))
+    assert (left.diff() <= 0).all()
+
+
+@pytest.mark.parametrize("one_step", [False, True])
+@pytest.mark.parametrize("size", [(200, 136), (64, 333), (65, 97)])
+def test_a_model_that_looks_no_further_than_a_quarter_of_the_overlap_gives_the_same_picture_everywhere(
+    size: tuple[int, int], one_step: bool
+) -> None:
+    model, lq = LocalModel(one_step), picture(*size)
+    whole = restore(model, lq, SAMPLER, seeded_generator("x", 0))
+    assert len(model.seen) == 1
+    tiled = restore(model, lq, SAMPLER, seeded_generator("x", 0), tiling=WHOLE_CONTEXT)
+    assert len(model.seen) > 2 and all(max(shape[-2:]) <= 64 for shape in model.seen[1:])
+    assert whole.std() > 0.02 and torch.allclose(tiled, whole, rtol=0, atol=2e-6)
+
+
+def test_with_less_overlap_only_the_seams_differ() -> None:
+    model, lq = LocalModel(one_step=True), picture(64, 120)
+    whole, tiled = (
+        restore(model, lq, SAMPLER, seeded_generator("x", 0), tiling=tiling) for tiling in (None, Tiling(64, 8))
+    )
+    error = (whole - tiled).abs().amax((0, 1))
+    assert error[56:64].max() > 1e-4  # the two tiles share columns 56 to 63
+    assert torch.cat([error[:44], error[76:]]).max() < 2e-6
+
+
+@pytest.mark.parametrize("tiling", [Tiling(512, 64), Tiling(96, 64), Tiling(90, 0)])
+def test_a_tile_as_large_as_the_picture_or_larger_gives_the_same_bits(tiling: Tiling) -> None:
+    lq = picture(33, 95)
+    whole, tiled = (
+        restore(LocalModel(), lq, SAMPLER, seeded_generator("x", 0), tiling=tiling) for tiling in (None, tiling)
+    )
+    assert torch.equal(whole, tiled)
+
+
+def test_equal_seeds_give_equal_bits_and_other_seeds_other_pictures() -> None:
+    first, again, other = (
+        restore(LocalModel(), picture(130, 70), SAMPLER, seeded_generator("x", s), tiling=WHOLE_CONTEXT)
+        for s in (1, 1, 2)
+    )
+    assert torch.equal(first, again) and not torch.allclose(first, other, atol=1e-3)
+
+
+def test_an_image_of_a_batch_does_not_depend_on_its_company_in_tiles_either() -> None:
+    lq = torch.stack([picture(96, 96, seed) for seed in range(2)])
+    generators = [seeded_generator(str(i), 0) for i in range(2)]
+    together = sample(LocalModel(), lq, SAMPLER, generators, WHOLE_CONTEXT)
+    alone = sample(LocalModel(), lq[1:], SAMPLER, [seeded_generator("1", 0)], WHOLE_CONTEXT)
+    assert torch.allclose(together[1:], alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("how", ["adain", "wavelet"])
+def test_colours_are_those_of_the_whole_picture(how: Any) -> None:
+    sampler, lq = SamplerSettings(steps=4, colour_fix=how), picture(200, 136)
+    whole, tiled = (
+        restore(LocalModel(), lq, sampler, seeded_generator("x", 0), tiling=tiling) for tiling in (None, WHOLE_CONTEXT)
+    )
+    assert torch.allclose(tiled, whole, rtol=0, atol=1e-5)
+
+
+def test_tiles_the_model_can_not_have_are_refused_or_rounded_up() -> None:
+    with pytest.raises(ValueError, match="0 <= overlap < tile"):
+        Tiling(64, 64)
+    with pytest.raises(ValueError, match="multiples of 8 that is 16 and 16; choose larger tiles"):
+        restore(TinyModel(), picture(40, 40), SAMPLER, seeded_generator("x", 0), tiling=Tiling(12, 9))
+    model = TinyModel()
+    restore(model, picture(40, 40), SAMPLER, seeded_generator("x", 0), tiling=Tiling(12, 3))
+    assert set(model.seen) == {(1, 3, 16, 16)} and len(model.seen) == 16
+
+
+def measured(model: BaseModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
+    """(method, most bytes it holds at a time, its largest tensor) of each call of a network from here on."""
+    calls: list[tuple[str, int, int]] = []
+
+    def counting(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            with LiveBytes() as bytes_:
+                given = method(*args)
+            calls.append((name, bytes_.peak, bytes_.largest))
+            return given
+
+        return call
+
+    for name in ("condition", "denoise", "decode"):
+        monkeypatch.setattr(model, name, counting(name, getattr(model, name)))
+    return calls
+
+
+@pytest.fixture(scope="module")
+def released(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+    return MODELS[request.param](tmp_path_factory.mktemp(request.param))
+
+
+@pytest.mark.parametrize("released", ["controlnet", "faithdiff"], indirect=True)
+def test_the_memory_of_cleaner_vae_and_denoiser_grows_with_the_tile_and_not_with_the_picture(
+    released: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = measured(released, monkeypatch)
+
+    def most(side: int, tiling: Tiling | None) -> dict[str, tuple[int, int]]:
+        calls.clear()
+        restore(released, picture(side, side), SamplerSettings(steps=1), seeded_generator("x", 0), tiling=tiling)
+        return {
+            n: tuple(max(v[i] for v in calls if v[0] == n) for i in (1, 2)) for n in dict.fromkeys(c[0] for c in calls)
+        }
+
+    tiling = Tiling(64, 16)
+    small, large, whole = most(128, tiling), most(256, tiling), most(256, None)
+    assert small.keys() == {"condition", "denoise", "decode"} and small == large
+    assert all(whole[name][0] > 8 * large[name][0] for name in whole)
+    larger = most(256, Tiling(128, 16))
+    assert all(larger[name][0] > 2 * large[name][0] for name in large)
+
+
+@pytest.mark.parametrize("released", ["controlnet", "controlnet_sdxl", "pasd", "seesr", "faithdiff"], indirect=True)
+@pytest.mark.parametrize("size", [(150, 97), (50, 131)])
+def test_released_models_restore_odd_sizes_in_tiles(released: BaseModel, size: tuple[int, int]) -> None:
+    sampler, lq = SamplerSettings(steps=2, guidance_scale=2.0), picture(*size)
+    tiled, again = (restore(released, lq, sampler, seeded_generator("x", 0), tiling=Tiling(128, 64)) for _ in range(2))
+    assert tiled.shape == lq.shape and torch.equal(tiled, again)
+    assert torch.isfinite(tiled).all() and tiled.std() > 0.005
+    larger = restore(released, lq, sampler, seeded_generator("x", 0), tiling=Tiling(1024, 64))
+    assert torch.equal(larger, restore(released, lq, sampler, seeded_generator("x", 0)))
