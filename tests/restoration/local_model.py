@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,7 +36,7 @@ class LocalModel(TinyModel):
             return one_step_schedule(999, 1.0, -1.0, 0.05)
         return ddim_schedule(scaled_linear_alphas(), sampler.steps, sampler.eta, "epsilon")
 
-    def condition(self, lq: Tensor) -> Condition:
+    def condition(self, lq: Tensor, image_ids: Sequence[str] = ()) -> Condition:
         self.seen.append(tuple(lq.shape))
         clean = torch.sigmoid(self.cleaner(lq))
         return Condition(clean, self.encode(clean), others={"small": F.avg_pool2d(clean, CELL)})
