@@ -14,7 +14,17 @@ import torch
 from restoration.base_models.interface import BaseModel, Condition, SamplerSettings
 from restoration.checkpoints import CheckpointError, read_json
 
-__all__ = ["KINDS", "BaseModel", "CheckpointError", "Condition", "SamplerSettings", "class_of", "convert", "load"]
+__all__ = [
+    "KINDS",
+    "BaseModel",
+    "CheckpointError",
+    "Condition",
+    "SamplerSettings",
+    "class_of",
+    "convert",
+    "load",
+    "sampler_of",
+]
 
 KINDS = {
     "diffbir": "restoration.base_models.diffbir:DiffBIR",
@@ -42,6 +52,12 @@ def load(folder: Path | str) -> BaseModel:
         raise CheckpointError(f"{folder / 'restorl_model.json'}: kind {kind!r} is unknown; known: {', '.join(KINDS)}")
     model: BaseModel = class_of(str(kind)).load(folder)
     return model
+
+
+def sampler_of(folder: Path | str, model: BaseModel) -> SamplerSettings:
+    """How `model`, loaded from `folder`, restores: as the recipe it was trained with says, or else its authors."""
+    recipe = Path(folder) / "recipe.json"
+    return SamplerSettings(**read_json(recipe).get("sampler", {})) if recipe.is_file() else model.sampler
 
 
 def class_of(kind: str) -> Any:

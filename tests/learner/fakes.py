@@ -53,6 +53,7 @@ class FakeModel:
 
     name = "fake"
     size_multiple = 4
+    cleaner = None
     sampler = SamplerSettings()
     train_timesteps = 1000
 
