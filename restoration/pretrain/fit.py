@@ -115,6 +115,7 @@ class Fit:
             self._load()
         else:
             self._measure()
+            self._save()  # a disk that is too small is found now
         self._tell()
         while self.done < chosen.iterations:
             started = time.monotonic()
@@ -239,7 +240,7 @@ class Fit:
             state = {k: v for k, v in moments.items() if k not in ("weights", "average")}
             if state:  # AdamW counts its steps on the CPU
                 self._optimiser.state[p] = {k: v if k == "step" else v.to(p.device) for k, v in state.items()}
-        if self._average is not None:
+        if self._average is not None and about["averaged"]:
             device = {name: p.device for name, p in self.parameters.items()}
             self._average.load({n: v.to(device[n]) for n, v in parts["average"].items()}, about["averaged"])
         self.done, self._recent, self.figures = about["done"], about["recent"], about["figures"]

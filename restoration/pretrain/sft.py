@@ -26,6 +26,7 @@ from restoration.pretrain.fit import Fit, FitSettings, Progress
 from restoration.pretrain.sft_data import HeldOut, SftData, TrainingPairs, held_out, training_pairs
 from restoration.restore import seeded_generator
 
+LOG_FILE = "sft.jsonl"
 # What may change between an interruption and going on.
 _FREE = {"iterations", "micro_batch", "log_every", "checkpoint_every", "gradient_checkpointing"}
 
@@ -158,7 +159,7 @@ def fine_tune(recipe: SftRecipe, out: Path, progress: Progress | None = None) ->
             settings=settings,
             file=out / "stages" / f"{stage}.safetensors",
             identity=dict(identity),
-            log=out / "sft.jsonl",
+            log=out / LOG_FILE,
             validate=validate,
             validate_every=recipe.validation.every,
             progress=progress,
@@ -276,7 +277,7 @@ def _check(recipe: SftRecipe, model: BaseModel) -> None:
 def _refuse_foreign(out: Path, model: Path) -> None:
     if out.resolve() == model.resolve():
         raise CheckpointError(f"{out} is the model to start from; choose another folder (--out)")
-    if (out / "restorl_model.json").exists() and not (out / "stages").is_dir():
+    if (out / "restorl_model.json").exists() and not (out / LOG_FILE).exists():
         raise CheckpointError(f"{out} holds a model that was made otherwise; choose another folder (--out)")
 
 

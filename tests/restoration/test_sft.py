@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,16 +101,16 @@ def test_a_model_learns_a_task_it_did_not_know_and_its_folder_restores_as_well_a
     told = recipe(
         DEMO,
         pairs,
-        cleaner=cleaning(iterations=20, batch_size=4, crop=32, warmup=2, log_every=5),
-        diffusion=stage(iterations=36, batch_size=4, crop=32, warmup=4, ema=0.8, log_every=6),
-        validation=Validation(every=18, images=4, crop=32, batch=4),
+        cleaner=cleaning(iterations=14, batch_size=4, crop=32, warmup=2, log_every=5),
+        diffusion=stage(iterations=24, batch_size=4, crop=32, warmup=4, ema=0.8, log_every=6),
+        validation=Validation(every=12, images=4, crop=32, batch=4),
         sampler=SamplerSettings(steps=2),
     )
     fine_tune(told, tmp_path / "out")
     cleaned, restored = (log_of(tmp_path / "out", name, "psnr") for name in ("cleaner", "diffusion"))
     loss = log_of(tmp_path / "out", "diffusion", "loss")
-    assert cleaned[-1] > cleaned[0] + 3
-    assert len(restored) == 3 and restored[-1] > restored[0] + 1.5
+    assert cleaned[-1] > cleaned[0] + 2
+    assert len(restored) == 3 and restored[-1] > restored[0] + 3
     assert sum(loss[-2:]) < 0.7 * sum(loss[:2])
     model = load(tmp_path / "out")
     sampler = sampler_of(tmp_path / "out", model)
@@ -138,22 +139,22 @@ def test_only_the_declared_part_changes(
     assert (tmp_path / "restorl_model.json").read_text() == (folder / "restorl_model.json").read_text()
 
 
-@pytest.mark.parametrize("killed_in", ["cleaner", "diffusion"])
+@pytest.mark.parametrize(("killed_in", "after"), [("cleaner", 3), ("diffusion", 1)])
 def test_a_killed_training_goes_on_to_the_same_bits_and_log(
-    killed_in: str, folder: Path, pairs: Path, tmp_path: Path
+    killed_in: str, after: int, folder: Path, pairs: Path, tmp_path: Path
 ) -> None:
-    rhythm = {"iterations": 5, "checkpoint_every": 2, "log_every": 3, "ema": 0.9, "warmup": 4}
+    rhythm = {"iterations": 4, "checkpoint_every": 2, "log_every": 3, "ema": 0.9, "warmup": 4}
     told = recipe(
         folder,
         pairs,
         cleaner=cleaning(**rhythm),
         diffusion=stage(**rhythm, adapt=LORA),
-        validation=replace(ENDS, every=3),
+        validation=replace(ENDS, every=3, crop=16),
     )
     fine_tune(told, tmp_path / "whole")
 
     def kill(name: str, done: int, total: int, figures: dict[str, float]) -> None:
-        if (name, done) == (killed_in, 3):
+        if (name, done) == (killed_in, after):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -202,7 +203,7 @@ def test_every_model_takes_two_steps(name: str, pairs: Path, tmp_path: Path) -> 
     assert all(math.isfinite(loss) and loss > 0 for loss in log_of(tmp_path / "out", "diffusion", "loss"))
     old, new = before.policy.state_dict(), after.policy.state_dict()
     changed = [k for k, v in old.items() if not torch.equal(v, new[k])]
-    assert changed and all(k in dict(before.policy.named_parameters()) for k in changed)
+    assert changed and all(re.match("|".join(before.trainable_names), k) for k in changed)
 
 
 def test_the_loss_of_a_batch_does_not_depend_on_how_it_is_split(folder: Path, pairs: Path) -> None:
