@@ -103,14 +103,14 @@ def test_a_model_learns_a_task_it_did_not_know_and_its_folder_restores_as_well_a
         pairs,
         cleaner=cleaning(iterations=14, batch_size=4, crop=32, warmup=2, log_every=5),
         diffusion=stage(iterations=24, batch_size=4, crop=32, warmup=4, ema=0.8, log_every=6),
-        validation=Validation(every=12, images=4, crop=32, batch=4),
+        validation=Validation(every=0, images=4, crop=32, batch=4),
         sampler=SamplerSettings(steps=2),
     )
     fine_tune(told, tmp_path / "out")
     cleaned, restored = (log_of(tmp_path / "out", name, "psnr") for name in ("cleaner", "diffusion"))
     loss = log_of(tmp_path / "out", "diffusion", "loss")
     assert cleaned[-1] > cleaned[0] + 2
-    assert len(restored) == 3 and restored[-1] > restored[0] + 3
+    assert len(restored) == 2 and restored[-1] > restored[0] + 3
     assert sum(loss[-2:]) < 0.7 * sum(loss[:2])
     model = load(tmp_path / "out")
     sampler = sampler_of(tmp_path / "out", model)
@@ -174,8 +174,8 @@ def test_a_killed_training_goes_on_to_the_same_bits_and_log(
 def test_a_finished_training_goes_on_when_more_iterations_are_asked_for(
     folder: Path, pairs: Path, tmp_path: Path
 ) -> None:
-    fine_tune(recipe(folder, pairs, diffusion=stage(iterations=4)), tmp_path / "whole")
-    for iterations in (2, 4):
+    fine_tune(recipe(folder, pairs, diffusion=stage()), tmp_path / "whole")
+    for iterations in (1, 2):
         fine_tune(recipe(folder, pairs, diffusion=stage(iterations=iterations)), tmp_path / "longer")
     whole, longer = weights_of(tmp_path / "whole"), weights_of(tmp_path / "longer")
     assert all(torch.equal(value, longer[name]) for name, value in whole.items())
@@ -199,7 +199,9 @@ def test_the_merged_lora_gives_the_pictures_that_the_adapter_gave(folder: Path, 
 def test_every_model_takes_two_steps(name: str, pairs: Path, tmp_path: Path) -> None:
     before = MODELS[name](tmp_path)
     before.save(tmp_path / "model")
-    after = fine_tune(recipe(tmp_path / "model", pairs, diffusion=stage(crop=64, adapt=LORA)), tmp_path / "out")
+    after = fine_tune(
+        recipe(tmp_path / "model", pairs, diffusion=stage(crop=64, batch_size=1, adapt=LORA)), tmp_path / "out"
+    )
     assert all(math.isfinite(loss) and loss > 0 for loss in log_of(tmp_path / "out", "diffusion", "loss"))
     old, new = before.policy.state_dict(), after.policy.state_dict()
     changed = [k for k, v in old.items() if not torch.equal(v, new[k])]
