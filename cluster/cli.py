@@ -96,22 +96,41 @@ def train(
 @app.command()
 @guarded
 def pretrain(
-    config: Annotated[Path, typer.Argument(help="YAML recipe of the base model.")],
+    config: Annotated[Path, typer.Argument(help="YAML recipe of the training.")],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the model; default `models/<name of CONFIG>`.")] = None,
 ) -> None:
-    """Train a small base model by supervised learning, from scratch. Finished stages are kept.
+    """Supervised learning: fine-tune a model on a task (`kind: sft`), or train a small one from scratch.
+
+    restorl pretrain configs/sft.yaml model=models/diffbir data.root=data/LOLv1 --out models/diffbir_lol
 
     restorl pretrain configs/pretrain_demo.yaml --out models/demo
-    """
-    from cluster.configure import load_config
-    from restoration.pretrain.run import PretrainRecipe
-    from restoration.pretrain.run import pretrain as run_pretraining
 
-    recipe = load_config(PretrainRecipe, config, overrides or [])
-    folder = out or Path("models") / config.stem
-    with Counter() as shown:
-        run_pretraining(recipe, folder, lambda stage, done, total, result: shown(stage, done, total))
+    Stopped, the same command goes on: fine-tuning from its last state, training from scratch after the last finished
+    stage.
+    """
+    from cluster.configure import ConfigError, load_config, value_of
+    from restoration.pretrain.run import PretrainRecipe
+    from restoration.pretrain.run import pretrain as train_from_scratch
+    from restoration.pretrain.sft import SftRecipe, fine_tune
+
+    given, folder = overrides or [], out or Path("models") / config.stem
+    kind = value_of("kind", config, given) or "scratch"
+    if kind not in ("scratch", "sft"):
+        raise ConfigError.of(f"kind: {kind} is no kind of supervised learning; choose sft or scratch")
+
+    try:
+        with Counter() as shown:
+
+            def show(stage: str, done: int, total: int, figures: dict[str, float]) -> None:
+                shown(stage, done, total)
+
+            if kind == "sft":
+                fine_tune(load_config(SftRecipe, config, given), folder, show)
+            else:
+                train_from_scratch(load_config(PretrainRecipe, config, given), folder, show)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(str(error) or "stopped; the same command goes on") from None
     print(f"model: {folder}")
 
 

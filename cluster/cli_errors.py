@@ -19,6 +19,7 @@ DEBUG = "RESTORL_DEBUG"
 # By name: the rooms share no base class, and importing them all would cost seconds before any command starts.
 EXPECTED = {
     *("ConfigError", "ClusterError", "ImageError", "DataError", "AdapterError", "CheckpointError", "WeightsError"),
+    "RecipeError",
     *(
         "StoreError",
         "SchemaError",

@@ -66,6 +66,20 @@ def load_config(model: type[M], path: Path | str, overrides: Sequence[str] = ())
     return build_config(model, data, origins)
 
 
+def value_of(key: str, path: Path | str, overrides: Sequence[str] = ()) -> Any:
+    """What a recipe and its overrides give the top-level `key`, or None; nothing else is looked at.
+
+    Raises:
+        ConfigError: a file that can't be read.
+    """
+    value = _read(Path(path), {}, ()).get(key)
+    for text in overrides:
+        name, equals, _ = text.partition("=")
+        if equals and name.strip() == key:
+            value = parse_override(text)[1]
+    return value
+
+
 def build_config(model: type[M], data: Mapping[str, Any], origins: Mapping[Key, str] | None = None) -> M:
     """The model of plain `data`; raises ConfigError with one problem for each wrong key or value."""
     origins = origins or {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,16 +49,12 @@ def load_policy(
         ConfigError: neither a run nor a model.
         CheckpointError: the run has no such checkpoint, or files that are damaged or don't fit.
     """
-    from restoration.base_models import load
-    from restoration.base_models.interface import SamplerSettings
+    from restoration.base_models import load, sampler_of
 
     folder = Path(run_or_folder)
     if (folder / MODEL_FILE).is_file():
-        recipe = folder / "recipe.json"
         model = load(folder, embeddings)
-        if not recipe.is_file():
-            return model, model.sampler
-        return model, SamplerSettings(**json.loads(recipe.read_text(encoding="utf-8")).get("sampler", {}))
+        return model, sampler_of(folder, model)
     if not is_run(folder):
         raise ConfigError.of(
             f"{folder} is neither a run ({CONFIG_FILE}) nor a model ({MODEL_FILE}); give the folder of either"

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from learner import checkpoint
 from learner.advantage import RewardTracks
-from learner.average import WeightAverage
 from learner.batch import GlobalBatch, PairLoader, Work, assemble, make_work, plan_updates, share
 from learner.engine import Engine, join
 from learner.replay import Loader, PolicyMicro, Replay, SftMicro
 from learner.settings import LearnerSettings
 from learner.statistics import Statistics, batch_summary
-from restoration.adapters import make_trainable, trained_parameters
+from restoration.adapters import enable_checkpointing, make_trainable, trained_parameters
+from restoration.average import WeightAverage
 from restoration.base_models.interface import BaseModel
 from restoration.weights import WeightsInfo, to_bytes
 from trajectories.schema import Trajectories, decode
@@ -233,11 +233,3 @@ class LearnerRank:
         files = checkpoint.read(folder)
         self.load_files(files)
         return files
-
-
-def enable_checkpointing(model: BaseModel) -> None:
-    """Recompute activations in the backward pass, in every network of the policy that can (diffusers' do)."""
-    for module in model.policy.children():
-        enable = getattr(module, "enable_gradient_checkpointing", None)
-        if callable(enable):
-            enable()

@@ -66,10 +66,13 @@ class _Adapted:
     frozen: dict[str, nn.Parameter] = field(default_factory=dict)
 
 
-def make_trainable(model: BaseModel, settings: AdaptSettings) -> list[nn.Parameter]:
+def make_trainable(model: BaseModel, settings: AdaptSettings, keep_reference: bool = True) -> list[nn.Parameter]:
     """Freeze the policy but for what `settings` trains; returns those parameters in the policy's order.
 
     A fresh LoRA changes nothing: its second matrix is 0.
+
+    Args:
+        keep_reference: full training keeps the frozen copy that `reference` needs.
 
     Raises:
         AdapterError: the model was adapted before, or nothing matches.
@@ -97,11 +100,19 @@ def make_trainable(model: BaseModel, settings: AdaptSettings) -> list[nn.Paramet
         if p is not None and id(p) in names
     ]
     frozen = {}
-    if settings.mode == "full":
+    if settings.mode == "full" and keep_reference:
         frozen = {name: nn.Parameter(p.detach().clone(), requires_grad=False) for name, p in parameters.items()}
     # A plain attribute: a registered copy would show up in state_dict and be sharded by ZeRO.
     object.__setattr__(policy, _STATE, _Adapted(settings, parameters, slots, frozen))
     return list(parameters.values())
+
+
+def enable_checkpointing(model: BaseModel) -> None:
+    """Recompute activations in the backward pass, in every network of the policy that can (diffusers' do)."""
+    for module in model.policy.children():
+        enable = getattr(module, "enable_gradient_checkpointing", None)
+        if callable(enable):
+            enable()
 
 
 def trained_parameters(model: BaseModel) -> dict[str, nn.Parameter]:
@@ -118,6 +129,9 @@ def reference(model: BaseModel) -> Iterator[None]:
     """Inside, the policy is the SFT policy, exactly; after it, also by an exception, the trained one again.
 
     Graphs built before or inside keep their own parameters, so it may be entered between a forward and its backward.
+
+    Raises:
+        AdapterError: full training without a reference, or under ZeRO-3.
     """
     state = _adapted(model)
     if state.settings.mode == "lora":
@@ -132,6 +146,8 @@ def reference(model: BaseModel) -> Iterator[None]:
             for layer, value in zip(layers, before, strict=True):
                 layer._disable_adapters = value
         return
+    if not state.frozen:
+        raise AdapterError(f"{model.name} was made trainable without a reference: use keep_reference=True")
     if any(hasattr(p, "ds_id") for p in state.parameters.values()):
         raise AdapterError("full training under ZeRO-3 keeps no reference policy: use kl_beta 0, LoRA or ZeRO-2")
     for name, parameter in state.parameters.items():

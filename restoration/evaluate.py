@@ -9,11 +9,12 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from restoration.base_models.interface import BaseModel, SamplerSettings
 from restoration.datasets.paired import Match, PairedFolder
@@ -25,6 +26,25 @@ Pixels: TypeAlias = NDArray[np.uint8]
 Figures: TypeAlias = NDArray[np.float64] | NDArray[np.float32]
 ScoreFunction = Callable[[Pixels], NDArray[np.float32]]
 ImageSink = Callable[[str, Pixels, Pixels, Pixels], None]
+
+
+class Picture(Protocol):
+    """A degraded image and its original, both of `size` (height, width)."""
+
+    @property
+    def image_id(self) -> str: ...
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+
+
+class Pairs(Protocol):
+    """What is evaluated, such as a `PairedFolder`; `load` gives (lq, gt), float32 [3, H, W] in [0, 1] each."""
+
+    @property
+    def pairs(self) -> Sequence[Picture]: ...
+
+    def load(self, image_id: str) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +62,7 @@ class Row:
 @torch.no_grad()
 def evaluate_pairs(
     model: BaseModel | None,
-    pairs: PairedFolder,
+    pairs: Pairs,
     sampler: SamplerSettings,
     scorers: Mapping[str, ScoreFunction],
     protocol_name: str = DEFAULT_PROTOCOL,
@@ -97,7 +117,7 @@ def evaluate_pairs(
                 if on_image is not None:
                     on_image(image_id, inputs[i], results[i], originals[i])
             if progress is not None:
-                progress(len(rows), len(pairs))
+                progress(len(rows), len(pairs.pairs))
     return [rows[pair.image_id] for pair in pairs.pairs]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from restoration.backbones import restormer, snr
 from restoration.backbones.restormer import Restormer, RestormerConfig
@@ -41,6 +41,13 @@ def empty_cleaner(shapes: Shapes, file: Path | str, **choices: Any) -> Cleaner:
         f"{file} holds no cleaner: neither patch_embed.proj.weight (Restormer) nor conv_first_1.weight (SNR-aware) is "
         "among its keys"
     )
+
+
+def training_loss(cleaner: nn.Module, restored: Tensor, gt: Tensor) -> Tensor:
+    """What the cleaner's authors minimise, float32 [B]: mean L1, or the Charbonnier mean √(d² + 1e-6) of SNR-aware."""
+    difference = restored.float() - gt
+    each = (difference.square() + 1e-6).sqrt() if isinstance(cleaner, SNRAware) else difference.abs()
+    return each.flatten(1).mean(1)
 
 
 def cleaner_from_released(state: Mapping[str, Tensor], file: Path | str, **choices: Any) -> Cleaner:

@@ -15,7 +15,17 @@ from restoration.base_models.embeddings import PerImage
 from restoration.base_models.interface import BaseModel, Condition, SamplerSettings
 from restoration.checkpoints import CheckpointError, read_json
 
-__all__ = ["KINDS", "BaseModel", "CheckpointError", "Condition", "SamplerSettings", "class_of", "convert", "load"]
+__all__ = [
+    "KINDS",
+    "BaseModel",
+    "CheckpointError",
+    "Condition",
+    "SamplerSettings",
+    "class_of",
+    "convert",
+    "load",
+    "sampler_of",
+]
 
 KINDS = {
     "diffbir": "restoration.base_models.diffbir:DiffBIR",
@@ -53,6 +63,12 @@ def load(folder: Path | str, embeddings: Path | None = None) -> BaseModel:
     if embeddings is not None:
         model.per_image = PerImage(embeddings)
     return model
+
+
+def sampler_of(folder: Path | str, model: BaseModel) -> SamplerSettings:
+    """How `model`, loaded from `folder`, restores: as the recipe it was trained with says, or else its authors."""
+    recipe = Path(folder) / "recipe.json"
+    return SamplerSettings(**read_json(recipe).get("sampler", {})) if recipe.is_file() else model.sampler
 
 
 def class_of(kind: str) -> Any:

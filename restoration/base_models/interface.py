@@ -140,6 +140,11 @@ class BaseModel(Protocol):
     def policy(self) -> nn.Module: ...
 
     @property
+    def cleaner(self) -> nn.Module | None:
+        """What makes the clean condition, [B, 3, H, W] -> the same, not clamped; None for a model without."""
+        ...
+
+    @property
     def trainable_names(self) -> tuple[str, ...]:
         """Regular expressions that begin `policy`'s names of the parameters that SFT trains."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,10 @@ class PhotoCrops:
         factor = max(factor, self.crop / min(photo.size))
         size = (round(photo.width * factor), round(photo.height * factor))
         return photo if size == photo.size else photo.resize(size, Image.Resampling.LANCZOS)
+
+    def reseed(self, seed: Sequence[int]) -> None:
+        """The crops from here on depend on `seed` and not on those before."""
+        self.rng = np.random.default_rng(seed)
 
     def one(self) -> np.ndarray:
         """One uint8 crop [crop, crop, 3]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,11 @@ class DegradedCrops:
         self.recipe = recipe
         self.crops = PhotoCrops(folder, crop, recipe.scale, seed)
         self.rng = np.random.default_rng((seed, 1))
+
+    def reseed(self, seed: Sequence[int]) -> None:
+        """The pairs from here on depend on `seed` and not on those before."""
+        self.crops.reseed(seed)
+        self.rng = np.random.default_rng((*seed, 1))
 
     def batch(self, size: int) -> tuple[Tensor, Tensor]:
         gt = self.crops.batch(size)

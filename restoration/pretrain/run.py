@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from diffusers import AutoencoderKL
@@ -24,6 +25,7 @@ from restoration.pretrain.vae import VaeRecipe, train_vae
 class PretrainRecipe:
     """What `restorl pretrain` trains; photographs of `photos`/train, judged on `photos`/heldout."""
 
+    kind: Literal["scratch"] = "scratch"
     photos: Path = Path("data/photos")
     pairs: PairRecipe = field(default_factory=PairRecipe)
     vae: VaeRecipe = field(default_factory=VaeRecipe)

@@ -10,6 +10,7 @@ from cluster.config import RunConfig
 from cluster.configure import load_config
 from cluster.single import method_of
 from restoration.pretrain.run import PretrainRecipe
+from restoration.pretrain.sft import SftRecipe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ABLATIONS = {
@@ -38,6 +39,8 @@ def recipe(name: str) -> dict[str, Any]:
 def test_every_shipped_recipe_loads(path: Path) -> None:
     if path.stem.startswith("pretrain"):
         load_config(PretrainRecipe, path)
+    elif path.stem == "sft":
+        load_config(SftRecipe, path, ["model=models/demo", "data.root=data/demo/rain"])
     else:
         load_config(RunConfig, path, [] if "model" in path.read_text() else ["model=models/demo"])
 

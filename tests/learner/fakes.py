@@ -54,6 +54,7 @@ class FakeModel:
 
     name = "fake"
     size_multiple = 4
+    cleaner = None
     sampler = SamplerSettings()
     per_image = None
     train_timesteps = 1000

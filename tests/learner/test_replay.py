@@ -5,10 +5,9 @@ from torch.distributions import Normal
 
 from learner.advantage import AdvantageSettings, RewardTracks
 from learner.batch import GlobalBatch, assemble, make_work
-from learner.learner import enable_checkpointing
 from learner.objective import ObjectiveSettings
 from learner.replay import Loader, Replay
-from restoration.adapters import AdaptSettings, make_trainable, trained_parameters
+from restoration.adapters import AdaptSettings, enable_checkpointing, make_trainable, trained_parameters
 from restoration.base_models import load
 from restoration.transition import predict_x0, transition_mean
 from tests.learner.fakes import SAMPLER, FakeModel, fake_pairs, roll_out_group

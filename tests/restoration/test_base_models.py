@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from restoration.adapters import AdaptSettings, make_trainable, trained_parameters
+from restoration.adapters import AdaptSettings, enable_checkpointing, make_trainable, trained_parameters
 from restoration.base_models import CheckpointError, load
 from restoration.base_models.interface import BaseModel, SamplerSettings
 from restoration.restore import sample
@@ -107,8 +107,6 @@ def test_the_sft_loss_is_one_number_a_sample_and_falls_with_the_output_nearer_to
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(folder: Path) -> None:
-    from learner.learner import enable_checkpointing
-
     found = []
     for checkpointing in (False, True):
         model = load(folder / "model")

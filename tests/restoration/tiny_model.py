@@ -22,6 +22,7 @@ class TinyModel:
     per_image = None
     train_timesteps = 1000
     trainable_names = ("",)
+    cleaner = None
     lora_targets = ".*"
 
     def __init__(self, gain: float = 1.0, noise: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""Exponential moving average of the trained weights: what a noisy policy gradient circles around."""
+"""Exponential moving average of the trained weights: what noisy gradients circle around."""
 
 from __future__ import annotations
 

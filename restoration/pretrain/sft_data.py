@@ -1,0 +1,139 @@
+"""What supervised fine-tuning learns from: crops of paired folders, or of photographs degraded on the fly.
+
+A batch depends on its seed alone, not on the batches before it, so that an interrupted training goes on with exactly
+the data it would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from restoration.datasets.paired import Match, PairedFolder, crop_pair, discover, random_crop
+from restoration.pretrain.pairs import DegradedCrops, PairRecipe
+
+_HELDOUT_SEED = 1
+
+
+@dataclass(frozen=True)
+class SftData:
+    """Either `root` or `photos`.
+
+    Attributes:
+        root: paired folders `root`/`train`/{input,target} or another public layout; `heldout` is never trained on.
+        match: how LQ and GT are paired: by `stem`, by the `digits` in their names, or `sorted` order; null: by layout.
+        photos: clean photographs, all read into memory, in `photos`/train and `photos`/heldout.
+        pairs: how those are degraded.
+        cache_mb: decoded images of `root` kept in memory, 10^6 bytes.
+    """
+
+    root: Path | None = None
+    train: str = "train"
+    heldout: str = "test"
+    match: Match | None = None
+    photos: Path | None = None
+    pairs: PairRecipe = field(default_factory=PairRecipe)
+    cache_mb: int = 1024
+
+    def __post_init__(self) -> None:
+        if (self.root is None) == (self.photos is None):
+            raise ValueError("data.root or data.photos: give one of them, paired folders or photographs to degrade")
+        if self.cache_mb < 0:
+            raise ValueError(f"data.cache_mb={self.cache_mb}: 0 or above")
+
+
+class TrainingPairs(Protocol):
+    def batch(self, size: int, seed: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(lq, gt), float32 [size, 3, crop, crop] in [0, 1] each, on the CPU."""
+        ...
+
+
+@dataclass(frozen=True)
+class _FolderCrops:
+    folder: PairedFolder
+    crop: int
+
+    def batch(self, size: int, seed: Sequence[int]) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng(seed)
+        lq, gt = zip(*(self._one(rng) for _ in range(size)), strict=True)
+        return torch.stack(lq), torch.stack(gt)
+
+    def _one(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        pair = self.folder.pairs[rng.integers(len(self.folder))]
+        crop, flip = random_crop(pair.size, self.crop, rng), bool(rng.random() < 0.5)
+        return crop_pair(*self.folder.load(pair.image_id), crop, flip)
+
+
+@dataclass(frozen=True)
+class _PhotoPairs:
+    drawn: DegradedCrops
+
+    def batch(self, size: int, seed: Sequence[int]) -> tuple[Tensor, Tensor]:
+        self.drawn.reseed(seed)
+        return self.drawn.batch(size)
+
+
+@dataclass(frozen=True)
+class HeldOutPicture:
+    image_id: str
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out pairs that a training is watched by; `restoration.evaluate.Pairs`."""
+
+    pairs: tuple[HeldOutPicture, ...]
+    load: Callable[[str], tuple[Tensor, Tensor]]
+
+
+def training_pairs(data: SftData, crop: int, seed: int) -> TrainingPairs:
+    """Random crops of side `crop`, mirrored at random (photographs turned too).
+
+    Raises:
+        FileNotFoundError: no such folder, or no photograph in it.
+        DataError: folders that don't form pairs, or images smaller than the crop.
+    """
+    if data.root is None:
+        assert data.photos is not None
+        return _PhotoPairs(DegradedCrops(data.photos / "train", data.pairs, crop, seed))
+    folder = discover(data.root, data.train, data.match, data.cache_mb * 10**6)
+    folder.require_side(crop)
+    return _FolderCrops(folder, crop)
+
+
+def held_out(data: SftData, count: int, crop: int) -> HeldOut:
+    """At most `count` pairs, evenly chosen, cut to at most `crop` pixels a side from the middle (0: whole images).
+
+    Photographs give `count` degraded crops of `crop` pixels (0: 256), always the same.
+
+    Raises:
+        FileNotFoundError, DataError: as `training_pairs`.
+    """
+    if data.root is None:
+        assert data.photos is not None
+        side = crop or 256
+        lq, gt = DegradedCrops(data.photos / "heldout", data.pairs, side, _HELDOUT_SEED).batch(count)
+        names = [f"{i:04d}" for i in range(count)]
+        pictures = {name: (a, b) for name, a, b in zip(names, lq, gt, strict=True)}
+        return HeldOut(tuple(HeldOutPicture(name, (side, side)) for name in names), pictures.__getitem__)
+    folder = discover(data.root, data.heldout, data.match, 0)
+    count = min(count, len(folder))
+    chosen = [folder.pairs[i * len(folder) // count] for i in range(count)]
+    windows = {p.image_id: _middle(p.size, crop) for p in chosen}
+
+    def load(image_id: str) -> tuple[Tensor, Tensor]:
+        return crop_pair(*folder.load(image_id), windows[image_id], flip=False)
+
+    return HeldOut(tuple(HeldOutPicture(name, window[2:]) for name, window in windows.items()), load)
+
+
+def _middle(size: tuple[int, int], crop: int) -> tuple[int, int, int, int]:
+    height, width = (min(side, crop) if crop else side for side in size)
+    return (size[0] - height) // 2, (size[1] - width) // 2, height, width

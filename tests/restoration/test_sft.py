@@ -1,0 +1,334 @@
+"""Supervised fine-tuning of a base model on a task."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from restoration.adapters import AdapterError, AdaptSettings, load_trainable, make_trainable, reference
+from restoration.backbones.cleaners import training_loss
+from restoration.backbones.restormer import Restormer, RestormerConfig
+from restoration.backbones.snr import SNRAware, SNRConfig
+from restoration.base_models import CheckpointError, load, sampler_of
+from restoration.base_models.interface import SamplerSettings
+from restoration.checkpoints import empty
+from restoration.datasets.paired import DataError, discover
+from restoration.evaluate import evaluate_pairs, mean_values
+from restoration.pretrain.crops import PhotoCrops
+from restoration.pretrain.pairs import PairRecipe
+from restoration.pretrain.sft import (
+    CleanerStage,
+    DiffusionStage,
+    RecipeError,
+    SftRecipe,
+    Validation,
+    diffusion_losses,
+    fine_tune,
+)
+from restoration.pretrain.sft_data import SftData, held_out, training_pairs
+from restoration.restore import sample
+from tests.restoration.released_models import MODELS
+from tests.restoration.tiny_model import TinyModel
+
+DEMO = Path(__file__).resolve().parents[2] / "models" / "demo"
+QUICK = SamplerSettings(steps=1)
+LORA = AdaptSettings("lora", rank=2, alpha=2.0)
+ENDS = Validation(every=0, images=1, crop=64, batch=1)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory, photo_folder: Path) -> Path:
+    """Photographs, and the same darkened with red and blue exchanged."""
+    root = tmp_path_factory.mktemp("pairs")
+    for split, source, count in (("train", "train", 24), ("test", "heldout", 4)):
+        crops = PhotoCrops(photo_folder / source, 64, (0.25, 0.25), seed=0)
+        for name in ("input", "target"):
+            (root / split / name).mkdir(parents=True)
+        for i in range(count):
+            gt = crops.one()
+            Image.fromarray(gt).save(root / split / "target" / f"{i}.png")
+            Image.fromarray((gt[..., ::-1] * 0.5).round().astype(np.uint8)).save(root / split / "input" / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny ControlNet of Stable Diffusion."""
+    place = tmp_path_factory.mktemp("controlnet")
+    MODELS["controlnet"](place).save(place / "model")
+    return place / "model"
+
+
+def stage(**settings: Any) -> DiffusionStage:
+    chosen = {"iterations": 2, "batch_size": 2, "micro_batch": 2, "crop": 16, "lr": 1e-3, "warmup": 0, **settings}
+    return DiffusionStage(**chosen)
+
+
+def cleaning(**settings: Any) -> CleanerStage:
+    chosen = {"iterations": 2, "batch_size": 2, "micro_batch": 2, "crop": 16, "lr": 1e-3, "warmup": 0, **settings}
+    return CleanerStage(**chosen)
+
+
+def recipe(model: Path, root: Path, **settings: Any) -> SftRecipe:
+    chosen = {"diffusion": stage(), "validation": ENDS, "sampler": QUICK, "device": "cpu", **settings}
+    return SftRecipe(model=model, data=SftData(root=root), **chosen)
+
+
+def log_of(out: Path, name: str, key: str) -> list[float]:
+    lines = [json.loads(line) for line in (out / "sft.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines if line["stage"] == name and key in line]
+
+
+def weights_of(model: Path) -> dict[str, Tensor]:
+    files = [f for f in model.rglob("*.safetensors") if "stages" not in f.parts]
+    return {f"{f.relative_to(model).parent}/{k}": v for f in files for k, v in load_file(f).items()}
+
+
+def test_a_model_learns_a_task_it_did_not_know_and_its_folder_restores_as_well_as_the_log_says(
+    pairs: Path, tmp_path: Path
+) -> None:
+    told = recipe(
+        DEMO,
+        pairs,
+        cleaner=cleaning(iterations=14, batch_size=4, crop=32, warmup=2, log_every=5),
+        diffusion=stage(iterations=24, batch_size=4, crop=32, warmup=4, ema=0.8, log_every=6),
+        validation=Validation(every=0, images=4, crop=32, batch=4),
+        sampler=SamplerSettings(steps=2),
+    )
+    fine_tune(told, tmp_path / "out")
+    cleaned, restored = (log_of(tmp_path / "out", name, "psnr") for name in ("cleaner", "diffusion"))
+    loss = log_of(tmp_path / "out", "diffusion", "loss")
+    assert cleaned[-1] > cleaned[0] + 2
+    assert len(restored) == 2 and restored[-1] > restored[0] + 3
+    assert sum(loss[-2:]) < 0.7 * sum(loss[:2])
+    model = load(tmp_path / "out")
+    sampler = sampler_of(tmp_path / "out", model)
+    assert sampler == told.sampler
+    rows = evaluate_pairs(model, held_out(told.data, 4, 32), sampler, {})
+    assert math.isclose(mean_values(rows)["psnr"], restored[-1], abs_tol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changed", "settings"),
+    [
+        ("controlnet", {"diffusion": stage()}),
+        ("controlnet", {"diffusion": stage(adapt=LORA)}),
+        ("cleaner", {"diffusion": None, "cleaner": cleaning()}),
+    ],
+    ids=["full", "lora", "cleaner"],
+)
+def test_only_the_declared_part_changes(
+    changed: str, settings: dict[str, Any], folder: Path, pairs: Path, tmp_path: Path
+) -> None:
+    fine_tune(recipe(folder, pairs, **settings), tmp_path)
+    before, after = weights_of(folder), weights_of(tmp_path)
+    assert before.keys() == after.keys()
+    differing = {name.split("/")[0] for name, value in before.items() if not torch.equal(value, after[name])}
+    assert differing == {changed}
+    assert (tmp_path / "restorl_model.json").read_text() == (folder / "restorl_model.json").read_text()
+
+
+@pytest.mark.parametrize(("killed_in", "after"), [("cleaner", 3), ("diffusion", 1)])
+def test_a_killed_training_goes_on_to_the_same_bits_and_log(
+    killed_in: str, after: int, folder: Path, pairs: Path, tmp_path: Path
+) -> None:
+    rhythm = {"iterations": 4, "checkpoint_every": 2, "log_every": 3, "ema": 0.9, "warmup": 4}
+    told = recipe(
+        folder,
+        pairs,
+        cleaner=cleaning(**rhythm),
+        diffusion=stage(**rhythm, adapt=LORA),
+        validation=replace(ENDS, every=3, crop=16),
+    )
+    fine_tune(told, tmp_path / "whole")
+
+    def kill(name: str, done: int, total: int, figures: dict[str, float]) -> None:
+        if (name, done) == (killed_in, after):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(told, tmp_path / "killed", kill)
+    assert not (tmp_path / "killed" / "restorl_model.json").exists()
+    fine_tune(told, tmp_path / "killed")
+    whole, again = weights_of(tmp_path / "whole"), weights_of(tmp_path / "killed")
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+    states = [load_file(tmp_path / f / "stages" / "diffusion.safetensors") for f in ("whole", "killed")]
+    assert states[0].keys() == states[1].keys() and any(k.startswith("adamw.exp_avg_sq/") for k in states[0])
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    logs = [(tmp_path / f / "sft.jsonl").read_text().splitlines() for f in ("whole", "killed")]
+    whole_log, again_log = ([json.loads(line) | {"iteration_s": 0} for line in log] for log in logs)
+    assert whole_log == again_log
+
+
+def test_a_finished_training_goes_on_when_more_iterations_are_asked_for(
+    folder: Path, pairs: Path, tmp_path: Path
+) -> None:
+    fine_tune(recipe(folder, pairs, diffusion=stage()), tmp_path / "whole")
+    for iterations in (1, 2):
+        fine_tune(recipe(folder, pairs, diffusion=stage(iterations=iterations)), tmp_path / "longer")
+    whole, longer = weights_of(tmp_path / "whole"), weights_of(tmp_path / "longer")
+    assert all(torch.equal(value, longer[name]) for name, value in whole.items())
+
+
+def test_the_merged_lora_gives_the_pictures_that_the_adapter_gave(folder: Path, pairs: Path, tmp_path: Path) -> None:
+    fine_tune(recipe(folder, pairs, diffusion=stage(iterations=4, lr=0.03, adapt=LORA)), tmp_path)
+    adapted = load(folder)
+    make_trainable(adapted, LORA)
+    state = load_file(tmp_path / "stages" / "diffusion.safetensors")
+    load_trainable(adapted, {k.removeprefix("weights/"): v for k, v in state.items() if k.startswith("weights/")})
+    lq = torch.rand(2, 3, 32, 16, generator=torch.Generator().manual_seed(0))
+    base, with_adapter, merged = (
+        sample(m, lq, QUICK, torch.Generator().manual_seed(0)) for m in (load(folder), adapted, load(tmp_path))
+    )
+    assert (base - merged).abs().max() > 0.01
+    assert torch.allclose(with_adapter, merged, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_takes_two_steps(name: str, pairs: Path, tmp_path: Path) -> None:
+    before = MODELS[name](tmp_path)
+    before.save(tmp_path / "model")
+    after = fine_tune(
+        recipe(tmp_path / "model", pairs, diffusion=stage(crop=64, batch_size=1, adapt=LORA)), tmp_path / "out"
+    )
+    assert all(math.isfinite(loss) and loss > 0 for loss in log_of(tmp_path / "out", "diffusion", "loss"))
+    old, new = before.policy.state_dict(), after.policy.state_dict()
+    changed = [k for k, v in old.items() if not torch.equal(v, new[k])]
+    assert changed and all(re.match("|".join(before.trainable_names), k) for k in changed)
+
+
+def test_the_loss_of_a_batch_does_not_depend_on_how_it_is_split(folder: Path, pairs: Path) -> None:
+    model, drawn = load(folder), training_pairs(SftData(root=pairs), 16, seed=0)
+    split = [
+        [float(share.detach()) for share in diffusion_losses(model, drawn, s, 0, torch.device("cpu"))(7)]
+        for s in (stage(batch_size=3, micro_batch=3), stage(batch_size=3, micro_batch=2))
+    ]
+    assert [len(shares) for shares in split] == [1, 2]
+    assert math.isclose(sum(split[0]), sum(split[1]), rel_tol=1e-5)
+
+
+def test_what_saves_memory_or_time_leaves_the_loss_about_the_same(folder: Path, pairs: Path, tmp_path: Path) -> None:
+    plain = stage(log_every=1)
+    saving = replace(plain, bfloat16=True, gradient_checkpointing=True)
+    for name, settings in (("plain", plain), ("saving", saving)):
+        fine_tune(recipe(folder, pairs, diffusion=settings), tmp_path / name)
+    losses = [log_of(tmp_path / name, "diffusion", "loss") for name in ("plain", "saving")]
+    assert losses[0] != losses[1]
+    assert np.allclose(*losses, rtol=0.02)
+
+
+def test_an_offset_gives_the_noise_of_a_channel_a_mean_of_its_own(pairs: Path) -> None:
+    class Listening(TinyModel):
+        def sft_loss(self, gt_latent: Tensor, condition: Any, timestep: Tensor, noise: Tensor) -> Tensor:
+            self.noise = noise  # type: ignore[assignment]
+            return super().sft_loss(gt_latent, condition, timestep, noise)
+
+    heard = []
+    for offset in (0.0, 0.5):
+        model = Listening()
+        drawn = training_pairs(SftData(root=pairs), 16, seed=0)
+        list(diffusion_losses(model, drawn, stage(noise_offset=offset), 0, torch.device("cpu"))(0))  # type: ignore[arg-type]
+        heard.append(model.noise)
+    added = heard[1] - heard[0]  # type: ignore[operator]
+    assert added.abs().min() > 1e-3
+    assert torch.allclose(added, added[..., :1, :1].expand_as(added), atol=1e-5)
+
+
+def test_pairs_depend_on_the_seed_and_not_on_those_before(pairs: Path, photo_folder: Path) -> None:
+    degraded = SftData(photos=photo_folder, pairs=PairRecipe(scale=(0.25, 0.25)))
+    for data in (SftData(root=pairs), degraded):
+        first, other = (training_pairs(data, 16, seed=0) for _ in range(2))
+        first.batch(3, (0, 1))
+        for a, b in zip(first.batch(2, (0, 2)), other.batch(2, (0, 2)), strict=True):
+            assert torch.equal(a, b) and a.shape == (2, 3, 16, 16)
+        assert not torch.equal(first.batch(2, (0, 2))[1], first.batch(2, (0, 3))[1])
+
+
+def test_crops_of_a_pair_lie_at_the_same_place(pairs: Path) -> None:
+    lq, gt = training_pairs(SftData(root=pairs), 16, seed=0).batch(8, (0,))
+    assert torch.allclose(lq, gt.flip(1) / 2, rtol=0, atol=0.6 / 255)
+
+
+def test_held_out_pairs_are_the_same_every_time_and_cut_from_the_middle(pairs: Path, photo_folder: Path) -> None:
+    shown = held_out(SftData(root=pairs), count=3, crop=32)
+    folder = discover(pairs, "test")
+    assert [p.image_id for p in shown.pairs] == [folder.pairs[i].image_id for i in (0, 1, 2)]
+    whole = folder.load(shown.pairs[0].image_id)
+    for cut, image in zip(shown.load(shown.pairs[0].image_id), whole, strict=True):
+        assert torch.equal(cut, image[:, 16:48, 16:48])
+    assert {p.size for p in held_out(SftData(root=pairs), count=99, crop=0).pairs} == {(64, 64)}
+    degraded = SftData(photos=photo_folder, pairs=PairRecipe(scale=(0.25, 0.25)))
+    first, again = (held_out(degraded, 2, 32) for _ in range(2))
+    assert torch.equal(first.load("0001")[0], again.load("0001")[0])
+
+
+def test_the_cleaners_are_trained_by_their_authors_losses() -> None:
+    restored, gt = torch.tensor([[[[0.2]]], [[[0.5]]]]), torch.tensor([[[[0.5]]], [[[0.5]]]])
+    restormer = empty(lambda: Restormer(RestormerConfig(dim=8, num_blocks=(1, 1, 1, 1))))
+    assert torch.allclose(training_loss(restormer, restored, gt), torch.tensor([0.3, 0.0]))
+    snr = empty(lambda: SNRAware(SNRConfig()))
+    assert torch.allclose(training_loss(snr, restored, gt), torch.tensor([(0.09 + 1e-6) ** 0.5, 1e-3]))
+
+
+def test_training_without_a_reference_keeps_none(folder: Path) -> None:
+    model = load(folder)
+    make_trainable(model, AdaptSettings("full"), keep_reference=False)
+    with pytest.raises(AdapterError, match="keep_reference"), reference(model):
+        pass
+
+
+def test_a_users_mistakes_are_told(folder: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fine = recipe(folder, pairs)
+    for told, error, message in (
+        (replace(fine, diffusion=stage(crop=24)), RecipeError, r"diffusion.crop=24: .* multiples of 16"),
+        (replace(fine, diffusion=stage(crop=128)), DataError, "24 of 24 images are smaller than the crop of 128 px"),
+        (replace(fine, model=tmp_path / "none"), CheckpointError, "not a folder"),
+        (replace(fine, data=SftData(root=tmp_path / "none")), FileNotFoundError, "no folder"),
+        (replace(fine, device="cuda:77"), RecipeError, "GPUs here"),
+        (replace(fine, device="gpu"), RecipeError, "no device"),
+        (replace(fine, diffusion=stage(adapt=AdaptSettings(targets="nothing"))), AdapterError, "no module"),
+    ):
+        with pytest.raises(error, match=message):
+            fine_tune(told, tmp_path / "out")
+    with pytest.raises(CheckpointError, match="model to start from"):
+        fine_tune(fine, folder)
+    with pytest.raises(CheckpointError, match="made otherwise"):
+        fine_tune(replace(fine, model=folder), DEMO)
+    monkeypatch.setattr("restoration.pretrain.sft.load", lambda _: TinyModel())
+    with pytest.raises(RecipeError, match="tiny has no cleaner"):
+        fine_tune(replace(fine, cleaner=cleaning()), tmp_path / "out")
+    with pytest.raises(ValueError, match="one of them"):
+        SftData()
+    with pytest.raises(ValueError, match="one of them"):
+        SftData(root=pairs, photos=pairs)
+    with pytest.raises(ValueError, match="trains nothing"):
+        recipe(folder, pairs, diffusion=None)
+    with pytest.raises(ValueError, match="ema=1"):
+        stage(ema=1.0)
+
+
+def test_a_state_of_other_settings_is_not_gone_on_from(folder: Path, pairs: Path, tmp_path: Path) -> None:
+    fine_tune(recipe(folder, pairs), tmp_path)
+    with pytest.raises(CheckpointError, match=r"diffusion.lr was 0.001, now 0.002; take those back"):
+        fine_tune(recipe(folder, pairs, diffusion=stage(lr=2e-3)), tmp_path)
+    with pytest.raises(CheckpointError, match="at iteration 2 already"):
+        fine_tune(recipe(folder, pairs, diffusion=stage(iterations=1)), tmp_path)
+    (tmp_path / "stages" / "diffusion.safetensors").write_bytes(b"cut off")
+    with pytest.raises(CheckpointError, match="no state of a training"):
+        fine_tune(recipe(folder, pairs), tmp_path)
+
+
+def test_a_training_that_diverges_stops_and_says_so(folder: Path, pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=r"lower diffusion.lr"):
+        fine_tune(recipe(folder, pairs, diffusion=stage(iterations=4, lr=1e30, grad_clip=0)), tmp_path)
