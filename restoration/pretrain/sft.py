@@ -135,7 +135,7 @@ def fine_tune(recipe: SftRecipe, out: Path, progress: Progress | None = None) ->
         torch.set_num_threads(recipe.threads)
     _refuse_foreign(out, recipe.model)
     device = _device(recipe.device)
-    model = load(recipe.model)
+    model = load(recipe.model, recipe.data.embeddings)
     sampler = recipe.sampler or sampler_of(recipe.model, model)
     _check(recipe, model)
     model.to(device)
@@ -204,13 +204,13 @@ def diffusion_losses(
     """
 
     def losses(iteration: int) -> Iterator[Tensor]:
-        lq, gt = pairs.batch(settings.batch_size, (seed, 1, iteration))
+        lq, gt, ids = pairs.batch(settings.batch_size, (seed, 1, iteration))
         generator = seeded_generator(f"diffusion/{iteration}", seed)
         timestep = torch.randint(model.train_timesteps, (len(lq),), generator=generator)
         seeds = torch.randint(2**62, (len(lq),), generator=generator).tolist()
         for rows in torch.arange(len(lq)).split(settings.micro_batch):
             with torch.no_grad():
-                condition = model.condition(lq[rows].to(device))
+                condition = model.condition(lq[rows].to(device), [ids[i] for i in rows] if ids else ())
                 latent = model.encode(gt[rows].to(device))
             noise = torch.stack([_noise(latent.shape[1:], seeds[i], settings.noise_offset) for i in rows.tolist()])
             with _precision(settings, device):
@@ -231,7 +231,7 @@ def _cleaner_losses(
     cleaner: nn.Module, pairs: TrainingPairs, settings: CleanerStage, seed: int, device: torch.device
 ) -> Callable[[int], Iterator[Tensor]]:
     def losses(iteration: int) -> Iterator[Tensor]:
-        lq, gt = pairs.batch(settings.batch_size, (seed, 0, iteration))
+        lq, gt, _ = pairs.batch(settings.batch_size, (seed, 0, iteration))
         for rows in torch.arange(len(lq)).split(settings.micro_batch):
             with _precision(settings, device):
                 restored = cleaner(lq[rows].to(device))

@@ -30,6 +30,7 @@ class SftData:
         match: how LQ and GT are paired: by `stem`, by the `digits` in their names, or `sorted` order; null: by layout.
         photos: clean photographs, all read into memory, in `photos`/train and `photos`/heldout.
         pairs: how those are degraded.
+        embeddings: folder of <image id>.safetensors, what the model sees of each picture of `root` besides.
         cache_mb: decoded images of `root` kept in memory, 10^6 bytes.
     """
 
@@ -39,18 +40,23 @@ class SftData:
     match: Match | None = None
     photos: Path | None = None
     pairs: PairRecipe = field(default_factory=PairRecipe)
+    embeddings: Path | None = None
     cache_mb: int = 1024
 
     def __post_init__(self) -> None:
         if (self.root is None) == (self.photos is None):
             raise ValueError("data.root or data.photos: give one of them, paired folders or photographs to degrade")
+        if self.embeddings is not None and self.root is None:
+            raise ValueError(
+                "data.embeddings: photographs that are cut and degraded on the fly have none; give data.root"
+            )
         if self.cache_mb < 0:
             raise ValueError(f"data.cache_mb={self.cache_mb}: 0 or above")
 
 
 class TrainingPairs(Protocol):
-    def batch(self, size: int, seed: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """(lq, gt), float32 [size, 3, crop, crop] in [0, 1] each, on the CPU."""
+    def batch(self, size: int, seed: Sequence[int]) -> tuple[Tensor, Tensor, Sequence[str]]:
+        """(lq, gt, image ids), float32 [size, 3, crop, crop] in [0, 1] each, on the CPU; photographs have no ids."""
         ...
 
 
@@ -59,24 +65,24 @@ class _FolderCrops:
     folder: PairedFolder
     crop: int
 
-    def batch(self, size: int, seed: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def batch(self, size: int, seed: Sequence[int]) -> tuple[Tensor, Tensor, Sequence[str]]:
         rng = np.random.default_rng(seed)
-        lq, gt = zip(*(self._one(rng) for _ in range(size)), strict=True)
-        return torch.stack(lq), torch.stack(gt)
+        lq, gt, image_ids = zip(*(self._one(rng) for _ in range(size)), strict=True)
+        return torch.stack(lq), torch.stack(gt), image_ids
 
-    def _one(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def _one(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, str]:
         pair = self.folder.pairs[rng.integers(len(self.folder))]
         crop, flip = random_crop(pair.size, self.crop, rng), bool(rng.random() < 0.5)
-        return crop_pair(*self.folder.load(pair.image_id), crop, flip)
+        return *crop_pair(*self.folder.load(pair.image_id), crop, flip), pair.image_id
 
 
 @dataclass(frozen=True)
 class _PhotoPairs:
     drawn: DegradedCrops
 
-    def batch(self, size: int, seed: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def batch(self, size: int, seed: Sequence[int]) -> tuple[Tensor, Tensor, Sequence[str]]:
         self.drawn.reseed(seed)
-        return self.drawn.batch(size)
+        return *self.drawn.batch(size), ()
 
 
 @dataclass(frozen=True)
