@@ -306,7 +306,7 @@ def test_a_users_mistakes_are_told(folder: Path, pairs: Path, tmp_path: Path, mo
         fine_tune(fine, folder)
     with pytest.raises(CheckpointError, match="made otherwise"):
         fine_tune(replace(fine, model=folder), DEMO)
-    monkeypatch.setattr("restoration.pretrain.sft.load", lambda _: TinyModel())
+    monkeypatch.setattr("restoration.pretrain.sft.load", lambda *_: TinyModel())
     with pytest.raises(RecipeError, match="tiny has no cleaner"):
         fine_tune(replace(fine, cleaner=cleaning()), tmp_path / "out")
     with pytest.raises(ValueError, match="one of them"):
