@@ -6,7 +6,6 @@ a hint image; its residuals are added to the skips of the UNet. `scaled` latents
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -119,16 +118,9 @@ class DiffBIR(LatentDiffusion):
         }
 
     @classmethod
-    def from_parts(
-        cls,
-        vae: AutoencoderKL,
-        cleaner: Cleaner,
-        embeddings: Mapping[str, Tensor],
-        settings: Any,
-        **networks: Any,
-    ) -> Self:
-        texts = embeddings["text"], embeddings.get("negative_text")
-        return cls(vae, networks["unet"], networks["controlnet"], cleaner, *texts, settings)
+    def from_parts(cls, **given: Any) -> Self:
+        embeddings = given.pop("embeddings")
+        return cls(text=embeddings["text"], negative_text=embeddings.get("negative_text"), **given)
 
     @classmethod
     def from_released(

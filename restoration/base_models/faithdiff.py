@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from diffusers import AutoencoderKL
@@ -123,17 +123,6 @@ class FaithDiff(LatentDiffusion):
         except TypeError as error:
             raise CheckpointError(f"{config}: invalid setting: {error}") from error
         return {"unet": faithdiff_from_released(read_state(file), file, choices)}
-
-    @classmethod
-    def from_parts(
-        cls,
-        vae: AutoencoderKL,
-        cleaner: Cleaner,
-        embeddings: Mapping[str, Tensor],
-        settings: Any,
-        **networks: Any,
-    ) -> Self:
-        return cls(vae, networks["unet"], cleaner, embeddings, settings)
 
     @classmethod
     def from_released(

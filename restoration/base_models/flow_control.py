@@ -203,17 +203,6 @@ class FlowControl(LatentModel):
         return {name: read_network(kind, folder / name) for name, kind in kinds.items()}
 
     @classmethod
-    def from_parts(
-        cls,
-        vae: AutoencoderKL,
-        cleaner: Cleaner,
-        embeddings: Mapping[str, Tensor],
-        settings: Any,
-        **networks: Any,
-    ) -> Self:
-        return cls(vae, networks["transformer"], networks["controlnet"], cleaner, embeddings, settings)
-
-    @classmethod
     def from_released(
         cls,
         base: Path,

@@ -259,16 +259,13 @@ class LatentModel(ABC):
         return read_vae(folder / "vae")
 
     @classmethod
-    @abstractmethod
-    def from_parts(
-        cls,
-        vae: AutoencoderKL,
-        cleaner: Cleaner,
-        embeddings: Mapping[str, Tensor],
-        settings: Any,
-        **networks: Any,
-    ) -> Self:
-        """The model of its networks. Raises ValueError where they don't fit each other."""
+    def from_parts(cls, **given: Any) -> Self:
+        """The model of `vae`, `cleaner`, `embeddings`, `settings` and what `read_parts` gave, each by its name.
+
+        Raises:
+            ValueError: they don't fit each other.
+        """
+        return cls(**given)
 
     def refuse_lora(self) -> None:
         """Raises ValueError while the LoRA of a training is attached to the policy."""
@@ -318,7 +315,8 @@ class LatentModel(ABC):
         if cls.TEXT and "text" not in embeddings:
             raise CheckpointError(f"{folder / TEXT_FILE}: no tensor named 'text' ([1, tokens, width])")
         try:
-            return cls.from_parts(cls.read_autoencoder(folder), cleaner, embeddings, settings, **networks)
+            vae = cls.read_autoencoder(folder)
+            return cls.from_parts(vae=vae, cleaner=cleaner, embeddings=embeddings, settings=settings, **networks)
         except ValueError as error:
             raise CheckpointError(f"{folder}: {error}") from error
 

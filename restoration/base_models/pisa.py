@@ -94,17 +94,6 @@ class PiSASR(OneStep):
         return {"unet": read_updated(unet_from_released, folder / "unet", read_state(file), file)}
 
     @classmethod
-    def from_parts(
-        cls,
-        vae: AutoencoderKL,
-        cleaner: Cleaner,
-        embeddings: Mapping[str, Tensor],
-        settings: Any,
-        **networks: Any,
-    ) -> Self:
-        return cls(vae, networks["unet"], cleaner, embeddings, settings)
-
-    @classmethod
     def from_released(
         cls,
         base: Path,

@@ -159,17 +159,6 @@ class PixelControl(LatentDiffusion):
         return {name: cls._read_part(name, folder / name) for name in KINDS}
 
     @classmethod
-    def from_parts(
-        cls,
-        vae: AutoencoderKL,
-        cleaner: Cleaner,
-        embeddings: Mapping[str, Tensor],
-        settings: Any,
-        **networks: Any,
-    ) -> Self:
-        return cls(vae, networks["unet"], networks["controlnet"], cleaner, embeddings, settings)
-
-    @classmethod
     def from_released(
         cls,
         base: Path,

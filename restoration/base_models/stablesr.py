@@ -165,16 +165,9 @@ class StableSR(LatentDiffusion):
         return parts
 
     @classmethod
-    def from_parts(
-        cls,
-        vae: AutoencoderKL,
-        cleaner: Cleaner,
-        embeddings: Mapping[str, Tensor],
-        settings: Any,
-        **networks: Any,
-    ) -> Self:
-        policy = StableSRPolicy(networks[UNET], networks[ENCODER])
-        return cls(vae, policy, cleaner, embeddings, networks.get(FUSED), settings)
+    def from_parts(cls, **given: Any) -> Self:
+        policy = StableSRPolicy(given.pop(UNET), given.pop(ENCODER))
+        return cls(policy=policy, fused=given.pop(FUSED, None), **given)
 
     @classmethod
     def from_released(

@@ -128,17 +128,6 @@ class TSDSR(OneStep):
         return vae
 
     @classmethod
-    def from_parts(
-        cls,
-        vae: AutoencoderKL,
-        cleaner: Cleaner,
-        embeddings: Mapping[str, Tensor],
-        settings: Any,
-        **networks: Any,
-    ) -> Self:
-        return cls(vae, networks["transformer"], cleaner, embeddings, settings)
-
-    @classmethod
     def from_released(
         cls,
         base: Path,
