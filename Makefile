@@ -28,9 +28,11 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# One process for each part that starts Ray: a process keeps the authentication of its first cluster.
+# One process for each part that starts Ray: a process keeps the authentication of its first cluster. What starts none,
+# many tiny models, takes two processes of one thread each.
 test: lint
-	$(BIN)/python -m pytest --durations=10 --ignore=tests/learner --ignore=tests/reward_service --ignore=tests/system
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 \
+	  --ignore=tests/learner --ignore=tests/reward_service --ignore=tests/system
 	$(BIN)/python -m pytest --durations=5 tests/learner
 	$(BIN)/python -m pytest --durations=5 tests/reward_service
 	$(BIN)/python -m pytest --durations=5 tests/system
