@@ -20,7 +20,7 @@ LQ = torch.rand(3, 70, 64, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(("dtype", "near"), [(torch.bfloat16, 0.02), (torch.float16, 0.002)])
-@pytest.mark.parametrize("name", ["controlnet", "seesr", "faithdiff", "stablesr", "pisa", "tsdsr", "sd3", "flux"])
+@pytest.mark.parametrize("name", ["controlnet", "faithdiff", "pisa", "tsdsr", "sd3", "flux"])
 def test_a_cast_model_restores_nearly_the_same_picture(
     tmp_path: Path, name: str, dtype: torch.dtype, near: float
 ) -> None:
