@@ -33,7 +33,7 @@ lint: setup
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 \
 	  --ignore=tests/learner --ignore=tests/reward_service --ignore=tests/system
-	$(BIN)/python -m pytest --durations=5 tests/learner
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=5 tests/learner
 	$(BIN)/python -m pytest --durations=5 tests/reward_service
 	$(BIN)/python -m pytest --durations=5 tests/system
 

@@ -196,7 +196,7 @@ def test_the_merged_lora_gives_the_pictures_that_the_adapter_gave(folder: Path, 
     assert torch.allclose(with_adapter, merged, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - {"rap", "controlnet_sdxl"}))  # as seesr and controlnet
 def test_every_model_takes_two_steps(name: str, pairs: Path, tmp_path: Path) -> None:
     before = MODELS[name](tmp_path)
     before.save(tmp_path / "model")

@@ -23,7 +23,6 @@ from restoration.base_models.stablesr_released import (
 from restoration.base_models.structure import StructureEncoder
 from restoration.checkpoints import CheckpointError
 from restoration.ldm_layout import UNET_PREFIX
-from tests.golden.__main__ import check_file
 from tests.golden.case import recipe_tensor
 from tests.restoration.ldm_keys import (
     Shapes,
@@ -63,22 +62,6 @@ def inputs(count: int, height: int = 16, width: int = 12) -> tuple[Tensor, Tenso
     words = [torch.randn(5, 12, generator=torch.Generator().manual_seed(9 + i)) for i in range(count)]
     both = torch.stack(draws, 1)
     return both[0], torch.tensor([7, 400, 999][:count]), both[1], torch.stack(words)
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name.removesuffix(".json"))
-def test_golden_file_is_met(file: Path) -> None:
-    verdict = check_file(file)
-    assert verdict.status == "ok", verdict
-
-
-def test_the_golden_files_are_there() -> None:
-    assert {f.name.removesuffix(".json") for f in FILES} == {
-        "stablesr",
-        "stablesr_cfw",
-        "stablesr_cfw.full_keys",
-        "stablesr_structcond.full_keys",
-        "stablesr_unet.full_keys",
-    }
 
 
 def gradients(policy: StableSRPolicy, disturbed: bool) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 import yaml
 
 from actors.actor import ActorSpec, RolloutActor
@@ -99,7 +100,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
             ray.shutdown()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [n for n in MODELS if n not in ("seesr", "controlnet_sdxl")])  # as rap, controlnet
 def test_a_model_goes_from_rollout_through_reward_and_learner_step_to_restored_pictures(
     system: System, name: str, tmp_path: Path
 ) -> None:
@@ -165,6 +166,7 @@ def test_a_model_goes_from_rollout_through_reward_and_learner_step_to_restored_p
     ids = heldout.image_ids[:1]
     arguments = (config.evaluation.protocol, 0, 1)
     _, tuned = system.ask(system.actor, "evaluate", heldout, after, *arguments, (), ids)
+    torch.set_num_threads(spec.threads)  # more would change the last bits
     policy, sampler = load_policy(run)
     assert sampler == config.sampler and isinstance(sampler, SamplerSettings)
     seen: dict[str, Any] = {}
