@@ -2,8 +2,9 @@
 
 Every arm trains from the same base model by `restorl train --single` (`learner.reference`), with the same data order,
 number of iterations and seeds, and is measured on held-out tiles with the same draws of sampling noise. An arm that
-is done (benchmarks/results/study/TASK-ARM-SEED.json) is not run again, so that an interrupted study goes on;
-`python -m benchmarks.study_report` makes tables and pictures of what is there.
+is done (TASK-ARM-SEED.json in the folder of results) is not run again, so that an interrupted study goes on;
+`python -m benchmarks.study_report` makes tables and pictures of what is there. With `--results` of an empty folder
+the committed results are made once more, and the report compares.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class Arm:
     task: str
     name: str
     seed: int
+    folder: Path = FOLDER
 
     @property
     def label(self) -> str:
@@ -71,36 +73,37 @@ class Arm:
 
     @property
     def result(self) -> Path:
-        return FOLDER / f"{self.label}.json"
+        return self.folder / f"{self.label}.json"
 
     @property
     def run(self) -> Path:
-        return Path("runs/study") / self.label
+        return Path("runs") / self.folder.name / self.label
 
     @property
     def shown(self) -> Path:
         """Inputs, outputs and originals of `SHOWN`, uint8."""
-        return Path("runs/study") / f"{self.label}.npz"
+        return self.run.with_suffix(".npz")
 
     @property
     def overrides(self) -> list[str]:
         return [f"data.root=data/demo/{self.task}", f"seed={self.seed}", *ARMS[self.name]]
 
 
-def planned(tasks: list[str], quick: bool) -> Iterator[Arm]:
+def planned(tasks: list[str], quick: bool, folder: Path = FOLDER) -> Iterator[Arm]:
     """The three main arms of every seed and task first, then the ablations of the first task. The base has no seed."""
     for seed in SEEDS[:1] if quick else SEEDS:
         for task in tasks:
-            yield from (Arm(task, name, seed) for name in MAIN if name != "base" or seed == SEEDS[0])
+            yield from (Arm(task, name, seed, folder) for name in MAIN if name != "base" or seed == SEEDS[0])
     if not quick:
-        yield from (Arm(tasks[0], name, seed) for seed in SEEDS for name in ARMS if name not in MAIN)
+        yield from (Arm(tasks[0], name, seed, folder) for seed in SEEDS for name in ARMS if name not in MAIN)
 
 
 def run_arm(arm: Arm) -> None:
     """Train and measure in a process of its own, of one thread."""
     log = arm.run.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "benchmarks.study", "--arm", arm.task, arm.name, str(arm.seed)]
+    command = [sys.executable, "-m", "benchmarks.study", "--results", str(arm.folder)]
+    command += ["--arm", arm.task, arm.name, str(arm.seed)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     with log.open("w") as output:
         done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
@@ -166,14 +169,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the three main arms of one seed and task")
     parser.add_argument("--task", action="append", choices=TASKS, help="all if none is given")
     parser.add_argument("--jobs", type=int, default=2, help="arms trained at the same time, a core each")
+    parser.add_argument("--results", type=Path, default=FOLDER, help="folder of results (default: the committed ones)")
     parser.add_argument("--arm", nargs=3, metavar=("TASK", "ARM", "SEED"), help="one arm, in this process")
     options = parser.parse_args()
     if options.arm:
         task, name, seed = options.arm
-        train_and_measure(Arm(task, name, int(seed)))
+        train_and_measure(Arm(task, name, int(seed), options.results.resolve()))
         return
     tasks = options.task or list(TASKS[:1] if options.quick else TASKS)
-    todo = [arm for arm in planned(tasks, options.quick) if not arm.result.exists()]
+    todo = [arm for arm in planned(tasks, options.quick, options.results.resolve()) if not arm.result.exists()]
     print(f"{len(todo)} arms to run, {options.jobs} at a time", flush=True)
     with ThreadPoolExecutor(options.jobs) as pool:
         for arm, _ in zip(todo, pool.map(run_arm, todo), strict=True):

@@ -1,13 +1,17 @@
-"""Tables and pictures of the study's results so far: python -m benchmarks.study_report
+"""Tables and pictures of the study's results so far: python -m benchmarks.study_report [--results runs/again]
 
-Reads benchmarks/results/study/*.json; writes study.md, study.csv and, for each task, curves and histograms.
+Reads the JSON files of the folder, by default benchmarks/results/study; writes beside it, under its name, a page (.md),
+a table (.csv) and, for each task, curves, histograms and strips. Of another folder the page says how far each arm is
+from the committed one.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -17,7 +21,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.stats import wasserstein_distance
 
-from benchmarks.report import RESULTS
 from benchmarks.study import ARMS, FOLDER, SEEDS, SHOWN, TASKS, Arm
 from cluster.strips import Strip, draw_strips
 from restoration.metrics.appearance import APPEARANCE
@@ -37,10 +40,10 @@ Result = dict[str, Any]
 Arms = dict[str, list[Result]]
 
 
-def results(task: str) -> Arms:
+def results(folder: Path, task: str) -> Arms:
     """Arm -> its results, a seed each, in the order of `ARMS`."""
     found: Arms = defaultdict(list)
-    for path in sorted(FOLDER.glob(f"{task}-*.json")):
+    for path in sorted(folder.glob(f"{task}-*.json")):
         result = json.loads(path.read_text())
         found[result["arm"]].append(result)
     return {name: found[name] for name in ARMS if name in found}
@@ -110,7 +113,7 @@ def drifts(arms: Arms) -> list[str]:
     return lines
 
 
-def curves(task: str, arms: Arms) -> None:
+def curves(file: Path, task: str, arms: Arms) -> None:
     """Training reward and error of the rollouts, as the paper's Fig. 6."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4))
     for arm, found in arms.items():
@@ -126,11 +129,11 @@ def curves(task: str, arms: Arms) -> None:
     for axis in axes:
         axis.legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(RESULTS / f"study_{task}_curves.png", dpi=90)
+    figure.savefig(file, dpi=90)
     plt.close(figure)
 
 
-def histograms(task: str, arms: Arms) -> list[str]:
+def histograms(file: Path, task: str, arms: Arms) -> list[str]:
     """Scores of outputs and originals, as the paper's Fig. 1, with Wasserstein-1 to the originals."""
     gt = per_image(next(iter(arms.values()))[0], "gt_reward")
     figure, axis = plt.subplots(figsize=(7, 4))
@@ -147,34 +150,51 @@ def histograms(task: str, arms: Arms) -> list[str]:
     axis.set(title=f"{task}: IQA score of held-out outputs", xlabel="lite0_levels")
     axis.legend()
     figure.tight_layout()
-    figure.savefig(RESULTS / f"study_{task}_histograms.png", dpi=90)
+    figure.savefig(file, dpi=90)
     plt.close(figure)
     return lines
 
 
-def strips(task: str) -> None:
+def strips(file: Path, folder: Path, task: str) -> None:
     """Input, main arms and original of a few tiles, as the paper's Fig. 2; kept as it is without the runs' outputs."""
     names = ("base", "diff_sft", "ours")
-    files = {name: Arm(task, name, 0).shown for name in names}
-    if not all(file.is_file() for file in files.values()):
+    files = {name: Arm(task, name, 0, folder).shown for name in names}
+    if not all(path.is_file() for path in files.values()):
         return
-    seen = {name: np.load(file, allow_pickle=False) for name, file in files.items()}
+    seen = {name: np.load(path, allow_pickle=False) for name, path in files.items()}
     rows = []
     for tile in SHOWN:
         gt = seen["base"][f"{tile} gt"]
         images = [seen["base"][f"{tile} lq"], *(seen[name][f"{tile} out"] for name in names), gt]
         captions = [f"{protocol().psnr(image, gt)[0]:.2f} dB" for image in images[:-1]]
         rows.append(Strip(images, ("input", *names, "GT"), captions, title=tile))
-    draw_strips(rows).save(RESULTS / f"study_{task}_strips.jpg", quality=92)
+    draw_strips(rows).save(file, quality=92)
+
+
+def distances(arms: Arms, committed: Arms) -> list[str]:
+    """How far each arm and seed is from the committed one, the largest over images."""
+    shown = [m for m in METRICS if m != "frechet"]
+    lines = ["| largest distance to committed | seed | " + " | ".join(METRICS[m][0][:-2] for m in shown) + " |"]
+    lines.append("|-" * (len(shown) + 2) + "|")
+    for arm, found in arms.items():
+        before = {r["seed"]: r for r in committed.get(arm, [])}
+        for r in found:
+            if r["seed"] in before:
+                far = [np.abs(per_image(r, m) - per_image(before[r["seed"]], m)).max() for m in shown]
+                lines.append(f"| {arm} | {r['seed']} | " + " | ".join(f"{d:.2g}" for d in far) + " |")
+    return lines
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=FOLDER, help="folder of results (default: the committed ones)")
+    folder: Path = parser.parse_args().results.resolve()
     page: list[str] = []
-    with (RESULTS / "study.csv").open("w", newline="") as file:
+    with folder.with_name(f"{folder.name}.csv").open("w", newline="") as file:
         out = csv.writer(file)
         out.writerow(["task", "arm", "seed", "iterations", "seconds", *METRICS])
         for task in TASKS:
-            arms = results(task)
+            arms = results(folder, task)
             if not arms:
                 continue
             for arm, found in arms.items():
@@ -182,12 +202,17 @@ def main() -> None:
                     out.writerow(
                         [task, arm, r["seed"], r["iterations"], round(r["seconds"]), *(mean(r, m) for m in METRICS)]
                     )
-            curves(task, arms)
-            strips(task)
+            picture = f"{folder.name}_{task}_"
+            curves(folder.with_name(f"{picture}curves.png"), task, arms)
+            strips(folder.with_name(f"{picture}strips.jpg"), folder, task)
+            parts = [table(arms), intervals(arms), histograms(folder.with_name(f"{picture}histograms.png"), task, arms)]
+            parts.append(drifts(arms))
+            if folder != FOLDER:
+                parts.append(distances(arms, results(FOLDER, task)))
             page += [f"## {task}", ""]
-            for part in (table(arms), intervals(arms), histograms(task, arms), drifts(arms)):
+            for part in parts:
                 page += [*part, ""]
-    (RESULTS / "study.md").write_text("\n".join(page))
+    folder.with_name(f"{folder.name}.md").write_text("\n".join(page))
     print("\n".join(page))
 
 
