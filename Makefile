@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Roles share cores: spinning OpenMP threads of one starve the others.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: setup lock test lint
+.PHONY: setup lock test test-services test-runs lint
 setup: $(STAMP)
 
 # DS_BUILD_OPS=0: DeepSpeed ships as source; build no native operator.
@@ -29,13 +29,19 @@ lint: setup
 	$(BIN)/mypy
 
 # One process for each part that starts Ray: a process keeps the authentication of its first cluster. What starts none,
-# many tiny models, takes two processes of one thread each.
+# many tiny models, takes two processes of one thread each. Whole runs mostly wait, so that the services fit beside them.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 \
 	  --ignore=tests/learner --ignore=tests/reward_service --ignore=tests/system
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=5 tests/learner
+	$(MAKE) -j 2 -O test-services test-runs
+
+test-services: setup
 	$(BIN)/python -m pytest --durations=5 tests/reward_service
-	$(BIN)/python -m pytest --durations=5 tests/system
+	$(BIN)/python -m pytest --durations=5 tests/system/test_models.py
+
+test-runs: setup
+	$(BIN)/python -m pytest --durations=5 tests/system --ignore=tests/system/test_models.py
 
 # The main job on real photographs; ends by printing where its report is. RUN=folder, SEED=n.
 SEED ?= 0

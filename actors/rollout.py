@@ -179,7 +179,8 @@ def rollout(
         latents = x if index == len(estimates) - 1 else estimates[index]
         images = match_colour(_decode(model, latents, condition, settings), condition.clean, sampler.colour_fix)
         blocks[index] = to_uint8(images)
-    error = images - batch.gt.repeat_interleave(settings.rollouts_per_image, dim=0)
+    error = images.unflatten(0, (-1, settings.rollouts_per_image)) - batch.gt[:, None]
+    error = error.flatten(2).flatten(0, 1)
     return Rollout(
         batch=batch,
         settings=settings,
@@ -190,8 +191,8 @@ def rollout(
         log_probs=torch.stack(log_probs, 1).cpu(),
         shift=torch.stack(shifts, 1).cpu(),
         blocks=blocks,
-        error_l1=error.abs().flatten(1).sum(1).cpu(),
-        error_l2=error.flatten(1).norm(dim=1).cpu(),
+        error_l1=error.abs().sum(1).cpu(),
+        error_l2=error.norm(dim=1).cpu(),
     )
 
 

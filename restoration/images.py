@@ -247,9 +247,9 @@ def _encode_deep(pixels: NDArray[Any]) -> bytes:
 def _levels(images: Tensor, top: int) -> Tensor:
     """float32 like `images`, whole numbers from 0 to `top`. Raises ValueError on a value that is not finite."""
     images = images.detach().float()
-    if not torch.isfinite(images).all():
+    if not all(bound.isfinite() for bound in torch.aminmax(images)):
         raise ValueError("the image holds values that are not finite and can't become pixels")
-    return images.clamp(0, 1).mul(top).round()
+    return images.clamp(0, 1).mul_(top).round_()
 
 
 def _pillow_pixels(photo: ImageFile.ImageFile) -> Pixels:
