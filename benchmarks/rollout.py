@@ -33,14 +33,13 @@ class NetworkTime:
 
     def __init__(self, model: Any) -> None:
         self.seconds, self._depth, self._began = 0.0, 0, 0.0
-        parts = [*model.policy.children(), model.cleaner]
-        parts += [model.vae.encoder, model.vae.decoder]
-        fused = getattr(model, "fused", None)  # StableSR's second autoencoder, which walks its blocks by itself
-        for name in ("encode", "decode") if fused is not None else ():
-            setattr(fused, name, self._timed(getattr(fused, name)))
-        for network in parts:
+        for network in (*model.policy.children(), model.cleaner):
             network.register_forward_pre_hook(self._enter)
             network.register_forward_hook(self._leave)
+        # autoencoders are called by name; `fused` is StableSR's second
+        for autoencoder in filter(None, (model.vae, getattr(model, "fused", None))):
+            for name in ("encode", "decode"):
+                setattr(autoencoder, name, self._timed(getattr(autoencoder, name)))
 
     def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any, **named: Any) -> Any:
@@ -68,7 +67,7 @@ def overhead(name: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         model = MODELS[name](Path(folder))
     clock = NetworkTime(model)
-    sampler = SamplerSettings(steps=min(model.sampler.steps, 3))
+    sampler = SamplerSettings(steps=min(model.sampler.steps, 10))  # the most of its own that take little time
     settings = RolloutSettings(images_per_batch=1, rollouts_per_image=16, reward_at="final", decode_batch=16)
     lq, gt = torch.rand(2, 1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     batch = PairBatch(["a"], [(0, 0, 128, 128)], [False], lq, gt)

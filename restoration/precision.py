@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
 from restoration.backbones.cleaners import Cleaner
-from restoration.base_models.interface import BaseModel
+
+if TYPE_CHECKING:
+    from restoration.base_models.interface import BaseModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def dtype_of(network: nn.Module) -> torch.dtype:
+    """Of its first floating-point parameter, as diffusers' `dtype`, which walks through all modules at each call."""
+    return next(p.dtype for p in network.parameters() if p.is_floating_point())
 
 
 def set_precision(model: BaseModel, dtype: torch.dtype) -> None:

@@ -27,6 +27,7 @@ from restoration.base_models.released import (
 )
 from restoration.checkpoints import CheckpointError, read_state
 from restoration.ldm_layout import UNET_PREFIX, VAE_PREFIX, part
+from restoration.precision import dtype_of
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Policy(nn.Module):
 
     def controls(self, x_t: Tensor, timestep: Tensor, latent: Tensor, text: Tensor) -> list[Tensor]:
         """The ControlNet's residuals, in the order of the UNet's skips, the middle block's last; unscaled."""
-        dtype = self.controlnet.dtype
+        dtype = dtype_of(self.controlnet)
         skips, middle = self.controlnet(
             torch.cat([x_t, latent], 1).to(dtype), timestep, text.to(dtype), latent.to(dtype), return_dict=False
         )
@@ -58,7 +59,7 @@ class Policy(nn.Module):
         self, x_t: Tensor, timestep: Tensor, latent: Tensor, text: Tensor, control_scale: float = 1.0
     ) -> Tensor:
         """x_t, latent [B,C,h,w]; timestep [B]; text [B,tokens,width] -> float32 like x_t."""
-        dtype = self.unet.dtype
+        dtype = dtype_of(self.unet)
         *skips, middle = (c.to(dtype) * control_scale for c in self.controls(x_t, timestep, latent, text))
         output = self.unet(
             x_t.to(dtype),

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from restoration.base_models.attended import config_from_shapes, tokens
 from restoration.checkpoints import CheckpointError, Shapes, children, empty, load_strict
+from restoration.precision import dtype_of
 
 HEAD_CHANNELS = 64  # of SDXL's attentions
 
@@ -178,7 +179,7 @@ class FaithDiffUNet(nn.Module):
                 in pixels.
             features: of `encode`, [B, F, h, w]; None denoises without the image.
         """
-        dtype = self.unet.dtype
+        dtype = dtype_of(self.unet)
         sample = x_t if features is None else torch.cat([x_t.to(dtype), features.to(dtype)], 1)
         # time_ids stay float32: sizes in pixels don't survive half precision
         added = {"text_embeds": text_embeds.to(dtype), "time_ids": time_ids.float()}

@@ -17,6 +17,7 @@ from torch import Tensor
 from restoration.base_models.flow_control import FlowControl, FlowSettings, Networks
 from restoration.base_models.interface import Condition, SamplerSettings
 from restoration.base_models.sdxl import POOLED
+from restoration.precision import dtype_of
 
 PATCH = 2
 
@@ -76,7 +77,7 @@ class FluxNetworks(Networks):
             guidance, mode: as `FluxControlSettings`.
         """
         height, width = x_t.shape[-2:]
-        dtype = self.transformer.dtype
+        dtype = dtype_of(self.transformer)
         strength = x_t.new_full((len(x_t),), guidance, dtype=torch.float32)
         shared: dict[str, Any] = {
             "hidden_states": pack(x_t).to(dtype),

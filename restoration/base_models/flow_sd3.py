@@ -17,6 +17,7 @@ from torch import Tensor
 from restoration.base_models.flow_control import FlowControl, FlowSettings, Networks
 from restoration.base_models.interface import Condition, SamplerSettings
 from restoration.base_models.sdxl import POOLED
+from restoration.precision import dtype_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class SD3Networks(Networks):
             control: [B, C, h, w], the latent that the ControlNet sees.
             text: [B, tokens, width]; pooled: [B, width].
         """
-        dtype, net = self.transformer.dtype, self.controlnet.config
+        dtype, net = dtype_of(self.transformer), self.controlnet.config
         x_t, control, text, pooled = (v.to(dtype) for v in (x_t, control, text, pooled))
         residuals = self.controlnet(
             self.transformer.pos_embed(x_t) if self.controlnet.pos_embed is None else x_t,

@@ -24,6 +24,7 @@ from restoration.base_models.embeddings import PerImage
 from restoration.base_models.interface import NEGATIVE, Condition, SamplerSettings
 from restoration.base_models.spacing import linspace_schedule
 from restoration.checkpoints import CheckpointError, load_strict, read_json, read_state
+from restoration.precision import dtype_of
 from restoration.transition import Prediction, Schedule, ddim_schedule, scaled_linear_alphas
 
 SETTINGS_FILE = "restorl_model.json"
@@ -94,13 +95,13 @@ class Part(NamedTuple):
 
 def encode_images(vae: AutoencoderKL, images: Tensor) -> Tensor:
     """Scaled posterior mode, float32 [B,C,h,w], of images [B,3,H,W] in [0, 1]."""
-    mode = vae.encode((images * 2 - 1).to(vae.dtype)).latent_dist.mode()
+    mode = vae.encode((images * 2 - 1).to(dtype_of(vae))).latent_dist.mode()
     return mode.float() * vae.config.scaling_factor
 
 
 def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """Pixels about [-1, 1], not clamped, float32 [B,3,H,W], of scaled latents."""
-    return vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample.float()
+    return vae.decode((latents / vae.config.scaling_factor).to(dtype_of(vae))).sample.float()
 
 
 def guided(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:

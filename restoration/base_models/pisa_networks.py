@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from restoration.base_models.attended import config_from_shapes
 from restoration.base_models.low_rank import Release, RemembersActive, active, load_updates, updates_of, updates_state
 from restoration.checkpoints import CheckpointError, Shapes, empty, load_strict, read_raw
+from restoration.precision import dtype_of
 
 Mode = Literal["pix_sem", "pix", "sem", "mixed", "base"]
 _PARTS = ("encoder", "decoder", "others")
@@ -70,7 +71,7 @@ class PisaPolicy(nn.Module):
         return weights[0] * pix + weights[1] * (both - pix)
 
     def _run(self, z: Tensor, timestep: Tensor, text: Tensor, names: tuple[str, ...]) -> Tensor:
-        dtype = self.unet.dtype
+        dtype = dtype_of(self.unet)
         with active(names):
             output: Tensor = self.unet(z.to(dtype), timestep, text.to(dtype), return_dict=False)[0]
         return output.float()

@@ -29,6 +29,7 @@ from restoration.base_models.interface import Condition
 from restoration.base_models.latent import LatentDiffusion, LatentSettings, Part, config_file
 from restoration.base_models.sdxl import POOLED, pooled_names, time_ids
 from restoration.checkpoints import CheckpointError, load_strict, read_json, read_state
+from restoration.precision import dtype_of
 
 Second = Literal["none", "residuals", "image"]
 LOW, IMAGE = "low", "image"  # names in Condition.others
@@ -74,7 +75,7 @@ class PixelPolicy(nn.Module):
         Returns:
             float32 like x_t.
         """
-        dtype = self.unet.dtype
+        dtype = dtype_of(self.unet)
         x_t, image, text = x_t.to(dtype), image.to(dtype), text.to(dtype)
         given = {name: value.to(dtype) for name, value in (others or {}).items()}
         added: dict[str, Any] = {}

@@ -29,6 +29,7 @@ from restoration.base_models.stablesr_released import STRUCTURE_PREFIX, fused_va
 from restoration.base_models.structure import StructureEncoder
 from restoration.checkpoints import CheckpointError, empty, load_strict, read_json, read_state
 from restoration.ldm_layout import UNET_PREFIX, VAE_PREFIX, part
+from restoration.precision import dtype_of
 
 UNET, ENCODER, FUSED = "unet", "structure_encoder", "fused_vae"  # folders
 
@@ -118,7 +119,7 @@ class StableSR(LatentDiffusion):
         """
         if self.fused is None or condition is None or not self.settings.fusion_weight:
             return super().decode(latents)
-        dtype = self.fused.vae.dtype
+        dtype = dtype_of(self.fused.vae)
         clean, index = _runs(condition.clean)
         _, features = self.fused.encode((clean * 2 - 1).to(dtype))
         pixels = self.fused.decode(

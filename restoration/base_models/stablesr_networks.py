@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from restoration.base_models.spade import Spade
 from restoration.base_models.structure import StructureEncoder
+from restoration.precision import dtype_of
 
 
 class StableSRPolicy(nn.Module):
@@ -25,8 +26,8 @@ class StableSRPolicy(nn.Module):
 
     def forward(self, x_t: Tensor, timestep: Tensor, lq_latent: Tensor, text: Tensor) -> Tensor:
         """x_t, lq_latent [B,C,h,w]; timestep [B], for both networks; text [B,tokens,width] -> float32 like x_t."""
-        dtype = self.unet.dtype
-        features = self.structure_encoder(lq_latent.to(self.structure_encoder.dtype), timestep)
+        dtype = dtype_of(self.unet)
+        features = self.structure_encoder(lq_latent.to(dtype_of(self.structure_encoder)), timestep)
         output = self.unet(
             x_t.to(dtype),
             timestep,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from restoration.base_models.low_rank import Release, RemembersActive, active, load_updates
 from restoration.checkpoints import CheckpointError, Shapes, children, empty, load_strict
+from restoration.precision import dtype_of
 
 RELEASE = Release(prefix="transformer.", name="tsd")  # the VAE's file has this prefix too
 
@@ -40,7 +41,7 @@ class TsdPolicy(nn.Module):
         Args:
             updated: False is Stable Diffusion 3 itself.
         """
-        dtype = self.transformer.dtype
+        dtype = dtype_of(self.transformer)
         with active(None if updated else ()):
             output: Tensor = self.transformer(
                 z.to(dtype), prompt_embeds.to(dtype), pooled.to(dtype), timestep, return_dict=False
@@ -51,7 +52,7 @@ class TsdPolicy(nn.Module):
 def posterior(vae: AutoencoderKL, images: Tensor, updated: bool = True) -> DiagonalGaussianDistribution:
     """Of the unscaled latents of images [B,3,H,W] in [0, 1]; without the encoder's updates if not `updated`."""
     with active(None if updated else ()):
-        return vae.encode((images * 2 - 1).to(vae.dtype)).latent_dist
+        return vae.encode((images * 2 - 1).to(dtype_of(vae))).latent_dist
 
 
 def lq_latents(vae: AutoencoderKL, images: Tensor, noise: Tensor) -> Tensor:
