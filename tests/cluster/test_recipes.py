@@ -21,6 +21,8 @@ ABLATIONS = {
     "ablations/sampled_action": ("rollout.action_target", "sampled"),
     "ablations/reward_final": ("rollout.reward_at", "final"),
     "ablations/norm_track": ("advantage.stats", "track"),
+    "ablations/piqe_reward": ("reward.scorer", "piqe"),
+    "ablations/brisque_reward": ("reward.scorer", "brisque"),
 }
 
 
