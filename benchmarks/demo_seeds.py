@@ -1,7 +1,7 @@
 """The demo over several seeds as one table: python -m benchmarks.demo_seeds RUN [RUN ...]
 
 `make demo-seeds` runs the demo for seeds 0, 1, 2 and calls this. Sampling is random too, and one draw of its noise
-moves the base model's mean reward by 0.02: base and tuned models are measured here with the same `DRAWS` draws an
+moves the base model's mean IQA score by 0.02: base and tuned models are measured here with the same `DRAWS` draws an
 image, which no run has seen. Of a run with `optimiser.ema` the averaged weights are measured, and the last beside them.
 Writes benchmarks/results/demo_seeds.{json,md}.
 """
@@ -60,7 +60,7 @@ def main() -> None:
     last = {seed: average(measure(run, "latest", pairs)) for seed, run in sorted(runs.items())}
     tuned = {s: average(measure(run, "average", pairs)) for s, run in sorted(runs.items())} if averaged else last
     gains = {seed: {m: means[m] - base[m] for m in METRICS} for seed, means in tuned.items()}
-    lines = [row("", ["PSNR (dB)", "SSIM", "reward", "100 - PIQE, held out"]), "|-|-|-|-|-|"]
+    lines = [row("", ["PSNR (dB)", "SSIM", "IQA score", "100 - PIQE, held out"]), "|-|-|-|-|-|"]
     lines.append(row("degraded input", [f"{base[f'input_{m}']:.4f}" for m in METRICS]))
     lines.append(row(f"base, {len(DRAWS)} draws", [spread([draw[m] for draw in before]) for m in METRICS]))
     for seed, means in tuned.items():
