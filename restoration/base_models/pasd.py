@@ -25,4 +25,5 @@ class PASD(PixelControl):
     SECOND = "residuals"
     ATTENTIONS = "pixel_attentions"
     PROMPTS = ("clean, high-resolution, 8k", "dotted, noise, blur, lowres, smooth")
+    HEADS = "pictures"
     SAMPLER = SamplerSettings(steps=20, spacing="leading", steps_offset=1, guidance_scale=9.0)

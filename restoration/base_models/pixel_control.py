@@ -24,6 +24,7 @@ from restoration.base_models.attended import (
     released_to_attended,
     skips_of,
 )
+from restoration.base_models.control_heads import ControlHeads
 from restoration.base_models.diffusers_folder import embed_prompts, read_network, read_state_of, read_vae
 from restoration.base_models.interface import Condition
 from restoration.base_models.latent import LatentDiffusion, LatentSettings, Part, config_file
@@ -107,6 +108,7 @@ class PixelControl(LatentDiffusion):
     SECOND: ClassVar[Second] = "none"
     ATTENTIONS: ClassVar[str] = ""  # how the released files name the second attentions
     PROMPTS: ClassVar[tuple[str, str | None]] = ("", "")  # of what is wanted and what is not
+    HEADS: ClassVar[Literal["none", "pictures", "pictures and latents"]] = "none"  # that its authors' SFT has
     settings: PixelControlSettings
     _policy: PixelPolicy
 
@@ -138,6 +140,13 @@ class PixelControl(LatentDiffusion):
         downsampling = 2 ** (len(unet.config.block_out_channels) - 1)
         policy = PixelPolicy(unet, controlnet, self.SECOND)
         super().__init__(vae, policy, cleaner, embeddings, settings or self.SETTINGS(), downsampling)
+
+    def control_heads(self) -> ControlHeads | None:
+        """New heads for SFT, None for a model whose authors have none."""
+        if self.HEADS == "none":
+            return None
+        latents = self.vae.config.latent_channels if self.HEADS == "pictures and latents" else 0
+        return ControlHeads(self._policy.controlnet, latents)
 
     def predict(self, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         assert condition.text is not None

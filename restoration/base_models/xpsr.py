@@ -25,4 +25,5 @@ class XPSR(PixelControl):
     SECOND = "residuals"
     ATTENTIONS = "pixel_attentions"
     NEEDS = (LOW,)
+    HEADS = "pictures and latents"
     SAMPLER = SamplerSettings(steps=20, spacing="leading", steps_offset=1, guidance_scale=4.5)

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from restoration.adapters import AdaptSettings, enable_checkpointing, make_trainable, merge, trained_parameters
 from restoration.backbones.cleaners import training_loss
 from restoration.base_models import CheckpointError, load, sampler_of
+from restoration.base_models.control_heads import ControlHeads
 from restoration.base_models.interface import BaseModel, SamplerSettings
+from restoration.base_models.pixel_control import PixelControl
 from restoration.evaluate import evaluate_pairs, mean_values
 from restoration.images import crop_back, pad_to_multiple
 from restoration.metrics import DEFAULT_PROTOCOL, protocol
@@ -46,18 +48,22 @@ class DiffusionStage(FitSettings):
 
     Attributes:
         adapt: what of the policy is trained; a LoRA is merged in the end.
+        heads: weight of the loss of auxiliary heads on the ControlNet, for models whose authors have them (PASD: 1,
+            XPSR: 0.05); they are new, are trained along, and are not written with the model.
         noise_offset: deviation of an additional noise that is constant over a channel (FaithDiff: 0.02).
         gradient_checkpointing: recompute activations in the backward, where the networks can.
     """
 
     adapt: AdaptSettings = field(default_factory=lambda: AdaptSettings(mode="full"))
+    heads: float = 0.0
     noise_offset: float = 0.0
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.noise_offset >= 0:
-            raise ValueError(f"noise_offset={self.noise_offset}: 0 or above")
+        for name in ("heads", "noise_offset"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: 0 or above")
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,7 @@ def fine_tune(recipe: SftRecipe, out: Path, progress: Progress | None = None) ->
     model = load(recipe.model, recipe.data.embeddings)
     sampler = recipe.sampler or sampler_of(recipe.model, model)
     _check(recipe, model)
+    heads = _heads(recipe, model)
     model.to(device)
     out.mkdir(parents=True, exist_ok=True)
     pairs = held_out(recipe.data, recipe.validation.images, recipe.validation.crop)
@@ -180,12 +187,14 @@ def fine_tune(recipe: SftRecipe, out: Path, progress: Progress | None = None) ->
     if recipe.diffusion is not None:
         make_trainable(model, recipe.diffusion.adapt, keep_reference=False)
         model.policy.eval()
+        if heads is not None:
+            heads.to(device)
         if recipe.diffusion.gradient_checkpointing:
             enable_checkpointing(model)
         fit(
             "diffusion",
-            trained_parameters(model),
-            diffusion_losses(model, drawn["diffusion"], recipe.diffusion, recipe.seed, device),
+            trained_parameters(model) | ({f"heads.{n}": p for n, p in heads.named_parameters()} if heads else {}),
+            diffusion_losses(model, drawn["diffusion"], recipe.diffusion, recipe.seed, device, heads),
             lambda: _judge(model, pairs, sampler, recipe.validation, device),
         )
         merge(model)
@@ -196,7 +205,12 @@ def fine_tune(recipe: SftRecipe, out: Path, progress: Progress | None = None) ->
 
 
 def diffusion_losses(
-    model: BaseModel, pairs: TrainingPairs, settings: DiffusionStage, seed: int, device: torch.device
+    model: BaseModel,
+    pairs: TrainingPairs,
+    settings: DiffusionStage,
+    seed: int,
+    device: torch.device,
+    heads: ControlHeads | None = None,
 ) -> Callable[[int], Iterator[Tensor]]:
     """Iteration -> shares of the mean SFT loss, one a micro-batch; crops, timesteps and noise by seed and iteration.
 
@@ -214,7 +228,12 @@ def diffusion_losses(
                 latent = model.encode(gt[rows].to(device))
             noise = torch.stack([_noise(latent.shape[1:], seeds[i], settings.noise_offset) for i in rows.tolist()])
             with _precision(settings, device):
-                each = model.sft_loss(latent, condition, timestep[rows].to(device), noise.to(device))
+                if heads is None:
+                    each = model.sft_loss(latent, condition, timestep[rows].to(device), noise.to(device))
+                else:
+                    with heads.watch(model.policy.get_submodule("controlnet")) as seen:  # type: ignore[arg-type]
+                        each = model.sft_loss(latent, condition, timestep[rows].to(device), noise.to(device))
+                    each = each + settings.heads * heads(seen, gt[rows].to(device), latent)
             yield each.float().sum() / len(lq)
 
     return losses
@@ -262,6 +281,17 @@ def _judge_cleaner(
         sums["psnr"] += float(psnr(crop_back(cleaned, *pair.size).cpu(), gt[None])[0])
         sums["input_psnr"] += float(psnr(lq, gt)[0])
     return {name: value / len(pairs.pairs) for name, value in sums.items()}
+
+
+def _heads(recipe: SftRecipe, model: BaseModel) -> ControlHeads | None:
+    if recipe.diffusion is None or not recipe.diffusion.heads:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        heads = model.control_heads() if isinstance(model, PixelControl) else None
+    if heads is None:
+        raise RecipeError(f"diffusion.heads={recipe.diffusion.heads}: {model.name} has no such heads; set it to 0")
+    return heads
 
 
 def _check(recipe: SftRecipe, model: BaseModel) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from restoration.base_models.attended import Contexts, skips_of
+from restoration.base_models.control_heads import ControlHeads
 from restoration.base_models.pixel_control import HEADS_OF_SFT, KINDS, attended_network
 from tests.golden.case import Golden, Outputs
 from tests.golden.networks import SECOND_ATTENTIONS
@@ -57,21 +57,24 @@ def pasd(golden: Golden) -> Outputs:
     controlnet = _network(golden, "controlnet", SECOND_ATTENTIONS["pasd"])
     x, t, words, image = (golden.inputs[k] for k in ("x_t", "t", "prompt", "image01"))
     context = Contexts(words, low=golden.inputs.get("prompt_low"))
-    skips, middle = controlnet(x, t, context, image, return_dict=False)
+    heads = _heads(golden, controlnet)
+    with heads.watch(controlnet) as seen:
+        skips, middle = controlnet(x, t, context, image, return_dict=False)
     ours = _outputs(golden, unet, skips, middle, skips_of)
-    # heads of SFT: on the hint after each halving, and on every residual
-    state, prefix = golden.state("controlnet"), "controlnet_cond_embedding.to_rgbs"
+    pictures, latents = heads.read(seen)
+    ours |= {f"rgb_{i}": picture for i, picture in enumerate(pictures)}
+    ours |= {f"degradation_{i}": latent for i, latent in enumerate(latents[:-1])}
+    return ours | ({"degradation_mid": latents[-1]} if latents else {})
 
-    def head(name: str, features: Tensor) -> Tensor:
-        return F.conv2d(features, state[f"{name}.weight"], state[f"{name}.bias"], padding=1)
 
-    embedding = controlnet.controlnet_cond_embedding
-    hint = F.silu(embedding.conv_in(image))
-    for i, block in enumerate(embedding.blocks):
-        hint = F.silu(block(hint))
-        if i % 2:
-            ours[f"rgb_{i // 2}"] = head(f"{prefix}.{i // 2}", hint)
-    if "conv_degradation_mid.0.weight" in state:
-        ours |= {f"degradation_{i}": head(f"conv_degradation.{i}.0", skip) for i, skip in enumerate(skips)}
-        ours["degradation_mid"] = head("conv_degradation_mid.0", middle)
-    return ours
+def _heads(golden: Golden, controlnet: Any) -> ControlHeads:
+    state = golden.state("controlnet")
+    middle = state.get("conv_degradation_mid.0.weight")
+    heads = ControlHeads(controlnet, 0 if middle is None else len(middle))
+    places = {f"controlnet_cond_embedding.to_rgbs.{i}": head for i, head in enumerate(heads.rgbs)}
+    if middle is not None:
+        names = [f"conv_degradation.{i}.0" for i in range(len(heads.latents) - 1)]
+        places |= dict(zip([*names, "conv_degradation_mid.0"], heads.latents, strict=True))
+    for name, head in places.items():
+        head.load_state_dict({kind: state[f"{name}.{kind}"] for kind in ("weight", "bias")})
+    return heads

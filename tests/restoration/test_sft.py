@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import ControlNetModel
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -21,6 +22,7 @@ from restoration.backbones.cleaners import training_loss
 from restoration.backbones.restormer import Restormer, RestormerConfig
 from restoration.backbones.snr import SNRAware, SNRConfig
 from restoration.base_models import CheckpointError, load, sampler_of
+from restoration.base_models.control_heads import ControlHeads
 from restoration.base_models.interface import SamplerSettings
 from restoration.checkpoints import empty
 from restoration.datasets.paired import DataError, discover
@@ -348,3 +350,58 @@ def test_embeddings_of_single_pictures_are_found_by_the_ids_of_the_pairs(pairs: 
     fine_tune(short, tmp_path / "out")
     with pytest.raises(ValueError, match="have none; give data.root"):
         SftData(photos=tmp_path, embeddings=tmp_path)
+
+
+def test_heads_teach_the_controlnet_go_on_after_an_interruption_and_are_not_part_of_the_model(
+    pairs: Path, tmp_path: Path
+) -> None:
+    MODELS["xpsr"](tmp_path).save(tmp_path / "model")
+
+    def told(iterations: int, heads: float) -> SftRecipe:
+        return recipe(
+            tmp_path / "model", pairs, diffusion=stage(iterations=iterations, heads=heads, crop=64, batch_size=1)
+        )
+
+    fine_tune(told(2, 0.0), tmp_path / "plain")
+    fine_tune(told(1, 1.0), tmp_path / "parts")
+    fine_tune(told(2, 1.0), tmp_path / "parts")
+    fine_tune(told(2, 1.0), tmp_path / "whole")
+    plain, parts, whole = (weights_of(tmp_path / name) for name in ("plain", "parts", "whole"))
+    assert plain.keys() == whole.keys() and all(torch.equal(v, parts[k]) for k, v in whole.items())
+    hint = "controlnet/controlnet_cond_embedding.blocks.0.weight"
+    assert not torch.equal(plain[hint], whole[hint])
+    trained = load_file(tmp_path / "whole" / "stages" / "diffusion.safetensors")
+    assert all(any(f"heads.{name}.0.weight" in k for k in trained) for name in ("rgbs", "latents"))
+
+
+def test_the_loss_of_the_heads_is_what_separates_them_from_the_ground_truth() -> None:
+    torch.manual_seed(0)
+    control = ControlNetModel(
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=8,
+        attention_head_dim=2,
+        conditioning_embedding_out_channels=(4, 8),
+    )
+    heads = ControlHeads(control, latents=4)
+    for head in (*heads.rgbs, *heads.latents):
+        torch.nn.init.zeros_(head.weight)
+        torch.nn.init.constant_(head.bias, 0.25)
+    gt, latent = torch.full((2, 3, 16, 16), 0.5), torch.full((2, 4, 8, 8), 1.0)
+    with heads.watch(control) as seen:
+        control(torch.randn(2, 4, 8, 8), 1, torch.randn(2, 3, 8), torch.rand(2, 3, 16, 16))
+    pictures, latents = heads.read(seen)
+    assert [p.shape[1] for p in pictures] == [3] and [x.shape[1] for x in latents] == [4] * 5
+    expected = 0.25 * len(pictures) + 0.75 * len(latents)  # a grey picture is 0 in [-1, 1]
+    assert heads(seen, gt, latent).tolist() == pytest.approx([expected] * 2)
+    with heads.watch(control) as again:
+        pass
+    assert again.hints == [] and len(seen.hints) == 1
+
+
+def test_heads_are_refused_for_a_model_without_them(folder: Path, pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"diffusion\.heads=1\.0: controlnet has no such heads; set it to 0"):
+        fine_tune(recipe(folder, pairs, diffusion=stage(heads=1.0)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
