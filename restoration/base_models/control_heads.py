@@ -70,7 +70,6 @@ class ControlHeads(nn.Module):
         wanted = [gt * 2 - 1] * len(pictures) + [gt_latent] * len(latents)
         total = torch.zeros(len(gt), device=gt.device)
         for found, truth in zip(pictures + latents, wanted, strict=True):
-            total = total + (found.float() - F.interpolate(truth, found.shape[-2:], mode="area")).abs().flatten(1).mean(
-                1
-            )
+            difference = found.float() - F.interpolate(truth, found.shape[-2:], mode="area")
+            total = total + difference.abs().flatten(1).mean(1)
         return total
