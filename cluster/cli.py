@@ -144,6 +144,8 @@ def evaluate(
     embeddings: Annotated[Path | None, typer.Option(help="With --model: as of `restorl restore`.")] = None,
     protocol: Annotated[str, typer.Option(help="lowlight_rgb or derain_y.")] = "lowlight_rgb",
     scorer: Annotated[list[str] | None, typer.Option(help="No-reference score(s) to add.")] = None,
+    lpips: Annotated[Path | None, typer.Option(help="Folder with LPIPS's weights, see docs/models.md.")] = None,
+    fid: Annotated[Path | None, typer.Option(help="Folder with FID's weights, see docs/models.md.")] = None,
     match: Annotated[str, typer.Option(help="How files are paired: stem, digits or sorted.")] = "stem",
     csv: Annotated[Path | None, typer.Option(help="Write one line an image here.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampling noise.")] = 0,
@@ -154,17 +156,19 @@ def evaluate(
 
     restorl evaluate data/demo/rain/test/input data/demo/rain/test/target --model runs/demo --scorer lite0_levels
 
-    restorl evaluate restored/ originals/ --csv scores.csv
+    restorl evaluate restored/ originals/ --lpips weights/ --csv scores.csv
     """
     from restoration.datasets.paired import PairedFolder
     from restoration.evaluate import evaluate_folders, evaluate_pairs, write_csv
     from restoration.metrics import protocol as find_protocol
+    from restoration.metrics.published import Published
 
     with as_mistake(ValueError):
         find_protocol(protocol)
+    published = Published(lpips, fid)
     scorers = {name: _scorer(name).score for name in scorer or []}
     if model is None:
-        rows = evaluate_folders(lq, gt, scorers, protocol, match)  # type: ignore[arg-type]
+        rows = evaluate_folders(lq, gt, scorers, protocol, match, published.see)  # type: ignore[arg-type]
     else:
         from cluster.models import load_policy
 
@@ -181,11 +185,14 @@ def evaluate(
                 seed,
                 batch,
                 device=place,
+                on_image=published.see,
                 progress=lambda done, total: shown("evaluate", done, total),
             )
+    rows = published.beside(rows)
     if csv is not None:
         write_csv(csv, rows)
-    print_rows(rows, f"protocol {protocol}")
+    with as_mistake(ValueError):
+        print_rows(rows, f"protocol {protocol}{published.of_all()}")
 
 
 @app.command()

@@ -127,15 +127,18 @@ def evaluate_folders(
     scorers: Mapping[str, ScoreFunction],
     protocol_name: str = DEFAULT_PROTOCOL,
     match: Match = "stem",
+    on_image: ImageSink | None = None,
 ) -> list[Row]:
     """Measure finished results against originals: psnr, ssim, each scorer, and `gt_<scorer>`; no `input_` columns.
+
+    `on_image` is called as that of `evaluate_pairs`, with the results as lq, too.
 
     Raises:
         FileNotFoundError, DataError, ImageError: as `PairedFolder`.
         ValueError: as `evaluate_pairs`.
     """
     pairs = PairedFolder(restored, gt, match)
-    rows = evaluate_pairs(None, pairs, SamplerSettings(), scorers, protocol_name, batch=1)
+    rows = evaluate_pairs(None, pairs, SamplerSettings(), scorers, protocol_name, batch=1, on_image=on_image)
     return [Row(r.image_id, {k: v for k, v in r.values.items() if not k.startswith("input_")}) for r in rows]
 
 

@@ -6,7 +6,6 @@ Offline stand-ins under their own names: `lite0_distance` is built like LPIPS (2
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +60,12 @@ class Lite0Metrics:
 
 def frechet_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     """|μa - μb|² + tr(Σa + Σb - 2 (Σa Σb)^½) of the samples' Gaussians, [N, C] each (Heusel et al. 2017, Eq. 6)."""
-    means: Sequence[NDArray[np.float64]] = (a.mean(0), b.mean(0))
+    shift = float(((a.mean(0) - b.mean(0)) ** 2).sum())
+    if max(len(a), len(b)) <= a.shape[1]:
+        # covariances of low rank: with Σ = XᵀX the trace of the root is the sum of the singular values of Xa Xbᵀ
+        roots = [(x - x.mean(0)) / np.sqrt(len(x) - 1) for x in (a, b)]
+        spread = sum(float((x**2).sum()) for x in roots)
+        return shift + spread - 2 * float(np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum())
     covariances = (np.cov(a, rowvar=False), np.cov(b, rowvar=False))
     root = sqrtm(covariances[0] @ covariances[1])
-    shift = float(((means[0] - means[1]) ** 2).sum())
     return shift + float(np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * np.trace(root).real)

@@ -78,6 +78,7 @@ def test_every_command_has_a_help_with_an_example(command: str) -> None:
         (["data", "demo", "/tmp/x", "--task", "snow"], "choose from rain"),
         (["evaluate", "/nowhere", "/nowhere"], "/nowhere"),
         (["evaluate", "a", "b", "--protocol", "matlab"], "choose one of lowlight_rgb, derain_y"),
+        (["evaluate", "a", "b", "--lpips", "/nowhere"], "alexnet-owt-7be5be79.pth is absent"),
         (["evaluate", "a", "b", "--scorer", "nima"], "no scorer named 'nima'; there are"),
         (["convert", "pasd", "/nowhere/model", "base=a"], "missing checkpoint, cleaner; it takes base, "),
         (["convert", "pasd", "/nowhere/model", "--dtype", "int8"], "choose float32"),
