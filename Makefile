@@ -70,3 +70,4 @@ bench: setup
 	$(BIN)/python -m benchmarks.reward_path
 	$(BIN)/python -m benchmarks.store
 	$(BIN)/python -m benchmarks.whole_loop
+	$(BIN)/python -m benchmarks.every_model

@@ -240,7 +240,8 @@ class RunState:
                 )
             ] + [f"reward {old['gt_reward']:.2f}"]
             strips.append(Strip((lq, self.base_images[image_id], image, gt), captions=captions, title=image_id))
-        save_strips(path, strips)
+        if strips:  # evaluation.strips may be 0
+            save_strips(path, strips)
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         if self.interrupted:
