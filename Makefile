@@ -57,12 +57,12 @@ demo-seeds: setup
 	$(BIN)/python -m benchmarks.demo_seeds runs/demo-seed0 runs/demo-seed1 runs/demo-seed2
 
 # The paper's comparison; goes on where it was interrupted. QUICK=1: the three main arms of one seed, made anew;
-# RESULTS=runs/again: all arms made anew. Both compare with the committed results.
+# RESULTS=runs/again: all arms made anew. Both compare with the committed results. PUBLISHED=weights: LPIPS and FID, too.
 RESULTS ?= $(if $(QUICK),runs/study_quick,benchmarks/results/study)
 .PHONY: study
 study: setup
 	$(BIN)/restorl data demo data/demo --task rain --task low_light
-	$(BIN)/python -m benchmarks.study --results $(RESULTS) $(if $(QUICK),--quick)
+	$(BIN)/python -m benchmarks.study --results $(RESULTS) $(if $(QUICK),--quick) $(if $(PUBLISHED),--published $(PUBLISHED))
 	$(BIN)/python -m benchmarks.study_report --results $(RESULTS)
 
 bench: setup

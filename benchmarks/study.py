@@ -4,12 +4,14 @@ Every arm trains from the same base model by `restorl train --single` (`learner.
 number of iterations and seeds, and is measured on held-out tiles with the same draws of sampling noise. An arm that
 is done (TASK-ARM-SEED.json in the folder of results) is not run again, so that an interrupted study goes on;
 `python -m benchmarks.study_report` makes tables and pictures of what is there. With `--results` of an empty folder
-the committed results are made once more, and the report compares.
+the committed results are made once more, and the report compares. `--published` measures LPIPS and FID, too, with
+weights that the user downloads (docs/models.md); arms that were measured without are measured again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -34,6 +36,7 @@ from restoration.datasets.paired import discover
 from restoration.evaluate import evaluate_pairs
 from restoration.metrics.appearance import APPEARANCE
 from restoration.metrics.perceptual import Lite0Metrics
+from restoration.metrics.published import Published
 from reward_service.scorers import make_scorer
 
 RECIPE = Path("configs/study.yaml")
@@ -57,6 +60,7 @@ TASKS = ("rain", "low_light")
 SEEDS = (0, 1, 2)
 DRAWS = (101, 102)
 SHOWN = ("chelsea_0003", "coffee_0006", "seeding_0002")  # in the strips: CC0 photographs
+OF_SETS = ("frechet", "fid")  # figures without a value for each image
 CURVE = ("reward_mean", "reward_std_within", "error_l2", "loss_rl", "loss_sft", "grad_norm")
 
 
@@ -66,6 +70,7 @@ class Arm:
     name: str
     seed: int
     folder: Path = FOLDER
+    published: Path | None = None  # weights of LPIPS and FID
 
     @property
     def label(self) -> str:
@@ -74,6 +79,12 @@ class Arm:
     @property
     def result(self) -> Path:
         return self.folder / f"{self.label}.json"
+
+    @property
+    def done(self) -> bool:
+        if not self.result.exists():
+            return False
+        return self.published is None or "fid" in json.loads(self.result.read_text())
 
     @property
     def run(self) -> Path:
@@ -89,13 +100,14 @@ class Arm:
         return [f"data.root=data/demo/{self.task}", f"seed={self.seed}", *ARMS[self.name]]
 
 
-def planned(tasks: list[str], quick: bool, folder: Path = FOLDER) -> Iterator[Arm]:
+def planned(tasks: list[str], quick: bool, folder: Path = FOLDER, published: Path | None = None) -> Iterator[Arm]:
     """The three main arms of every seed and task first, then the ablations of the first task. The base has no seed."""
     for seed in SEEDS[:1] if quick else SEEDS:
         for task in tasks:
-            yield from (Arm(task, name, seed, folder) for name in MAIN if name != "base" or seed == SEEDS[0])
+            yield from (Arm(task, name, seed, folder, published) for name in MAIN if name != "base" or seed == SEEDS[0])
     if not quick:
-        yield from (Arm(tasks[0], name, seed, folder) for seed in SEEDS for name in ARMS if name not in MAIN)
+        ablations = [name for name in ARMS if name not in MAIN]
+        yield from (Arm(tasks[0], name, seed, folder, published) for seed in SEEDS for name in ablations)
 
 
 def run_arm(arm: Arm) -> None:
@@ -104,6 +116,8 @@ def run_arm(arm: Arm) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "benchmarks.study", "--results", str(arm.folder)]
     command += ["--arm", arm.task, arm.name, str(arm.seed)]
+    if arm.published is not None:
+        command += ["--published", str(arm.published)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     with log.open("w") as output:
         done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
@@ -125,43 +139,52 @@ def train_and_measure(arm: Arm) -> None:
         for record in read_metrics(arm.run, "train"):
             curve.append({name: record[name] for name in CURVE if name in record})
     if arm.name == "base":
-        measured = measure(config, load_policy(config.model)[0], arm.shown)
+        measured = measure(config, load_policy(config.model)[0], arm.published, arm.shown)
     else:
-        measured = measure(config, load_policy(arm.run, "average")[0], arm.shown)
-        last = measure(config, load_policy(arm.run)[0])
-        measured["last"] = mean_figures(last)
+        measured = measure(config, load_policy(arm.run, "average")[0], arm.published, arm.shown)
+        measured["last"] = mean_figures(measure(config, load_policy(arm.run)[0], arm.published))
     write(arm.result, {"arm": arm.name, "task": arm.task, "seed": arm.seed, "iterations": config.iterations}
           | measured | {"curve": curve, "seconds": time.monotonic() - began})  # fmt: skip
 
 
 def mean_figures(measured: dict[str, Any]) -> dict[str, float]:
     rows = list(measured["images"].values())
-    return {n: float(np.mean([r[n] for r in rows])) for n in rows[0]} | {"frechet": measured["frechet"]}
+    of_sets = {name: measured[name] for name in OF_SETS if name in measured}
+    return {name: float(np.mean([r[name] for r in rows])) for name in rows[0]} | of_sets
 
 
-def measure(config: RunConfig, model: BaseModel, shown_file: Path | None = None) -> dict[str, Any]:
+def measure(
+    config: RunConfig, model: BaseModel, published: Path | None, shown_file: Path | None = None
+) -> dict[str, Any]:
     """Per-image figures, each the mean over `DRAWS`, and the mean of the draws' Fréchet distances."""
     pairs = discover(config.data.root, config.data.heldout, config.data.match)
     scorers = {"reward": make_scorer("lite0_levels").score, "piqe": make_scorer("piqe").score, **APPEARANCE}
-    draws, images, frechet = [], {}, []
+    draws, images = [], {}
+    of_sets: dict[str, list[float]] = {}
     shown: dict[str, np.ndarray] = {}
     for draw in DRAWS:
-        metrics = Lite0Metrics()
+        metrics, weighed = Lite0Metrics(), Published(published, published)
 
-        def look(image_id: str, lq: np.ndarray, out: np.ndarray, gt: np.ndarray, seen: Any = metrics) -> None:
-            seen.add(image_id, out, gt)
+        def look(
+            image_id: str, lq: np.ndarray, out: np.ndarray, gt: np.ndarray, seen: Any = (metrics, weighed)
+        ) -> None:
+            seen[0].add(image_id, out, gt)
+            seen[1].see(image_id, lq, out, gt)
             if image_id in SHOWN:
                 for what, image in (("lq", lq), ("out", out), ("gt", gt)):
                     shown.setdefault(f"{image_id} {what}", image.copy())  # of the first draw
 
         rows = evaluate_pairs(model, pairs, config.sampler, scorers, config.evaluation.protocol, draw, on_image=look)
+        rows = weighed.beside(rows)
         draws.append({r.image_id: r.values | {"distance": metrics.distances[r.image_id]} for r in rows})
-        frechet.append(metrics.frechet())
+        of_sets.setdefault("frechet", []).append(metrics.frechet())
+        if weighed.fid is not None:
+            of_sets.setdefault("fid", []).append(weighed.fid.value())
     for image_id, values in draws[0].items():
         images[image_id] = {name: float(np.mean([d[image_id][name] for d in draws])) for name in values}
     if shown_file is not None:
         np.savez(shown_file, **shown)  # type: ignore[arg-type]
-    return {"images": images, "frechet": float(np.mean(frechet))}
+    return {"images": images} | {name: float(np.mean(values)) for name, values in of_sets.items()}
 
 
 def main() -> None:
@@ -170,14 +193,17 @@ def main() -> None:
     parser.add_argument("--task", action="append", choices=TASKS, help="all if none is given")
     parser.add_argument("--jobs", type=int, default=2, help="arms trained at the same time, a core each")
     parser.add_argument("--results", type=Path, default=FOLDER, help="folder of results (default: the committed ones)")
+    parser.add_argument("--published", type=Path, help="folder with the weights of LPIPS and FID")
     parser.add_argument("--arm", nargs=3, metavar=("TASK", "ARM", "SEED"), help="one arm, in this process")
     options = parser.parse_args()
+    results, published = options.results.resolve(), options.published
     if options.arm:
         task, name, seed = options.arm
-        train_and_measure(Arm(task, name, int(seed), options.results.resolve()))
+        train_and_measure(Arm(task, name, int(seed), results, published))
         return
+    Published(published, published)  # so that absent weights are told now
     tasks = options.task or list(TASKS[:1] if options.quick else TASKS)
-    todo = [arm for arm in planned(tasks, options.quick, options.results.resolve()) if not arm.result.exists()]
+    todo = [arm for arm in planned(tasks, options.quick, results, published) if not arm.done]
     print(f"{len(todo)} arms to run, {options.jobs} at a time", flush=True)
     with ThreadPoolExecutor(options.jobs) as pool:
         for arm, _ in zip(todo, pool.map(run_arm, todo), strict=True):

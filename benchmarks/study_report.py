@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.stats import wasserstein_distance
 
-from benchmarks.study import ARMS, FOLDER, SEEDS, SHOWN, TASKS, Arm
+from benchmarks.study import ARMS, FOLDER, OF_SETS, SEEDS, SHOWN, TASKS, Arm
 from cluster.strips import Strip, draw_strips
 from restoration.metrics.appearance import APPEARANCE
 from restoration.metrics.protocols import protocol
@@ -30,6 +30,8 @@ from restoration.metrics.protocols import protocol
 METRICS = {
     "psnr": ("PSNR ↑", True, 3),
     "ssim": ("SSIM ↑", True, 4),
+    "lpips": ("LPIPS ↓", False, 4),
+    "fid": ("FID ↓", False, 3),
     "distance": ("lite0 distance ↓", False, 4),
     "frechet": ("lite0 Fréchet ↓", False, 3),
     "reward": ("IQA score ↑", True, 3),
@@ -54,25 +56,30 @@ def per_image(result: Result, metric: str) -> np.ndarray:
 
 
 def mean(result: Result, metric: str) -> float:
-    return float(result["frechet"]) if metric == "frechet" else float(per_image(result, metric).mean())
+    return float(result[metric]) if metric in OF_SETS else float(per_image(result, metric).mean())
+
+
+def measured(*tables: Arms, of_sets: bool = True) -> list[str]:
+    """The metrics that every result has, LPIPS and FID where all were measured with `--published`."""
+    every = [{*r, *next(iter(r["images"].values()))} for arms in tables for found in arms.values() for r in found]
+    return [m for m in METRICS if all(m in has for has in every) and (of_sets or m not in OF_SETS)]
 
 
 def table(arms: Arms) -> list[str]:
     """Method rows; mean over seeds ± their deviation, best bold."""
-    lines = ["| | seeds | " + " | ".join(h for h, _, _ in METRICS.values()) + " |", "|-" * (len(METRICS) + 2) + "|"]
-    values = {a: {m: [mean(r, m) for r in found] for m in METRICS} for a, found in arms.items()}
+    shown = {m: METRICS[m] for m in measured(arms)}
+    lines = ["| | seeds | " + " | ".join(h for h, _, _ in shown.values()) + " |", "|-" * (len(shown) + 2) + "|"]
+    values = {a: {m: [mean(r, m) for r in found] for m in shown} for a, found in arms.items()}
     best = {
-        m: (max if up else min)(values, key=lambda a: float(np.mean(values[a][m]))) for m, (_, up, _) in METRICS.items()
+        m: (max if up else min)(values, key=lambda a: float(np.mean(values[a][m]))) for m, (_, up, _) in shown.items()
     }
     first = next(iter(arms.values()))[0]
     degraded = {m: f"input_{m}" for m in ("psnr", "ssim", "reward", "piqe")}
-    cells = [
-        f"{per_image(first, degraded[m]).mean():.{d}f}" if m in degraded else "" for m, (_, _, d) in METRICS.items()
-    ]
+    cells = [f"{per_image(first, degraded[m]).mean():.{d}f}" if m in degraded else "" for m, (_, _, d) in shown.items()]
     lines.append("| degraded input | | " + " | ".join(cells) + " |")
     for arm, found in arms.items():
         cells = []
-        for m, (_, _, digits) in METRICS.items():
+        for m, (_, _, digits) in shown.items():
             text = f"{np.mean(values[arm][m]):.{digits}f}"
             if len(found) > 1:
                 text += f" ± {np.std(values[arm][m], ddof=1):.{digits}f}"
@@ -85,7 +92,7 @@ def intervals(arms: Arms) -> list[str]:
     """`ours` minus every other arm, paired by image and seed; seeds averaged, 95 % bootstrap interval over images."""
     if "ours" not in arms:
         return []
-    shown = [m for m in METRICS if m != "frechet"]
+    shown = measured(arms, of_sets=False)
     lines = ["| ours minus | " + " | ".join(METRICS[m][0] for m in shown) + " |", "|-" * (len(shown) + 1) + "|"]
     rng = np.random.default_rng(0)
     for arm in (a for a in arms if a != "ours"):
@@ -173,7 +180,7 @@ def strips(file: Path, folder: Path, task: str) -> None:
 
 def distances(arms: Arms, committed: Arms) -> list[str]:
     """How far each arm and seed is from the committed one, the largest over images."""
-    shown = [m for m in METRICS if m != "frechet"]
+    shown = measured(arms, committed, of_sets=False)
     lines = ["| largest distance to committed | seed | " + " | ".join(METRICS[m][0][:-2] for m in shown) + " |"]
     lines.append("|-" * (len(shown) + 2) + "|")
     for arm, found in arms.items():
@@ -197,11 +204,11 @@ def main() -> None:
             arms = results(folder, task)
             if not arms:
                 continue
+            shown = measured(arms)
             for arm, found in arms.items():
                 for r in found:
-                    out.writerow(
-                        [task, arm, r["seed"], r["iterations"], round(r["seconds"]), *(mean(r, m) for m in METRICS)]
-                    )
+                    figures = [mean(r, m) if m in shown else "" for m in METRICS]
+                    out.writerow([task, arm, r["seed"], r["iterations"], round(r["seconds"]), *figures])
             picture = f"{folder.name}_{task}_"
             curves(folder.with_name(f"{picture}curves.png"), task, arms)
             strips(folder.with_name(f"{picture}strips.jpg"), folder, task)
