@@ -10,6 +10,7 @@ import typer
 
 from cluster.cli_convert import convert
 from cluster.cli_errors import UserMistake, argv, as_mistake, guarded, say
+from cluster.cli_export import export
 from cluster.cli_output import Counter, print_rows, summary_text
 from cluster.cli_restore import device_of, restore
 
@@ -33,6 +34,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(reward_app, name="reward")
 app.command()(convert)
 app.command()(restore)
+app.command()(export)
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Such as `sampler.steps=4`.", metavar="[KEY=VALUE]...")]
 DEFAULT_SCORER = "lite0_levels"

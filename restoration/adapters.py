@@ -84,9 +84,8 @@ def make_trainable(model: BaseModel, settings: AdaptSettings, keep_reference: bo
     if settings.mode == "lora":
         _inject_lora(model, settings)
     else:
-        for name, parameter in policy.named_parameters():
-            if any(re.match(pattern, name) for pattern in model.trainable_names):
-                parameter.requires_grad_(True)
+        for parameter in trainable_parameters(model).values():
+            parameter.requires_grad_(True)
     parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
     if not parameters:
         raise AdapterError(
@@ -113,6 +112,12 @@ def enable_checkpointing(model: BaseModel) -> None:
         enable = getattr(module, "enable_gradient_checkpointing", None)
         if callable(enable):
             enable()
+
+
+def trainable_parameters(model: BaseModel) -> dict[str, nn.Parameter]:
+    """What SFT trains, by its names in the policy (the model's `trainable_names`)."""
+    named = model.policy.named_parameters()
+    return {name: p for name, p in named if any(re.match(pattern, name) for pattern in model.trainable_names)}
 
 
 def trained_parameters(model: BaseModel) -> dict[str, nn.Parameter]:

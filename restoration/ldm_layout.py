@@ -56,6 +56,10 @@ class Layout:
         """The released name of one of our keys."""
         return _translate(key, {new: old for old, new in self.modules.items()})
 
+    def restored(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Our state dict under its released names; shapes stay (there is no `flat` module in a UNet)."""
+        return {self.released(k): v for k, v in state.items()}
+
     def shapes(self, shapes: Shapes) -> dict[str, tuple[int, ...]]:
         """{released key: shape} -> {our key: shape}."""
         return {new: self._shape(new, tuple(shape)) for new, shape in ((self.rename(k), v) for k, v in shapes.items())}
@@ -120,6 +124,52 @@ def controlnet_layout(shapes: Shapes, *, head_channels: int | None = 64, heads: 
     for i in range(sum(level.layers + 1 for level in levels)):
         layout.add(f"zero_convs.{i}.0", f"controlnet_down_blocks.{i}")
     layout.add("middle_block_out.0", "controlnet_mid_block")
+    return layout
+
+
+def layout_of(network: Any, resnet: Mapping[str, str] = RESNET, attention: Mapping[str, str] | None = None) -> Layout:
+    """Which released module is which of a UNet's, or of its like without a decoder, such as a ControlNet.
+
+    Args:
+        network: of diffusers' blocks.
+        resnet, attention: released module -> ours inside a block; None: transformers keep their names.
+    """
+    layout, count = Layout(), 1
+
+    def add(released: str, block: str, index: int, attends: bool) -> None:
+        layout.add(f"{released}.0", f"{block}.resnets.{index}", resnet)
+        if attends:
+            layout.add(f"{released}.1", f"{block}.attentions.{index}", attention)
+
+    layout.add("time_embed.0", "time_embedding.linear_1")
+    layout.add("time_embed.2", "time_embedding.linear_2")
+    layout.add("input_blocks.0.0", "conv_in")
+    for level, block in enumerate(network.down_blocks):
+        for i in range(len(block.resnets)):
+            add(f"input_blocks.{count}", f"down_blocks.{level}", i, hasattr(block, "attentions"))
+            count += 1
+        if block.downsamplers:
+            layout.add(f"input_blocks.{count}.0.op", f"down_blocks.{level}.downsamplers.0.conv")
+            count += 1
+    layout.add("middle_block.0", "mid_block.resnets.0", resnet)
+    layout.add("middle_block.1", "mid_block.attentions.0", attention)
+    layout.add("middle_block.2", "mid_block.resnets.1", resnet)
+    if hasattr(network, "controlnet_mid_block"):
+        for i in range(len(network.controlnet_down_blocks)):
+            layout.add(f"zero_convs.{i}.0", f"controlnet_down_blocks.{i}")
+        layout.add("middle_block_out.0", "controlnet_mid_block")
+    if not hasattr(network, "up_blocks"):
+        return layout
+    count = 0
+    for level, block in enumerate(network.up_blocks):
+        attends = hasattr(block, "attentions")
+        for i in range(len(block.resnets)):
+            add(f"output_blocks.{count}", f"up_blocks.{level}", i, attends)
+            count += 1
+        if block.upsamplers:
+            layout.add(f"output_blocks.{count - 1}.{1 + attends}.conv", f"up_blocks.{level}.upsamplers.0.conv")
+    layout.add("out.0", "conv_norm_out")
+    layout.add("out.2", "conv_out")
     return layout
 
 

@@ -6,6 +6,7 @@ a hint image; its residuals are added to the skips of the UNet. `scaled` latents
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +19,8 @@ from restoration.backbones.cleaners import Cleaner, cleaner_from_released
 from restoration.base_models import text
 from restoration.base_models.diffusers_folder import read_network
 from restoration.base_models.interface import Condition
-from restoration.base_models.latent import LatentDiffusion, LatentSettings, Part, config_file
+from restoration.base_models.latent import LatentDiffusion, LatentSettings
+from restoration.base_models.parts import Part, cloned, config_file, save_over, save_pickled, touches
 from restoration.base_models.released import (
     controlnet_from_released,
     unet_from_released,
@@ -26,7 +28,7 @@ from restoration.base_models.released import (
     without_hint,
 )
 from restoration.checkpoints import CheckpointError, read_state
-from restoration.ldm_layout import UNET_PREFIX, VAE_PREFIX, part
+from restoration.ldm_layout import UNET_PREFIX, VAE_PREFIX, layout_of, part
 from restoration.precision import dtype_of
 
 
@@ -110,6 +112,23 @@ class DiffBIR(LatentDiffusion):
     def parts(self) -> dict[str, Part]:
         networks = {"unet": self._policy.unet, "controlnet": self._policy.controlnet}
         return {name: Part(network, config_file(network)) for name, network in networks.items()}
+
+    def export(self, folder: Path, trained: Collection[str], over: Path | None = None) -> None:
+        """DiffBIR's own file as controlnet.pth and, where the UNet was trained, `over`, Stable Diffusion's, with it."""
+        self.refuse_lora()
+        unet = self._policy.unet if touches("unet", trained) else None
+        if unet is None:
+            self.refuse_over(over)
+        elif over is None:
+            raise ValueError(
+                "diffbir: the UNet was trained, too, and lies in Stable Diffusion's file: give that file with --over"
+            )
+        else:
+            state = layout_of(unet).restored(unet.state_dict())
+            save_over(over, {UNET_PREFIX + key: value for key, value in state.items()}, folder)
+        if touches("controlnet", trained):
+            controlnet = self._policy.controlnet
+            save_pickled(cloned(layout_of(controlnet).restored(controlnet.state_dict())), folder / "controlnet.pth")
 
     @classmethod
     def read_parts(cls, folder: Path) -> dict[str, nn.Module]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Self
@@ -21,7 +21,8 @@ from restoration.base_models.faithdiff_networks import (
     faithdiff_to_released,
 )
 from restoration.base_models.interface import Condition, SamplerSettings
-from restoration.base_models.latent import LatentDiffusion, LatentSettings, Part
+from restoration.base_models.latent import LatentDiffusion, LatentSettings
+from restoration.base_models.parts import Part, cloned, save_pickled
 from restoration.base_models.sdxl import POOLED, pooled_names, time_ids
 from restoration.checkpoints import CheckpointError, read_json, read_state
 
@@ -114,6 +115,12 @@ class FaithDiff(LatentDiffusion):
 
     def parts(self) -> dict[str, Part]:
         return {"unet": Part(self._policy, asdict(self._policy.choices), faithdiff_to_released)}
+
+    def export(self, folder: Path, trained: Collection[str], over: Path | None = None) -> None:
+        """FaithDiff.bin."""
+        self.refuse_lora()
+        self.refuse_over(over)
+        save_pickled(cloned(self.parts()["unet"].state()), folder / "FaithDiff.bin")
 
     @classmethod
     def read_parts(cls, folder: Path) -> dict[str, nn.Module]:

@@ -23,11 +23,10 @@ from restoration.base_models.interface import NEGATIVE, Condition, SamplerSettin
 from restoration.base_models.latent import (
     LatentModel,
     ModelSettings,
-    Part,
-    config_file,
     decode_latents,
     encode_images,
 )
+from restoration.base_models.parts import Part, config_file
 from restoration.base_models.sdxl import POOLED
 from restoration.checkpoints import CheckpointError, read_state
 from restoration.transition import Schedule, flow_schedule

@@ -6,22 +6,22 @@ import json
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from restoration.backbones.cleaners import Cleaner, cleaner_of, config_of
-from restoration.base_models.diffusers_folder import WEIGHTS_FILE, read_vae
+from restoration.base_models.diffusers_folder import read_vae
 from restoration.base_models.embeddings import PerImage
 from restoration.base_models.interface import NEGATIVE, Condition, SamplerSettings
+from restoration.base_models.parts import Part, config_file, save_state, touches
 from restoration.base_models.spacing import linspace_schedule
 from restoration.checkpoints import CheckpointError, load_strict, read_json, read_state
 from restoration.precision import dtype_of
@@ -78,19 +78,6 @@ class LatentSettings(ModelSettings):
             raise ValueError(f"train_timesteps={self.train_timesteps}: at least 1")
         if not all(0 <= t < self.train_timesteps for t in self.start_timesteps):
             raise ValueError(f"start_timesteps={self.start_timesteps}: each from 0 to {self.train_timesteps - 1}")
-
-
-class Part(NamedTuple):
-    """A network of a model folder.
-
-    Attributes:
-        config: its config.json.
-        released: a key of the network -> its key in the file, None if it lies elsewhere.
-    """
-
-    network: nn.Module
-    config: Mapping[str, Any]
-    released: Callable[[str], str | None] = str
 
 
 def encode_images(vae: AutoencoderKL, images: Tensor) -> Tensor:
@@ -284,15 +271,35 @@ class LatentModel(ABC):
         """
         folder = Path(folder)
         self.refuse_lora()
-        for name, (network, config, released) in {"vae": Part(self.vae, config_file(self.vae)), **self.parts()}.items():
-            state = {key: v for k, v in network.state_dict().items() if (key := released(k)) is not None}
-            save_state(state, folder / name / WEIGHTS_FILE, dtype)
-            (folder / name / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        for name, part in {"vae": Part(self.vae, config_file(self.vae)), **self.parts()}.items():
+            part.save(folder / name, dtype)
         save_state(self.cleaner.state_dict(), folder / "cleaner" / "model.safetensors", dtype)
         (folder / "cleaner" / "config.json").write_text(json.dumps(config_of(self.cleaner), indent=2) + "\n")
         if self.embeddings:
             save_state(self.embeddings, folder / TEXT_FILE, torch.float32)
         (folder / SETTINGS_FILE).write_text(json.dumps({"kind": self.KIND, **asdict(self.settings)}, indent=2) + "\n")
+
+    def export(self, folder: Path, trained: Collection[str], over: Path | None = None) -> None:
+        """Write what its authors' own program loads, in their layout and float32: here a diffusers folder a network.
+
+        Args:
+            trained: the policy's parameters that differ from the released ones; other networks are left out.
+            over: the released file, for layouts whose file holds more than the policy.
+
+        Raises:
+            ValueError: the LoRA of a training is still attached to the policy; `over` is needed, or not.
+            CheckpointError: `over` is another model's.
+        """
+        self.refuse_lora()
+        self.refuse_over(over)
+        for name, part in self.parts().items():
+            if touches(name, trained):
+                part.save(folder / name)
+
+    def refuse_over(self, over: Path | None) -> None:
+        """Raises ValueError for an `over` that nothing needs."""
+        if over is not None:
+            raise ValueError(f"{self.KIND}: nothing of {over} is needed beside what was trained; leave it out")
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -375,16 +382,3 @@ class LatentDiffusion(LatentModel):
         x_t, target = self.add_noise(gt_latent, timestep, noise)
         output = self.denoise(x_t, timestep, condition, guidance_scale=1.0)
         return (output - target).square().flatten(1).mean(1)
-
-
-def config_file(network: Any) -> dict[str, Any]:
-    """The config.json of a diffusers network."""
-    loaded: dict[str, Any] = json.loads(network.to_json_string())
-    return loaded
-
-
-def save_state(state: Mapping[str, Tensor], file: Path, dtype: torch.dtype) -> None:
-    """Write safetensors, floating point as `dtype`, making the folder."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    stored = {k: v.detach().to("cpu", dtype if v.is_floating_point() else v.dtype) for k, v in state.items()}
-    save_file({k: v.contiguous() for k, v in stored.items()}, file, metadata={"format": "pt"})

@@ -6,7 +6,7 @@ They are deterministic; the policy N(z - output, sigma² I) is our choice (metho
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from restoration.backbones.cleaners import Cleaner
 from restoration.base_models.diffusers_folder import read_state_of, weights_file
 from restoration.base_models.interface import Condition, SamplerSettings
-from restoration.base_models.latent import LatentModel, ModelSettings, Part, config_file, save_state
+from restoration.base_models.latent import LatentModel, ModelSettings
 from restoration.base_models.low_rank import Release, stock_key, updates_state
+from restoration.base_models.parts import Part, config_file, save_state
 from restoration.checkpoints import read_json
 from restoration.transition import Schedule, one_step_schedule
 
@@ -119,8 +120,24 @@ class OneStep(LatentModel):
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         super().save(folder, dtype)
+        self.save_updates(folder / UPDATES, dtype)
+
+    def save_updates(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write the updates, a file a network."""
         for name, (network, release) in self.updated().items():
-            save_state(updates_state(network, release), updates_file(folder, name), dtype)
+            save_state(updates_state(network, release), folder / f"{name}.safetensors", dtype)
+
+    def export(self, folder: Path, trained: Collection[str], over: Path | None = None) -> None:
+        """The released updates and, where its own layers were trained (by LoRA), the stock network's folder."""
+        self.refuse_lora()
+        self.refuse_over(over)
+        if any(".updates." not in name for name in trained):
+            self.parts()[self.NETWORK].save(folder / self.NETWORK)
+        self.export_updates(folder)
+
+    @abstractmethod
+    def export_updates(self, folder: Path) -> None:
+        """Write the files that its authors publish."""
 
 
 def read_updated(build: Callable[..., Any], folder: Path, updates: Mapping[str, Tensor], updates_from: Path) -> Any:

@@ -15,6 +15,7 @@ from restoration.base_models.diffusers_folder import embed, read_vae
 from restoration.base_models.interface import Condition
 from restoration.base_models.low_rank import Release
 from restoration.base_models.one_step import OneStep, OneStepSettings, read_updated, updates_file
+from restoration.base_models.parts import save_pickled
 from restoration.base_models.pisa_networks import (
     RELEASE,
     PisaPolicy,
@@ -81,9 +82,8 @@ class PiSASR(OneStep):
         output: Tensor = self._policy(x_t, timestep, condition.text, *mixed)
         return output
 
-    def released_state(self) -> dict[str, Any]:
-        """What `pisa_sr.pkl` holds, to be written by `torch.save`; the weights beneath are those of `save`'s unet/."""
-        return pisa_content(self._policy.unet)
+    def export_updates(self, folder: Path) -> None:
+        save_pickled(pisa_content(self._policy.unet), folder / "pisa_sr.pkl")
 
     def updated(self) -> dict[str, tuple[nn.Module, Release]]:
         return {"unet": (self._policy.unet, RELEASE)}

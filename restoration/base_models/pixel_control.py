@@ -27,7 +27,8 @@ from restoration.base_models.attended import (
 from restoration.base_models.control_heads import ControlHeads
 from restoration.base_models.diffusers_folder import embed_prompts, read_network, read_state_of, read_vae
 from restoration.base_models.interface import Condition
-from restoration.base_models.latent import LatentDiffusion, LatentSettings, Part, config_file
+from restoration.base_models.latent import LatentDiffusion, LatentSettings
+from restoration.base_models.parts import Part, config_file
 from restoration.base_models.sdxl import POOLED, pooled_names, time_ids
 from restoration.checkpoints import CheckpointError, load_strict, read_json, read_state
 from restoration.precision import dtype_of

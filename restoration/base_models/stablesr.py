@@ -6,7 +6,7 @@ LQ latent from the posterior, whose mode this takes: a rollout and its replay mu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +20,8 @@ from restoration.base_models import text
 from restoration.base_models.diffusers_folder import read_network, read_state_of, weights_file
 from restoration.base_models.fused_vae import FusedVAE
 from restoration.base_models.interface import Condition, SamplerSettings
-from restoration.base_models.latent import LORA_LAYERS, LatentDiffusion, LatentSettings, Part, config_file
+from restoration.base_models.latent import LORA_LAYERS, LatentDiffusion, LatentSettings
+from restoration.base_models.parts import Part, config_file, save_over
 from restoration.base_models.released import vae_from_released
 from restoration.base_models.spade import spade_unet
 from restoration.base_models.stablesr_export import released_state
@@ -142,6 +143,14 @@ class StableSR(LatentDiffusion):
         """
         self.refuse_lora()
         return released_state(self._policy)
+
+    def export(self, folder: Path, trained: Collection[str], over: Path | None = None) -> None:
+        """`over`, StableSR's released file, with UNet and structure encoder replaced."""
+        if over is None:
+            raise ValueError(
+                "stablesr: its file also holds autoencoder and text tower: give the released one with --over"
+            )
+        save_over(over, self.released_state(), folder)
 
     def parts(self) -> dict[str, Part]:
         unet, encoder = self._policy.unet, self._policy.structure_encoder

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from restoration.backbones.cleaners import Cleaner, cleaner_from_released
 from restoration.base_models.interface import Condition
-from restoration.base_models.latent import Part, config_file
 from restoration.base_models.low_rank import Release, stock_key
 from restoration.base_models.one_step import UPDATES, OneStep, OneStepSettings, read_updated
+from restoration.base_models.parts import Part, config_file, save_pickled
 from restoration.base_models.tsdsr_networks import (
     RELEASE,
     TsdPolicy,
@@ -117,6 +117,11 @@ class TSDSR(OneStep):
 
     def parts(self) -> dict[str, Part]:
         return {**super().parts(), "vae": Part(self.vae, config_file(self.vae), stock_key)}
+
+    def export_updates(self, folder: Path) -> None:
+        self.save_updates(folder)
+        for name, file in EMBEDDING_FILES.items():
+            save_pickled(self.embeddings[name].detach().cpu().clone(), folder / file)
 
     @classmethod
     def read_parts(cls, folder: Path) -> dict[str, nn.Module]:
