@@ -25,15 +25,14 @@ def convert(
 
     Without arguments it says which ones a model takes.
     """
-    import torch
-
     from cluster.configure import parse_override
     from restoration.base_models import convert as convert_files
+    from restoration.precision import DTYPES
 
     given: dict[str, Any] = {}
     with as_mistake(ValueError):
-        if dtype not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"--dtype {dtype}: choose float32, bfloat16 or float16")
+        if dtype not in DTYPES:
+            raise ValueError(f"--dtype {dtype}: choose {', '.join(DTYPES)}")
         if out.exists():
             raise ValueError(f"{out} exists already; give a new folder")
         for text in arguments or []:
@@ -42,5 +41,5 @@ def convert(
                 given.setdefault(name, {})[".".join(inner)] = value
             else:
                 given[name] = value
-        convert_files(kind, given, out, getattr(torch, dtype))
+        convert_files(kind, given, out, DTYPES[dtype])
     print(f"model: {out}")

@@ -40,12 +40,12 @@ def export(
 
     restorl export runs/rl exported --as released --over stablesr_000117.ckpt
     """
-    import torch
+    from restoration.precision import DTYPES
 
     if form not in FORMS:
         raise UserMistake(f"--as {form}: choose {', '.join(FORMS)}")
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise UserMistake(f"--dtype {dtype}: choose float32, bfloat16 or float16")
+    if dtype not in DTYPES:
+        raise UserMistake(f"--dtype {dtype}: choose {', '.join(DTYPES)}")
     if over is not None and form != "released":
         raise UserMistake(f"--over {over}: only with --as released")
     if dtype != "float32" and form != "model":
@@ -53,7 +53,7 @@ def export(
     if out.exists():
         raise UserMistake(f"{out} exists already; give a new folder")
     with as_mistake(ValueError):
-        write(model, out, form, checkpoint, over, getattr(torch, dtype))  # type: ignore[arg-type]
+        write(model, out, form, checkpoint, over, DTYPES[dtype])  # type: ignore[arg-type]
     for file in sorted(p for p in out.rglob("*") if p.is_file()):
         print(file)
 
@@ -82,8 +82,9 @@ def write(
         if not tuned:
             raise ValueError(f"{run} with --checkpoint {checkpoint} has no LoRA; only a trained run has one")
         return save_lora(policy, out)
-    trained = list(trained_parameters(policy) if tuned else trainable_parameters(policy))
+    trained = set(trainable_parameters(policy))  # by SFT, of which a run knows nothing
     if tuned:
+        trained |= trained_parameters(policy).keys()
         merge(policy)
     if form == "released":
         if not hasattr(policy, "export"):

@@ -28,12 +28,15 @@ from tests.restoration.test_diffbir import small
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a tiny model with LoRA, whose checkpoint 3 holds other weights than checkpoint 2."""
-    folder = tmp_path_factory.mktemp("run")
+    return write_run(tmp_path_factory.mktemp("run"), rank=2)
+
+
+def write_run(folder: Path, **adapt: Any) -> Path:
     small().save(folder / "base")
-    config = {"model": str(folder / "base"), "adapt": {"rank": 2}, "sampler": {"steps": 2, "eta": 0.5}}
+    config = {"model": str(folder / "base"), "adapt": adapt, "sampler": {"steps": 2, "eta": 0.5}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     model = load(folder / "base")
-    make_trainable(model, AdaptSettings(rank=2))
+    make_trainable(model, AdaptSettings(**adapt))
     for step in (2, 3):
         state = {name: torch.full_like(value, 0.05 * step) for name, value in trainable_state(model).items()}
         checkpoint.write(folder / "checkpoints", step, {STATE_FILES[0]: safetensors.torch.save(state)})
@@ -85,9 +88,7 @@ def test_an_exported_model_restores_as_its_run(run: Path, tmp_path: Path) -> Non
 
 
 def test_an_export_as_released_holds_what_was_trained(run: Path, tmp_path: Path) -> None:
-    unet: Any = load(run / "base").policy.get_submodule("unet")
-    released = {f"model.diffusion_model.{k}": v for k, v in layout_of(unet).restored(unet.state_dict()).items()}
-    torch.save({"state_dict": released | {"other": torch.ones(2)}}, tmp_path / "sd.ckpt")
+    torch.save({"state_dict": sd_state(run) | {"other": torch.ones(2)}}, tmp_path / "sd.ckpt")
     printed = exported(run, tmp_path / "out", "--as", "released", "--over", tmp_path / "sd.ckpt")
     assert [Path(line).name for line in printed.split()] == ["controlnet.pth", "sd.ckpt"]
     model = load_policy(run)[0]
@@ -98,6 +99,19 @@ def test_an_export_as_released_holds_what_was_trained(run: Path, tmp_path: Path)
     theirs = "input_blocks.1.0.in_layers.2.weight"
     assert torch.equal(over[f"model.diffusion_model.{theirs}"], expected[f"unet.{ours}"]) and len(over["other"]) == 2
     assert torch.equal(alone[theirs], expected[f"controlnet.{ours}"])
+
+
+def test_an_export_as_released_also_holds_what_only_sft_trained(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", targets=r"unet\..*to_q")
+    torch.save({"state_dict": sd_state(run)}, tmp_path / "sd.ckpt")
+    exported(run, tmp_path / "out", "--as", "released", "--over", tmp_path / "sd.ckpt")
+    assert (tmp_path / "out" / "controlnet.pth").is_file()
+
+
+def sd_state(run: Path) -> dict[str, Tensor]:
+    """The UNet of a run's base, as in Stable Diffusion's file."""
+    unet: Any = load(run / "base").policy.get_submodule("unet")
+    return {f"model.diffusion_model.{k}": v for k, v in layout_of(unet).restored(unet.state_dict()).items()}
 
 
 def test_an_exported_lora_is_one_that_peft_loads(run: Path, tmp_path: Path) -> None:
