@@ -37,7 +37,7 @@ METRICS = {
     "reward": ("IQA score ↑", True, 3),
     "piqe": ("100 - PIQE ↑", True, 2),
 }
-COLOURS = {arm: f"C{i}" for i, arm in enumerate(ARMS)}
+COLOURS = {arm: plt.get_cmap("tab20")(2 * i % 19) for i, arm in enumerate(ARMS)}
 Result = dict[str, Any]
 Arms = dict[str, list[Result]]
 
@@ -121,22 +121,29 @@ def drifts(arms: Arms) -> list[str]:
 
 
 def curves(file: Path, task: str, arms: Arms) -> None:
-    """Training reward and error of the rollouts, as the paper's Fig. 6."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4))
+    """Training reward and error of the rollouts, as the paper's Fig. 6; below, less Diff.SFT's of the same batches."""
+    names = {"reward_mean": "IQA score of the rollouts", "error_l2": "L2 error of the rollouts"}
+    figure, axes = plt.subplots(2, 2, figsize=(13, 7), sharex=True)
+    reference = {r["seed"]: r["curve"] for r in arms.get("diff_sft", [])}
     for arm, found in arms.items():
-        for axis, name in zip(axes, ("reward_mean", "error_l2"), strict=True):
+        for (above, below), name in zip(axes.T, names, strict=True):
             if arm in ("rec_reward", "piqe_reward", "brisque_reward") and name == "reward_mean":
                 continue  # another scale
-            rows = [[row[name] for row in r["curve"]] for r in found if r["curve"]]
-            if rows:
-                smooth = np.convolve(np.mean(rows, 0), np.ones(5) / 5, "valid")
-                axis.plot(np.arange(3, 3 + len(smooth)), smooth, label=f"{arm}, {len(rows)} seeds", color=COLOURS[arm])
-    axes[0].set(title=f"{task}: IQA score of the rollouts (mean of 5)", xlabel="iteration")
-    axes[1].set(title="L2 error of the rollouts (mean of 5)", xlabel="iteration")
-    for axis in axes:
-        axis.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(file, dpi=90)
+            rows = {r["seed"]: np.array([row[name] for row in r["curve"]]) for r in found if r["curve"]}
+            less = [v - [row[name] for row in reference[seed]] for seed, v in rows.items() if seed in reference]
+            for axis, lines in ((above, list(rows.values())), (below, less)):
+                if lines:
+                    smooth = np.convolve(np.mean(lines, 0), np.ones(5) / 5, "valid")
+                    label = f"{arm}, {len(rows)} seeds"
+                    axis.plot(np.arange(3, 3 + len(smooth)), smooth, label=label, color=COLOURS[arm])
+    for (above, below), title in zip(axes.T, names.values(), strict=True):
+        above.set(title=f"{task}: {title} (mean of 5)")
+        below.set(title=f"{title}, minus diff_sft", xlabel="iteration")
+    handles, labels = axes[0, 1].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="center right", fontsize=9)
+    figure.tight_layout(rect=(0, 0, 0.86, 1))
+    figure.savefig(file, dpi=80)
     plt.close(figure)
 
 
