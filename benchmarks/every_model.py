@@ -19,7 +19,7 @@ import yaml
 from safetensors.torch import load_file
 
 from benchmarks.report import RESULTS, write
-from cluster.records import read_metrics
+from cluster.report.records import read_metrics
 from restoration.base_models import load
 from restoration.images import read_image
 from tests.restoration.released_models import MODELS

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from benchmarks.report import RESULTS, write
 from learner.objective import surrogate
 from restoration.adapters import AdaptSettings, make_trainable
-from restoration.base_models.attended import build_attended, config_from_shapes
 from restoration.base_models.diffbir import DiffBIRSettings, Policy
+from restoration.base_models.networks.attended import build_attended, config_from_shapes
 from restoration.base_models.pasd import PASD, PASDSettings
 from restoration.base_models.pixel_control import HEADS_OF_SFT, KINDS, PixelPolicy
 from restoration.transition import ddim_schedule, scaled_linear_alphas, transition

@@ -27,10 +27,10 @@ import numpy as np
 import torch
 
 from benchmarks.report import RESULTS, write
-from cluster.config import RunConfig
-from cluster.configure import load_config
+from cluster.config.configure import load_config
+from cluster.config.recipe import RunConfig
 from cluster.models import load_policy
-from cluster.records import read_metrics
+from cluster.report.records import read_metrics
 from restoration.base_models.interface import BaseModel
 from restoration.datasets.paired import discover
 from restoration.evaluate import evaluate_pairs
@@ -126,7 +126,7 @@ def run_arm(arm: Arm) -> None:
 
 
 def train_and_measure(arm: Arm) -> None:
-    from cluster.single import train_single
+    from cluster.run.single import train_single
 
     torch.set_num_threads(1)
     config = load_config(RunConfig, RECIPE, arm.overrides)

@@ -22,7 +22,7 @@ import numpy as np
 from scipy.stats import wasserstein_distance
 
 from benchmarks.study import ARMS, FOLDER, OF_SETS, SEEDS, SHOWN, TASKS, Arm
-from cluster.strips import Strip, draw_strips
+from cluster.report.strips import Strip, draw_strips
 from restoration.metrics.appearance import APPEARANCE
 from restoration.metrics.protocols import protocol
 

@@ -13,10 +13,10 @@ import statistics
 from pathlib import Path
 
 from benchmarks.report import RESULTS, show, spread, write
-from cluster.config import RunConfig
-from cluster.configure import load_config
-from cluster.driver import train
-from cluster.records import read_metrics
+from cluster.config.configure import load_config
+from cluster.config.recipe import RunConfig
+from cluster.report.records import read_metrics
+from cluster.run.driver import train
 
 ITERATIONS = 8
 LIMIT = 1.25

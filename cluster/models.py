@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.configure import ConfigError, load_config
+from cluster.config.configure import ConfigError, load_config
 
 if TYPE_CHECKING:
-    from cluster.config import RunConfig
+    from cluster.config.recipe import RunConfig
     from restoration.base_models.interface import BaseModel, SamplerSettings
 
 MODEL_FILE = "restorl_model.json"
@@ -28,7 +28,7 @@ def load_run_config(run: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
     """
     if not (run / CONFIG_FILE).is_file():
         raise ConfigError.of(f"{run} is no run: there is no {CONFIG_FILE} in it; give the folder of a run")
-    from cluster.config import RunConfig
+    from cluster.config.recipe import RunConfig
 
     return load_config(RunConfig, run / CONFIG_FILE, overrides)
 

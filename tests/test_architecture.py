@@ -227,4 +227,4 @@ def test_names_that_only_look_alike_are_no_violation_and_allowed_parts_stay_allo
 def test_every_room_is_there_and_read() -> None:
     modules = modules_of_the_house()
     assert all(room in modules for room in ROOMS)
-    assert {"restoration.transition", "cluster.cli", "learner.objective", "actors.rollout"} <= modules.keys()
+    assert {"restoration.transition", "cluster.cli.app", "learner.objective", "actors.rollout"} <= modules.keys()

@@ -11,8 +11,8 @@ from typing import Any, get_type_hints
 
 import torch
 
-from restoration.base_models.embeddings import PerImage
 from restoration.base_models.interface import BaseModel, Condition, SamplerSettings
+from restoration.base_models.networks.embeddings import PerImage
 from restoration.checkpoints import CheckpointError, read_json
 
 __all__ = [

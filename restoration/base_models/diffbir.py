@@ -16,12 +16,12 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
 from restoration.backbones.cleaners import Cleaner, cleaner_from_released
-from restoration.base_models import text
-from restoration.base_models.diffusers_folder import read_network
 from restoration.base_models.interface import Condition
 from restoration.base_models.latent import LatentDiffusion, LatentSettings
-from restoration.base_models.parts import Part, cloned, config_file, save_over, save_pickled, touches
-from restoration.base_models.released import (
+from restoration.base_models.networks import text
+from restoration.base_models.networks.diffusers_folder import read_network
+from restoration.base_models.networks.parts import Part, cloned, config_file, save_over, save_pickled, touches
+from restoration.base_models.networks.released import (
     controlnet_from_released,
     unet_from_released,
     vae_from_released,

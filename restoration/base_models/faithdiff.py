@@ -13,17 +13,17 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from restoration.backbones.cleaners import Cleaner, cleaner_from_released
-from restoration.base_models.diffusers_folder import embed_prompts, read_vae, weights_file
-from restoration.base_models.faithdiff_networks import (
+from restoration.base_models.interface import Condition, SamplerSettings
+from restoration.base_models.latent import LatentDiffusion, LatentSettings
+from restoration.base_models.networks.diffusers_folder import embed_prompts, read_vae, weights_file
+from restoration.base_models.networks.faithdiff_networks import (
     FaithDiffChoices,
     FaithDiffUNet,
     faithdiff_from_released,
     faithdiff_to_released,
 )
-from restoration.base_models.interface import Condition, SamplerSettings
-from restoration.base_models.latent import LatentDiffusion, LatentSettings
-from restoration.base_models.parts import Part, cloned, save_pickled
-from restoration.base_models.sdxl import POOLED, pooled_names, time_ids
+from restoration.base_models.networks.parts import Part, cloned, save_pickled
+from restoration.base_models.networks.sdxl import POOLED, pooled_names, time_ids
 from restoration.checkpoints import CheckpointError, read_json, read_state
 
 FEATURES = "features"  # name in Condition.others

@@ -18,7 +18,6 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from restoration.backbones.cleaners import Cleaner, cleaner_from_released
-from restoration.base_models.diffusers_folder import read_network, read_vae
 from restoration.base_models.interface import NEGATIVE, Condition, SamplerSettings
 from restoration.base_models.latent import (
     LatentModel,
@@ -26,8 +25,9 @@ from restoration.base_models.latent import (
     decode_latents,
     encode_images,
 )
-from restoration.base_models.parts import Part, config_file
-from restoration.base_models.sdxl import POOLED
+from restoration.base_models.networks.diffusers_folder import read_network, read_vae
+from restoration.base_models.networks.parts import Part, config_file
+from restoration.base_models.networks.sdxl import POOLED
 from restoration.checkpoints import CheckpointError, read_state
 from restoration.transition import Schedule, flow_schedule
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from restoration.base_models.flow_control import FlowControl, FlowSettings, Networks
 from restoration.base_models.interface import Condition, SamplerSettings
-from restoration.base_models.sdxl import POOLED
+from restoration.base_models.networks.sdxl import POOLED
 from restoration.precision import dtype_of
 
 

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from restoration.base_models.embeddings import PerImage
+from restoration.base_models.networks.embeddings import PerImage
 from restoration.colour import COLOUR_FIXES, ColourFix
 from restoration.transition import Schedule
 

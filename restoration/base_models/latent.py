@@ -18,11 +18,11 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from restoration.backbones.cleaners import Cleaner, cleaner_of, config_of
-from restoration.base_models.diffusers_folder import read_vae
-from restoration.base_models.embeddings import PerImage
 from restoration.base_models.interface import NEGATIVE, Condition, SamplerSettings
-from restoration.base_models.parts import Part, config_file, save_state, touches
-from restoration.base_models.spacing import linspace_schedule
+from restoration.base_models.networks.diffusers_folder import read_vae
+from restoration.base_models.networks.embeddings import PerImage
+from restoration.base_models.networks.parts import Part, config_file, save_state, touches
+from restoration.base_models.networks.spacing import linspace_schedule
 from restoration.checkpoints import CheckpointError, load_strict, read_json, read_state
 from restoration.precision import dtype_of
 from restoration.transition import Prediction, Schedule, ddim_schedule, scaled_linear_alphas

@@ -16,11 +16,11 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from restoration.backbones.cleaners import Cleaner
-from restoration.base_models.diffusers_folder import read_state_of, weights_file
 from restoration.base_models.interface import Condition, SamplerSettings
 from restoration.base_models.latent import LatentModel, ModelSettings
-from restoration.base_models.low_rank import Release, stock_key, updates_state
-from restoration.base_models.parts import Part, config_file, save_state
+from restoration.base_models.networks.diffusers_folder import read_state_of, weights_file
+from restoration.base_models.networks.low_rank import Release, stock_key, updates_state
+from restoration.base_models.networks.parts import Part, config_file, save_state
 from restoration.checkpoints import read_json
 from restoration.transition import Schedule, one_step_schedule
 

@@ -11,12 +11,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from restoration.backbones.cleaners import Cleaner, cleaner_from_released
-from restoration.base_models.diffusers_folder import embed, read_vae
 from restoration.base_models.interface import Condition
-from restoration.base_models.low_rank import Release
-from restoration.base_models.one_step import OneStep, OneStepSettings, read_updated, updates_file
-from restoration.base_models.parts import save_pickled
-from restoration.base_models.pisa_networks import (
+from restoration.base_models.networks.diffusers_folder import embed, read_vae
+from restoration.base_models.networks.low_rank import Release
+from restoration.base_models.networks.parts import save_pickled
+from restoration.base_models.networks.pisa_networks import (
     RELEASE,
     PisaPolicy,
     UpdatedUNet,
@@ -24,6 +23,7 @@ from restoration.base_models.pisa_networks import (
     read_pisa,
     unet_from_released,
 )
+from restoration.base_models.one_step import OneStep, OneStepSettings, read_updated, updates_file
 from restoration.checkpoints import CheckpointError, read_state
 
 

@@ -16,7 +16,9 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
 from restoration.backbones.cleaners import Cleaner, cleaner_from_released
-from restoration.base_models.attended import (
+from restoration.base_models.interface import Condition
+from restoration.base_models.latent import LatentDiffusion, LatentSettings
+from restoration.base_models.networks.attended import (
     Contexts,
     attended_to_released,
     build_attended,
@@ -24,12 +26,10 @@ from restoration.base_models.attended import (
     released_to_attended,
     skips_of,
 )
-from restoration.base_models.control_heads import ControlHeads
-from restoration.base_models.diffusers_folder import embed_prompts, read_network, read_state_of, read_vae
-from restoration.base_models.interface import Condition
-from restoration.base_models.latent import LatentDiffusion, LatentSettings
-from restoration.base_models.parts import Part, config_file
-from restoration.base_models.sdxl import POOLED, pooled_names, time_ids
+from restoration.base_models.networks.control_heads import ControlHeads
+from restoration.base_models.networks.diffusers_folder import embed_prompts, read_network, read_state_of, read_vae
+from restoration.base_models.networks.parts import Part, config_file
+from restoration.base_models.networks.sdxl import POOLED, pooled_names, time_ids
 from restoration.checkpoints import CheckpointError, load_strict, read_json, read_state
 from restoration.precision import dtype_of
 

@@ -16,18 +16,22 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from restoration.backbones.cleaners import Cleaner, cleaner_from_released
-from restoration.base_models import text
-from restoration.base_models.diffusers_folder import read_network, read_state_of, weights_file
-from restoration.base_models.fused_vae import FusedVAE
 from restoration.base_models.interface import Condition, SamplerSettings
 from restoration.base_models.latent import LORA_LAYERS, LatentDiffusion, LatentSettings
-from restoration.base_models.parts import Part, config_file, save_over
-from restoration.base_models.released import vae_from_released
-from restoration.base_models.spade import spade_unet
-from restoration.base_models.stablesr_export import released_state
-from restoration.base_models.stablesr_networks import StableSRPolicy
-from restoration.base_models.stablesr_released import STRUCTURE_PREFIX, fused_vae_from_released, policy_from_released
-from restoration.base_models.structure import StructureEncoder
+from restoration.base_models.networks import text
+from restoration.base_models.networks.diffusers_folder import read_network, read_state_of, weights_file
+from restoration.base_models.networks.fused_vae import FusedVAE
+from restoration.base_models.networks.parts import Part, config_file, save_over
+from restoration.base_models.networks.released import vae_from_released
+from restoration.base_models.networks.spade import spade_unet
+from restoration.base_models.networks.stablesr_export import released_state
+from restoration.base_models.networks.stablesr_networks import StableSRPolicy
+from restoration.base_models.networks.stablesr_released import (
+    STRUCTURE_PREFIX,
+    fused_vae_from_released,
+    policy_from_released,
+)
+from restoration.base_models.networks.structure import StructureEncoder
 from restoration.checkpoints import CheckpointError, empty, load_strict, read_json, read_state
 from restoration.ldm_layout import UNET_PREFIX, VAE_PREFIX, part
 from restoration.precision import dtype_of

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from restoration.backbones.cleaners import Cleaner, cleaner_from_released
 from restoration.base_models.interface import Condition
-from restoration.base_models.low_rank import Release, stock_key
-from restoration.base_models.one_step import UPDATES, OneStep, OneStepSettings, read_updated
-from restoration.base_models.parts import Part, config_file, save_pickled
-from restoration.base_models.tsdsr_networks import (
+from restoration.base_models.networks.low_rank import Release, stock_key
+from restoration.base_models.networks.parts import Part, config_file, save_pickled
+from restoration.base_models.networks.tsdsr_networks import (
     RELEASE,
     TsdPolicy,
     UpdatedTransformer,
@@ -24,6 +23,7 @@ from restoration.base_models.tsdsr_networks import (
     transformer_from_released,
     vae_from_released,
 )
+from restoration.base_models.one_step import UPDATES, OneStep, OneStepSettings, read_updated
 from restoration.checkpoints import CheckpointError, read_raw, read_state
 
 POOLED = "pooled"

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from restoration.adapters import AdaptSettings, enable_checkpointing, make_trainable, merge, trained_parameters
 from restoration.backbones.cleaners import training_loss
 from restoration.base_models import CheckpointError, load, sampler_of
-from restoration.base_models.control_heads import ControlHeads
 from restoration.base_models.interface import BaseModel, SamplerSettings
+from restoration.base_models.networks.control_heads import ControlHeads
 from restoration.base_models.pixel_control import PixelControl
 from restoration.evaluate import evaluate_pairs, mean_values
 from restoration.images import crop_back, pad_to_multiple

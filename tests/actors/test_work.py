@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from actors.work import WorkSequence
-from cluster.work_queue import WorkQueue
+from cluster.run.work_queue import WorkQueue
 
 IDS = [f"image{i}" for i in range(7)]
 

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
-from cluster.cli import app
-from cluster.configure import ConfigError
+from cluster.cli.app import app
+from cluster.config.configure import ConfigError
 from cluster.models import load_policy, load_run_config
 from learner import checkpoint
 from learner.learner import STATE_FILES

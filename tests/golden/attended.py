@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from restoration.base_models.attended import Contexts, skips_of
-from restoration.base_models.control_heads import ControlHeads
+from restoration.base_models.networks.attended import Contexts, skips_of
+from restoration.base_models.networks.control_heads import ControlHeads
 from restoration.base_models.pixel_control import HEADS_OF_SFT, KINDS, attended_network
 from tests.golden.case import Golden, Outputs
 from tests.golden.networks import SECOND_ATTENTIONS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from restoration.base_models.faithdiff_networks import FaithDiffChoices, FaithDiffUNet, faithdiff_from_released
+from restoration.base_models.networks.faithdiff_networks import FaithDiffChoices, FaithDiffUNet, faithdiff_from_released
 from tests.golden.case import Golden, Outputs
 
 

@@ -12,18 +12,17 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from restoration.backbones.cleaners import cleaner_from_released, empty_cleaner
 from restoration.backbones.restormer import Restormer, RestormerConfig
 from restoration.backbones.snr import SNRAware, box_blur, snr_map, snr_ratio
-from restoration.base_models import text
-from restoration.base_models.attended import build_attended, config_from_shapes, released_to_attended
 from restoration.base_models.diffbir import DiffBIR, DiffBIRSettings, Policy
-from restoration.base_models.faithdiff_networks import (
+from restoration.base_models.interface import Condition
+from restoration.base_models.latent import decode_latents, encode_images
+from restoration.base_models.networks import text
+from restoration.base_models.networks.attended import build_attended, config_from_shapes, released_to_attended
+from restoration.base_models.networks.faithdiff_networks import (
     empty_faithdiff,
     faithdiff_to_released,
     released_to_faithdiff,
 )
-from restoration.base_models.interface import Condition
-from restoration.base_models.latent import decode_latents, encode_images
-from restoration.base_models.pixel_control import HEADS_OF_SFT
-from restoration.base_models.released import (
+from restoration.base_models.networks.released import (
     controlnet_from_released,
     empty_controlnet,
     empty_unet,
@@ -31,6 +30,7 @@ from restoration.base_models.released import (
     unet_from_released,
     vae_from_released,
 )
+from restoration.base_models.pixel_control import HEADS_OF_SFT
 from restoration.checkpoints import check_fit, empty
 from restoration.ldm_layout import UNET_PREFIX, VAE_PREFIX, controlnet_layout, part, unet_layout, vae_layout
 from restoration.transition import Prediction

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from restoration.base_models import pisa_networks, tsdsr_networks
 from restoration.base_models.latent import decode_latents
-from restoration.base_models.low_rank import Release, attach
+from restoration.base_models.networks import pisa_networks, tsdsr_networks
+from restoration.base_models.networks.low_rank import Release, attach
 from restoration.checkpoints import Shapes, check_fit
 from tests.golden.case import Golden, Outputs
 

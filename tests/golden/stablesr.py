@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from restoration.base_models.stablesr_released import (
+from restoration.base_models.networks.stablesr_released import (
     STRUCTURE_PREFIX,
     fused_vae_from_released,
     policy_from_released,

@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from restoration.base_models.latent import guided
-from restoration.base_models.spacing import linspace_schedule
+from restoration.base_models.networks.spacing import linspace_schedule
 from restoration.transition import (
     Prediction,
     Step,

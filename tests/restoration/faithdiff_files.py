@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.autoencoders.vae import Encoder
 from torch import Tensor
 
-from restoration.base_models.faithdiff_networks import FaithDiffChoices
+from restoration.base_models.networks.faithdiff_networks import FaithDiffChoices
 from restoration.checkpoints import empty
 
 Shapes = dict[str, tuple[int, ...]]

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from restoration.backbones.restormer import Restormer, RestormerConfig
-from restoration.base_models import text
-from restoration.base_models.diffusers_folder import WEIGHTS_FILE
-from restoration.base_models.text import TextConfig, TextEncoder
+from restoration.base_models.networks import text
+from restoration.base_models.networks.diffusers_folder import WEIGHTS_FILE
+from restoration.base_models.networks.text import TextConfig, TextEncoder
 from tests.golden.case import Golden
 from tests.golden.one_step import pisa_file
 from tests.restoration.ldm_keys import diffusion_keys, vae_keys

@@ -16,19 +16,19 @@ from diffusers import (
     UNet2DConditionModel,
 )
 
-from restoration.base_models import text
 from restoration.base_models.diffbir import DiffBIR
 from restoration.base_models.faithdiff import FaithDiff
 from restoration.base_models.flow_flux import FluxControl, FluxControlSettings
 from restoration.base_models.flow_sd3 import SD3Control
 from restoration.base_models.interface import BaseModel
+from restoration.base_models.networks import text
+from restoration.base_models.networks.stablesr_released import STRUCTURE_PREFIX
+from restoration.base_models.networks.text import TextConfig, TextEncoder
 from restoration.base_models.pasd import PASD
 from restoration.base_models.pisa import PiSASR
 from restoration.base_models.pixel_control import PixelControl
 from restoration.base_models.seesr import RAP, SeeSR
 from restoration.base_models.stablesr import StableSR
-from restoration.base_models.stablesr_released import STRUCTURE_PREFIX
-from restoration.base_models.text import TextConfig, TextEncoder
 from restoration.base_models.tsdsr import TSDSR
 from restoration.base_models.xpsr import XPSR
 from restoration.ldm_layout import UNET_PREFIX, VAE_PREFIX

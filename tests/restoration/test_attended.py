@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from restoration.base_models.attended import Contexts, build_attended, skips_of
+from restoration.base_models.networks.attended import Contexts, build_attended, skips_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

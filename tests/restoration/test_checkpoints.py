@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from restoration.base_models.released import (
+from restoration.base_models.networks.released import (
     controlnet_from_released,
     empty_controlnet,
     empty_unet,

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from restoration.adapters import AdaptSettings, make_trainable
 from restoration.base_models.faithdiff import FaithDiff, FaithDiffSettings
-from restoration.base_models.faithdiff_networks import FaithDiffChoices, faithdiff_from_released
 from restoration.base_models.interface import Condition
+from restoration.base_models.networks.faithdiff_networks import FaithDiffChoices, faithdiff_from_released
 from restoration.checkpoints import CheckpointError, read_state
 from tests.restoration import faithdiff_files as networks
 from tests.restoration import released_folders as files

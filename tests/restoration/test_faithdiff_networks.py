@@ -10,7 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from restoration.base_models.faithdiff_networks import (
+from restoration.base_models.networks.faithdiff_networks import (
     FaithDiffUNet,
     empty_faithdiff,
     faithdiff_from_released,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from restoration.base_models.low_rank import Release, active, attach, load_updates, parameters_of, updates_of
+from restoration.base_models.networks.low_rank import Release, active, attach, load_updates, parameters_of, updates_of
 from restoration.checkpoints import CheckpointError
 
 NAMED = Release(alpha=8)

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from restoration.adapters import AdaptSettings, make_trainable, merge
 from restoration.base_models import CheckpointError, SamplerSettings, convert, load
-from restoration.base_models.low_rank import parameters_of, updates_of
+from restoration.base_models.networks.low_rank import parameters_of, updates_of
+from restoration.base_models.networks.pisa_networks import read_pisa
 from restoration.base_models.one_step import OneStep
 from restoration.base_models.pisa import PisaSettings, PiSASR
-from restoration.base_models.pisa_networks import read_pisa
 from restoration.base_models.tsdsr import TSDSR
 from restoration.restore import sample
 from tests.restoration import released_folders as files

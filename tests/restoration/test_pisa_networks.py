@@ -15,8 +15,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from restoration.adapters import AdaptSettings, make_trainable, merge, reference
-from restoration.base_models.low_rank import attach, parameters_of
-from restoration.base_models.pisa_networks import (
+from restoration.base_models.networks.low_rank import attach, parameters_of
+from restoration.base_models.networks.pisa_networks import (
     PIX,
     RELEASE,
     SEM,
@@ -26,7 +26,7 @@ from restoration.base_models.pisa_networks import (
     policy_from_released,
     read_pisa,
 )
-from restoration.base_models.released import empty_unet as empty_ldm_unet
+from restoration.base_models.networks.released import empty_unet as empty_ldm_unet
 from restoration.checkpoints import CheckpointError
 from restoration.ldm_layout import UNET_PREFIX, part, unet_layout
 from tests.restoration.rl_on_top import as_model

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from restoration.base_models.diffusers_folder import embed, embed_prompts
 from restoration.base_models.interface import Condition
 from restoration.base_models.latent import LatentDiffusion
-from restoration.base_models.sdxl import time_ids
+from restoration.base_models.networks.diffusers_folder import embed, embed_prompts
+from restoration.base_models.networks.sdxl import time_ids
 from restoration.checkpoints import CheckpointError
 from tests.restoration import released_folders as files
 from tests.restoration.released_models import MODELS

@@ -22,8 +22,8 @@ from restoration.backbones.cleaners import training_loss
 from restoration.backbones.restormer import Restormer, RestormerConfig
 from restoration.backbones.snr import SNRAware, SNRConfig
 from restoration.base_models import CheckpointError, load, sampler_of
-from restoration.base_models.control_heads import ControlHeads
 from restoration.base_models.interface import SamplerSettings
+from restoration.base_models.networks.control_heads import ControlHeads
 from restoration.checkpoints import empty
 from restoration.datasets.paired import DataError, discover
 from restoration.evaluate import evaluate_pairs, mean_values

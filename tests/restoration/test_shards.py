@@ -10,7 +10,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
-from restoration.base_models.diffusers_folder import read_network, read_state_of, weights_file
+from restoration.base_models.networks.diffusers_folder import read_network, read_state_of, weights_file
 from restoration.checkpoints import CheckpointError
 from tests.restoration.released_models import FLUX
 

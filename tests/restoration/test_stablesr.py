@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from restoration.base_models.spade import Spade
-from restoration.base_models.stablesr_networks import StableSRPolicy
-from restoration.base_models.stablesr_released import (
+from restoration.base_models.networks.spade import Spade
+from restoration.base_models.networks.stablesr_networks import StableSRPolicy
+from restoration.base_models.networks.stablesr_released import (
     LOSS_PREFIX,
     STRUCTURE_PREFIX,
     fused_vae_from_released,
@@ -20,7 +20,7 @@ from restoration.base_models.stablesr_released import (
     spade_unet_from_released,
     structure_encoder_from_released,
 )
-from restoration.base_models.structure import StructureEncoder
+from restoration.base_models.networks.structure import StructureEncoder
 from restoration.checkpoints import CheckpointError
 from restoration.ldm_layout import UNET_PREFIX
 from tests.golden.case import recipe_tensor

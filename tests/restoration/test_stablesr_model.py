@@ -13,11 +13,11 @@ from torch import Tensor
 
 from restoration.adapters import AdaptSettings, make_trainable, merge, trained_parameters
 from restoration.base_models import BaseModel, CheckpointError, Condition, SamplerSettings, load
+from restoration.base_models.networks.stablesr_export import layout_of, released_state
+from restoration.base_models.networks.stablesr_networks import StableSRPolicy
+from restoration.base_models.networks.stablesr_released import policy_from_released, spade_unet_from_released
+from restoration.base_models.networks.structure import StructureEncoder
 from restoration.base_models.stablesr import StableSR, StableSRSettings
-from restoration.base_models.stablesr_export import layout_of, released_state
-from restoration.base_models.stablesr_networks import StableSRPolicy
-from restoration.base_models.stablesr_released import policy_from_released, spade_unet_from_released
-from restoration.base_models.structure import StructureEncoder
 from restoration.checkpoints import read_state
 from restoration.ldm_layout import UNET_PREFIX, VAE_PREFIX, part
 from restoration.restore import sample

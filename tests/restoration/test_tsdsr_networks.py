@@ -11,8 +11,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from restoration.adapters import AdaptSettings, make_trainable, merge, reference
-from restoration.base_models.low_rank import parameters_of
-from restoration.base_models.tsdsr_networks import (
+from restoration.base_models.networks.low_rank import parameters_of
+from restoration.base_models.networks.tsdsr_networks import (
     TsdPolicy,
     empty_transformer,
     lq_latents,

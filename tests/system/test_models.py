@@ -20,8 +20,8 @@ import yaml
 
 from actors.actor import ActorSpec, RolloutActor
 from actors.work import WorkReport, WorkSequence
-from cluster.config import RunConfig
-from cluster.configure import load_config, save_config
+from cluster.config.configure import load_config, save_config
+from cluster.config.recipe import RunConfig
 from cluster.metrics import RunMetrics
 from cluster.models import load_policy
 from learner.group import _RankProcess

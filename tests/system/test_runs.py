@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cluster.config import RunConfig
-from cluster.configure import ConfigError, load_config
-from cluster.driver import train
+from cluster.config.configure import ConfigError, load_config
+from cluster.config.recipe import RunConfig
 from cluster.models import load_policy
-from cluster.records import read_metrics, without_timings
-from cluster.run_audit import audit_run
+from cluster.report.records import read_metrics, without_timings
+from cluster.report.run_audit import audit_run
+from cluster.run.driver import train
 from learner.checkpoint import latest
 from restoration.datasets.paired import DataError
 from tests.system.conftest import SYNCHRONOUS, Run, Start

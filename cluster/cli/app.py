@@ -1,0 +1,341 @@
+"""The `restorl` command. Heavy libraries are imported inside the commands, so that help is there at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cluster.cli.convert import convert
+from cluster.cli.errors import UserMistake, argv, as_mistake, guarded, say
+from cluster.cli.export import export
+from cluster.cli.output import Counter, print_rows, summary_text
+from cluster.cli.restore import device_of, restore
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cluster.config.recipe import RunConfig
+    from reward_service.scorers.interface import Scorer
+
+app = typer.Typer(
+    help="Improve a diffusion restoration model by reinforcement learning with an image-quality reward.\n\n"
+    "Start with `restorl train configs/demo.yaml`. `--debug` after any command shows the stack trace of an error.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+data_app = typer.Typer(help="Make data sets.", no_args_is_help=True)
+reward_app = typer.Typer(help="Look after the reward service of a run.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(reward_app, name="reward")
+app.command()(convert)
+app.command()(restore)
+app.command()(export)
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="Such as `sampler.steps=4`.", metavar="[KEY=VALUE]...")]
+DEFAULT_SCORER = "lite0_levels"
+
+
+@app.command()
+@guarded
+def train(
+    config: Annotated[str | None, typer.Argument(help="YAML recipe.", metavar="CONFIG")] = None,
+    overrides: Overrides = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder.", metavar="RUN")] = None,
+    run: Annotated[Path | None, typer.Option(help="Folder of the new run; default `runs/<name>`.")] = None,
+    single: Annotated[
+        bool, typer.Option("--single", help="In this process alone, without Ray, to step through.")
+    ] = False,
+) -> None:
+    """Tune a base model by reinforcement learning.
+
+    restorl train configs/demo.yaml
+
+    restorl train configs/demo.yaml --single
+
+    restorl train configs/demo.yaml iterations=20 optimiser.lr=1e-5 --run runs/try
+
+    restorl train --resume runs/try iterations=40
+    """
+    from cluster.config.configure import load_config
+    from cluster.models import load_run_config
+
+    given = list(overrides or [])
+    if resume is not None:
+        if run is not None:
+            raise UserMistake("--run and --resume name two folders; give one of them")
+        # With --resume the recipe is the run's own, so that the first word is an override already.
+        given = [*([config] if config else []), *given]
+        if config and "=" not in config:
+            raise UserMistake(f"{config}: a resumed run has its own recipe; leave CONFIG out, or give key=value")
+        loaded, folder = load_run_config(resume, tuple(given)), resume
+    else:
+        if config is None:
+            raise UserMistake("which recipe? restorl train CONFIG, such as configs/demo.yaml, or --resume RUN")
+        from cluster.config.recipe import RunConfig
+
+        loaded = load_config(RunConfig, Path(config), given)
+        folder = run or _new_run_folder(loaded.name)
+    if single:
+        if resume is not None:
+            raise UserMistake("--single can't be resumed: leave out one of --single and --resume")
+        _train_single(loaded, folder)
+        return
+    from cluster.run import driver
+
+    say(f"run folder: {folder}")
+    try:
+        summary = driver.train(loaded, folder, resume is not None)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(str(error) or f"stopped; go on with: restorl train --resume {folder}") from None
+    print(summary_text(summary))
+
+
+@app.command()
+@guarded
+def pretrain(
+    config: Annotated[Path, typer.Argument(help="YAML recipe of the training.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the model; default `models/<name of CONFIG>`.")] = None,
+) -> None:
+    """Supervised learning: fine-tune a model on a task (`kind: sft`), or train a small one from scratch.
+
+    restorl pretrain configs/sft.yaml model=models/diffbir data.root=data/LOLv1 --out models/diffbir_lol
+
+    restorl pretrain configs/pretrain_demo.yaml --out models/demo
+
+    Stopped, the same command goes on: fine-tuning from its last state, training from scratch after the last finished
+    stage.
+    """
+    from cluster.config.configure import ConfigError, load_config, value_of
+    from restoration.pretrain.run import PretrainRecipe
+    from restoration.pretrain.run import pretrain as train_from_scratch
+    from restoration.pretrain.sft import SftRecipe, fine_tune
+
+    given, folder = overrides or [], out or Path("models") / config.stem
+    kind = value_of("kind", config, given) or "scratch"
+    if kind not in ("scratch", "sft"):
+        raise ConfigError.of(f"kind: {kind} is no kind of supervised learning; choose sft or scratch")
+
+    try:
+        with Counter() as shown:
+
+            def show(stage: str, done: int, total: int, figures: dict[str, float]) -> None:
+                shown(stage, done, total)
+
+            if kind == "sft":
+                fine_tune(load_config(SftRecipe, config, given), folder, show)
+            else:
+                train_from_scratch(load_config(PretrainRecipe, config, given), folder, show)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(str(error) or "stopped; the same command goes on") from None
+    print(f"model: {folder}")
+
+
+@app.command()
+@guarded
+def evaluate(
+    lq: Annotated[Path, typer.Argument(help="Folder of degraded images (or of results, without --model).")],
+    gt: Annotated[Path, typer.Argument(help="Folder of the originals.")],
+    model: Annotated[Path | None, typer.Option(help="Run or model that restores LQ first.")] = None,
+    checkpoint: Annotated[str, typer.Option(help="Of a run: latest, average, base, or an iteration.")] = "latest",
+    embeddings: Annotated[Path | None, typer.Option(help="With --model: as of `restorl restore`.")] = None,
+    protocol: Annotated[str, typer.Option(help="lowlight_rgb or derain_y.")] = "lowlight_rgb",
+    scorer: Annotated[list[str] | None, typer.Option(help="No-reference score(s) to add.")] = None,
+    lpips: Annotated[Path | None, typer.Option(help="Folder with LPIPS's weights, see docs/models.md.")] = None,
+    fid: Annotated[Path | None, typer.Option(help="Folder with FID's weights, see docs/models.md.")] = None,
+    match: Annotated[str, typer.Option(help="How files are paired: stem, digits or sorted.")] = "stem",
+    csv: Annotated[Path | None, typer.Option(help="Write one line an image here.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling noise.")] = 0,
+    batch: Annotated[int, typer.Option(help="Images restored together.", min=1)] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+) -> None:
+    """PSNR, SSIM and no-reference scores of restored images against their originals.
+
+    restorl evaluate data/demo/rain/test/input data/demo/rain/test/target --model runs/demo --scorer lite0_levels
+
+    restorl evaluate restored/ originals/ --lpips weights/ --csv scores.csv
+    """
+    from restoration.datasets.paired import PairedFolder
+    from restoration.evaluate import evaluate_folders, evaluate_pairs, write_csv
+    from restoration.metrics import protocol as find_protocol
+    from restoration.metrics.published import Published
+
+    with as_mistake(ValueError):
+        find_protocol(protocol)
+    published = Published(lpips, fid)
+    scorers = {name: _scorer(name).score for name in scorer or []}
+    if model is None:
+        rows = evaluate_folders(lq, gt, scorers, protocol, match, published.see)  # type: ignore[arg-type]
+    else:
+        from cluster.models import load_policy
+
+        pairs = PairedFolder(lq, gt, match)  # type: ignore[arg-type]
+        policy, sampler = load_policy(model, checkpoint, embeddings)
+        place = device_of(device)
+        with Counter() as shown:
+            rows = evaluate_pairs(
+                policy.to(place),
+                pairs,
+                sampler,
+                scorers,
+                protocol,
+                seed,
+                batch,
+                device=place,
+                on_image=published.see,
+                progress=lambda done, total: shown("evaluate", done, total),
+            )
+    rows = published.beside(rows)
+    if csv is not None:
+        write_csv(csv, rows)
+    with as_mistake(ValueError):
+        print_rows(rows, f"protocol {protocol}{published.of_all()}")
+
+
+@app.command()
+@guarded
+def score(
+    folder: Annotated[Path, typer.Argument(help="A folder of images.")],
+    scorer: Annotated[str, typer.Option(help="Name of the scorer, or module:class.")] = DEFAULT_SCORER,
+    csv: Annotated[Path | None, typer.Option(help="Write one line an image here.")] = None,
+) -> None:
+    """Score images without a reference.
+
+    restorl score restored/ --csv scores.csv
+    """
+    from restoration.evaluate import Row, write_csv
+    from restoration.images import ImageError, list_images, read_image, to_uint8
+
+    judge = _scorer(scorer)
+    images = list_images(folder)
+    if not images:
+        raise ImageError(f"{folder} holds no image")
+    rows = []
+    with Counter() as shown:
+        for i, path in enumerate(images):
+            shown(path.name, i, len(images))
+            block: np.ndarray = to_uint8(read_image(path)[None])
+            with as_mistake(ValueError):
+                rows.append(Row(path.relative_to(folder).as_posix(), {scorer: float(judge.score(block)[0])}))
+    if csv is not None:
+        write_csv(csv, rows)
+    print_rows(rows, f"{judge.name}, version {judge.version}, range {judge.range[0]:g} to {judge.range[1]:g}")
+
+
+@app.command()
+@guarded
+def report(run: Annotated[Path, typer.Argument(help="Folder of a run, finished or not.")]) -> None:
+    """Write the run's report.html again.
+
+    restorl report runs/demo
+    """
+    from cluster.report.report import write_report
+
+    with as_mistake(ValueError):
+        print(write_report(run))
+
+
+@app.command()
+@guarded
+def audit(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, running, killed or finished.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Was each trajectory used exactly once, dropped with a reason, or is it still pending? Exit status 1 if not.
+
+    restorl audit runs/demo
+    """
+    from dataclasses import asdict
+
+    from cluster.report.run_audit import audit_run
+
+    found, source = audit_run(run)
+    print(json.dumps({"source": source, "ok": found.ok, **asdict(found)}) if as_json else found.render())
+    if not as_json:
+        say(f"from: {source}")
+    raise typer.Exit(0 if found.ok else 1)
+
+
+@reward_app.command("scale")
+@guarded
+def reward_scale(
+    replicas: Annotated[int, typer.Argument(help="Replicas wanted.", min=1)],
+    run: Annotated[Path | None, typer.Option(help="Folder of the run; else the cluster at --address.")] = None,
+    address: Annotated[str, typer.Option(help="Ray cluster, when no --run is given.")] = "auto",
+) -> None:
+    """Change the number of reward replicas while a run trains.
+
+    restorl reward scale 3 --run runs/demo
+    """
+    from cluster.jobs import ClusterSettings, attach, connect
+    from reward_service import service
+
+    with attach(run) if run is not None else connect(ClusterSettings(address)):
+        service.scale(service.RewardApp.name, replicas)
+    print(f"reward replicas: {replicas}")
+
+
+@data_app.command("demo")
+@guarded
+def data_demo(
+    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    photos: Annotated[Path, typer.Option(help="Folder with train/ and heldout/ photographs.")] = Path("data/photos"),
+    task: Annotated[list[str] | None, typer.Option(help="rain, motion_blur, defocus, low_light; all if none.")] = None,
+    crop: Annotated[int, typer.Option(help="Side of a tile.")] = 128,
+    train_count: Annotated[int, typer.Option(help="Training tiles.")] = 200,
+    test_count: Annotated[int, typer.Option(help="Held-out tiles.")] = 48,
+    seed: Annotated[int, typer.Option(help="Seed of places and degradations.")] = 0,
+) -> None:
+    """Degrade the shipped photographs into paired folders, in the layout of public sets.
+
+    restorl data demo data/demo --task rain
+    """
+    from restoration.degradations import KINDS
+    from restoration.demo_data import make_demo
+
+    with as_mistake(ValueError):
+        tasks: Any = task or KINDS
+        made = make_demo(photos, out, tasks, seed, crop, train_count=train_count, test_count=test_count)
+    for name, folder in made.items():
+        print(f"{name}: {folder}")
+
+
+def _train_single(config: RunConfig, folder: Path) -> None:
+    from cluster.report.report import write_report
+    from cluster.run.single import train_single
+
+    say(f"run folder: {folder}")
+    with Counter() as shown:
+        rows = train_single(config, folder, lambda i, m: shown(f"reward {m['reward_mean']:.3f}", i, config.iterations))
+    print_rows(rows, "held-out images")
+    print(f"report: {write_report(folder).resolve()}")
+
+
+def _new_run_folder(name: str) -> Path:
+    """runs/<name>, or with the first free number behind it."""
+    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in name) or "run"
+    folder, number = Path("runs") / safe, 2
+    while folder.exists():
+        folder, number = Path("runs") / f"{safe}-{number}", number + 1
+    return folder
+
+
+def _scorer(name: str) -> Scorer:
+    from reward_service.scorers import make_scorer
+
+    with as_mistake(ValueError):
+        return make_scorer(name)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app(args=argv(), prog_name="restorl")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""`restorl restore`: images of any size, whole or in tiles, on one device or several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cluster.cli.errors import as_mistake, guarded
+from cluster.cli.output import Counter
+
+
+@guarded
+def restore(
+    input: Annotated[Path, typer.Argument(help="An image, or a folder of images.")],
+    output: Annotated[Path, typer.Argument(help="Where the results go, as PNG.")],
+    model: Annotated[Path, typer.Option(help="Folder of a run or of a model.", metavar="RUN_OR_FOLDER")],
+    checkpoint: Annotated[str, typer.Option(help="Of a run: latest, average, base, or an iteration.")] = "latest",
+    embeddings: Annotated[
+        Path | None, typer.Option(help="Folder of <image>.safetensors, what the model sees besides (docs/models.md).")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Restore again what exists.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling noise.")] = 0,
+    tile: Annotated[int, typer.Option(help="Side in pixels of what the networks see at once; 0 is all.", min=0)] = 0,
+    tile_overlap: Annotated[int, typer.Option(help="Pixels that neighbouring tiles share.", min=0)] = 64,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps, in place of the model's.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale, in place of the model's; 1 is none.")] = None,
+    colour_fix: Annotated[str | None, typer.Option(help="none, adain or wavelet, in place of the model's.")] = None,
+    dtype: Annotated[str, typer.Option(help="The networks compute in float32, bfloat16 or float16.")] = "float32",
+    bits: Annotated[int, typer.Option(help="8 or 16 a channel of the results.")] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    devices: Annotated[int, typer.Option(help="Work on so many GPUs (or CPU processes) at once.", min=1)] = 1,
+) -> None:
+    """Restore an image or a folder of images of any size.
+
+    restorl restore --model runs/demo rainy/ restored/
+
+    restorl restore --model models/demo photo.jpg photo_restored.png
+
+    restorl restore --model models/diffbir --tile 512 --dtype bfloat16 --devices 4 large/ restored/
+    """
+    from dataclasses import replace
+
+    from cluster.models import load_policy
+    from restoration.precision import DTYPES, set_precision
+    from restoration.restore import restore_folder
+    from restoration.tiling import Grid, Tiling
+
+    given: dict[str, Any] = {"steps": steps, "guidance_scale": guidance, "colour_fix": colour_fix}
+    with as_mistake(ValueError):
+        if dtype not in DTYPES or bits not in (8, 16):
+            raise ValueError(f"--dtype {dtype} --bits {bits}: choose float32, bfloat16 or float16, and 8 or 16")
+        tiling = Tiling(tile, tile_overlap) if tile else None
+    policy, sampler = load_policy(model, checkpoint, embeddings)
+    with as_mistake(ValueError), Counter() as shown:
+        sampler = replace(sampler, **{k: v for k, v in given.items() if v is not None})
+        Grid.of(policy.size_multiple, policy.size_multiple, tiling, policy.size_multiple)  # refuses too small a tile
+
+        def progress(done: int, total: int, file: Path) -> None:
+            shown(file.name, done, total)
+
+        place = device_of(device)
+        if devices > 1:
+            from cluster.cli.restore_workers import RestoreSpec, restore_on_workers
+
+            del policy
+            each = embeddings.resolve() if embeddings is not None else None
+            spec = RestoreSpec(model.resolve(), checkpoint, each, sampler, dtype, seed, place, tiling, bits)
+            summary = restore_on_workers(spec, devices, input.resolve(), output.resolve(), not overwrite, progress)
+        else:
+            set_precision(policy, DTYPES[dtype])
+            summary = restore_folder(
+                policy.to(place),
+                input,
+                output,
+                sampler=sampler,
+                skip_existing=not overwrite,
+                seed=seed,
+                device=place,
+                tiling=tiling,
+                bits=bits,
+                progress=progress,
+            )
+    print(summary)
+    raise typer.Exit(summary.exit_status)
+
+
+def device_of(name: str) -> str:
+    """`name`, or for "auto" cuda where there is one."""
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name

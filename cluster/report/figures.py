@@ -1,0 +1,161 @@
+"""The curves and histograms of a report, as PNG bytes; light, quiet, readable at half size."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cluster.report.data import Columns, smooth, wasserstein
+from cluster.report.records import Record, is_timing, series
+
+BASE, TUNED, TRUTH, DEGRADED = "#5b8def", "#e2583e", "#2f9e6e", "#9aa3b2"
+PHASE_COLOURS = ("#5b8def", "#f2b134", "#9aa3b2", "#e2583e", "#2f9e6e", "#8d6bd1")
+STYLE: dict[str, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#c3c9d4",
+    "axes.labelcolor": "#4a5261",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlecolor": "#20242c",
+    "axes.grid": True,
+    "grid.color": "#eceff4",
+    "axes.axisbelow": True,
+    "xtick.color": "#6a7383",
+    "ytick.color": "#6a7383",
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+}
+
+
+def reward_curve(train: Sequence[Record], evaluations: Sequence[Record]) -> bytes | None:
+    """Training reward, raw (thin) and smoothed, and the held-out reward and PSNR of the evaluations."""
+    x, y = series(train, "reward_mean")
+    held = {key: series([r for r in evaluations if r.get("who") == "now"], key) for key in ("reward", "psnr")}
+    base = {key: series([r for r in evaluations if r.get("who") == "base"], key)[1] for key in ("reward", "psnr")}
+    if not x and not held["reward"][0]:
+        return None
+    with _Figure(1 + bool(held["reward"][0]) + bool(held["psnr"][0])) as (figure, axes):
+        axes[0].plot(x, y, color=TUNED, linewidth=0.7, alpha=0.45, label="each iteration")
+        axes[0].plot(x, smooth(y), color=TUNED, linewidth=2, label="smoothed")
+        axes[0].set(title="Reward of the rollouts", xlabel="iteration")
+        if x:
+            axes[0].legend(loc="best")
+        shown = [(key, title) for key, title in (("reward", "Held-out reward"), ("psnr", "Held-out PSNR (dB)"))]
+        for axis, (key, title) in zip(axes[1:], [s for s in shown if held[s[0]][0]], strict=True):
+            axis.plot(*held[key], color=TUNED, linewidth=2, marker="o", markersize=3.5, label="RL")
+            averaged = series([r for r in evaluations if r.get("who") == "ema"], key)
+            if averaged[0]:
+                axis.plot(*averaged, color=TRUTH, linewidth=2, marker="o", markersize=3.5, label="RL, averaged weights")
+            if base[key]:
+                axis.axhline(base[key][0], color=BASE, linestyle="--", label="base")
+            axis.set(title=title, xlabel="iteration")
+            axis.legend(loc="best")
+        return _png(figure)
+
+
+def gradient_norms(train: Sequence[Record]) -> bytes | None:
+    """Norms of the two parts of the gradient, RL against SFT, on a log scale, and their ratio."""
+    rl, sft = series(train, "grad_norm_rl"), series(train, "grad_norm_sft")
+    both = sorted(set(rl[0]) & set(sft[0]))
+    if not both:
+        return None
+    with _Figure(2) as (figure, axes):
+        for (x, y), colour, label in ((rl, TUNED, "RL"), (sft, BASE, "SFT")):
+            axes[0].plot(x, y, color=colour, linewidth=0.7, alpha=0.45)
+            axes[0].plot(x, smooth(y), color=colour, linewidth=2, label=label)
+        if all(v > 0 for v in rl[1] + sft[1]):
+            axes[0].set_yscale("log")
+        axes[0].set(title="Gradient norms", xlabel="iteration")
+        axes[0].legend(loc="best")
+        of = dict(zip(*rl, strict=True)), dict(zip(*sft, strict=True))
+        ratio = [of[0][i] / of[1][i] if of[1][i] else np.nan for i in both]
+        axes[1].plot(both, ratio, color="#8d6bd1", linewidth=1.5)
+        axes[1].set(title="RL / SFT", xlabel="iteration")
+        axes[1].set_ylim(bottom=0)
+        return _png(figure)
+
+
+def staleness_and_phases(train: Sequence[Record]) -> bytes | None:
+    """Staleness of the consumed groups and where the seconds of an iteration go."""
+    x, staleness = series(train, "staleness_mean")
+    phases = {name: series(train, key) for name, key in _phases(train).items()}
+    phases = {name: found for name, found in phases.items() if found[0]}
+    if not x and not phases:
+        return None
+    with _Figure(bool(x) + bool(phases)) as (figure, axes):
+        if x:
+            axes[0].plot(x, staleness, color="#8d6bd1", linewidth=1.5, drawstyle="steps-mid")
+            axes[0].set(title="Staleness (weights versions)", xlabel="iteration")
+            axes[0].set_ylim(bottom=0, top=max(1.0, max(staleness) * 1.15))
+        if phases:
+            means = {name: float(np.mean(found[1])) for name, found in phases.items()}
+            names = list(means)[::-1]
+            colours = [PHASE_COLOURS[i % len(PHASE_COLOURS)] for i in range(len(names))][::-1]
+            bars = axes[-1].barh(names, [means[n] for n in names], color=colours)
+            axes[-1].bar_label(bars, fmt="%.2f", padding=3, color="#4a5261")
+            axes[-1].set(title="Seconds per iteration (mean)")
+            axes[-1].grid(axis="y", visible=False)
+        return _png(figure)
+
+
+def score_histograms(base: Columns, tuned: Columns) -> bytes | None:
+    """Reward histograms of base, RL and ground truth over the same bins; means dashed, distances to the truth told."""
+    truth = [v for v in base.get("gt_reward", []) if np.isfinite(v)]
+    samples = [("base", BASE, base.get("reward", [])), ("RL", TUNED, tuned.get("reward", [])), ("GT", TRUTH, truth)]
+    samples = [(name, colour, [v for v in values if np.isfinite(v)]) for name, colour, values in samples]
+    samples = [s for s in samples if s[2]]
+    if len(samples) < 2:
+        return None
+    everything = np.concatenate([values for _, _, values in samples])
+    bins = np.histogram_bin_edges(everything, bins=int(np.clip(2 * np.sqrt(len(samples[0][2])), 12, 40)))
+    with _Figure(1, height=3.4) as (figure, (axis,)):
+        for name, colour, values in samples:
+            distance = f", W1 to GT {wasserstein(values, truth):.3f}" if truth and name != "GT" else ""
+            label = f"{name}: mean {np.mean(values):.3f}{distance}"
+            axis.hist(values, bins, density=True, color=colour, alpha=0.28)
+            axis.hist(values, bins, density=True, histtype="step", color=colour, linewidth=1.6, label=label)
+            axis.axvline(np.mean(values), color=colour, linestyle="--", linewidth=1.4)
+        axis.set(title="Reward of the held-out photographs", xlabel="reward", ylabel="density")
+        axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        return _png(figure)
+
+
+def _phases(train: Sequence[Record]) -> dict[str, str]:
+    """Name of each phase -> key of its seconds; what spans several phases is no phase."""
+    timings = dict.fromkeys(key for record in train for key in record if is_timing(key))
+    keys = [key for key in timings if not key.endswith(("_mb", "_per_s"))]
+    names = {key: key.removeprefix("seconds_").removesuffix("_s").replace("_", " ") for key in keys}
+    return {name: key for key, name in names.items() if name not in ("iteration", "elapsed")}
+
+
+class _Figure:
+    """A row of `columns` axes in the report's style; closed at the end."""
+
+    def __init__(self, columns: int, height: float = 2.9):
+        self.columns, self.height = columns, height
+
+    def __enter__(self) -> tuple[Any, Any]:
+        from matplotlib import rc_context
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        self._context = rc_context(STYLE)  # type: ignore[arg-type]
+        self._context.__enter__()
+        figure = Figure(figsize=(10.4, self.height), layout="constrained")
+        FigureCanvasAgg(figure)  # no pyplot: nothing global, usable in any thread
+        return figure, figure.subplots(1, self.columns, squeeze=False)[0]
+
+    def __exit__(self, *exception: Any) -> None:
+        self._context.__exit__(*exception)
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=150)
+    return buffer.getvalue()

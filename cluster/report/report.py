@@ -1,0 +1,190 @@
+"""`report.html` of a run: one file that shows everything and needs nothing, neither a network nor a server."""
+
+from __future__ import annotations
+
+import base64
+import html
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from string import Template
+
+from cluster.report import figures
+from cluster.report.data import Comparison, RunData, compare, drift, facts, read_run, wasserstein
+
+TEMPLATE = Path(__file__).with_name("template.html")
+NAMES = {"psnr": ("PSNR", "dB", 2), "ssim": ("SSIM", "", 4), "reward": ("Reward", "", 4), "piqe": ("100 - PIQE", "", 2)}
+MOST_STRIPS = 6
+MOST_SLIDERS = 3
+
+
+def write_report(folder: Path, path: Path | None = None) -> Path:
+    """Write the report of a run, finished or not; returns its path (`<folder>/report.html` by default).
+
+    Read from the run folder: config.yaml, run.json, metrics.jsonl, evaluation/{base,rl}.csv, strips/*.png and, for
+    the sliders, evaluation/{base,rl}/<image_id>.png. A part whose file is missing is left out.
+
+    Raises:
+        FileNotFoundError: no run folder.
+        ValueError: a damaged file, named.
+    """
+    run = read_run(folder)
+    path = Path(folder) / "report.html" if path is None else Path(path)
+    text = render(run)
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def render(run: RunData) -> str:
+    """The page as text."""
+    comparisons = compare(run.base, run.tuned) if run.base and run.tuned else []
+    name = str(run.about.get("name") or run.folder.resolve().name)
+    sections = [
+        _section("Held-out photographs", _table(comparisons), _note(comparisons, run)),
+        _section("Alarms", _alarms(run), "The held-out reward rose while something that is not optimised got worse."),
+        _section("Drift", _drift(run), "Output minus ground truth, means over images."),
+        _section("Before and after", _sliders(run.folder), "Drag to compare the base model (left) with RL (right)."),
+        _section("Reward", _figure(figures.reward_curve(run.train, run.evaluations), "reward against iterations")),
+        _section("Scores", _figure(figures.score_histograms(run.base, run.tuned), "reward histograms"), _distance(run)),
+        _section("Images", _strips(run.strips)),
+        _section("Gradients", _figure(figures.gradient_norms(run.train), "gradient norms of RL and SFT")),
+        _section("Pace", _figure(figures.staleness_and_phases(run.train), "staleness and phases")),
+        _section("The run", _facts(run)),
+        _section(
+            "Configuration", f"<details><summary>config.yaml</summary><pre>{html.escape(run.config)}</pre></details>"
+        )
+        if run.config
+        else "",
+    ]
+    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        title=html.escape(name),
+        written=time.strftime("%Y-%m-%d %H:%M"),
+        cards=_cards(comparisons),
+        sections="\n".join(filter(None, sections)),
+    )
+
+
+def _section(title: str, content: str, note: str = "") -> str:
+    if not content:
+        return ""
+    aside = f'<p class="note">{note}</p>' if note else ""
+    return f"<section><h2>{title}</h2>{aside}{content}</section>"
+
+
+def _cards(comparisons: Iterable[Comparison]) -> str:
+    cards = []
+    for c in comparisons:
+        label, unit, digits = _naming(c.metric)
+        cards.append(
+            f'<div class="card"><span>{label}</span><b>{c.tuned:.{digits}f}<small>{unit}</small></b>'
+            f'<em class="{c.verdict}">{c.difference:+.{digits}f} against base</em></div>'
+        )
+    return "".join(cards)
+
+
+def _table(comparisons: list[Comparison]) -> str:
+    if not comparisons:
+        return ""
+    rows = []
+    for c in comparisons:
+        label, unit, d = _naming(c.metric)
+        degraded = "" if c.degraded is None else f"{c.degraded:.{d}f}"
+        best = max(c.base, c.tuned)
+        base, tuned = (f"<b>{v:.{d}f}</b>" if v == best else f"{v:.{d}f}" for v in (c.base, c.tuned))
+        rows.append(
+            f"<tr><th>{label}{f' ({unit})' if unit else ''}</th><td>{degraded}</td><td>{base}</td><td>{tuned}</td>"
+            f'<td class="{c.verdict}">{c.difference:+.{d}f}</td><td>{c.low:+.{d}f} to {c.high:+.{d}f}</td></tr>'
+        )
+    head = "<th></th><th>Degraded input</th><th>Base</th><th>RL</th><th>RL - base</th><th>95% interval</th>"
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _alarms(run: RunData) -> str:
+    rows = "".join(f"<tr><th>iteration {r['iteration']}</th><td>{html.escape(r['sign'])}</td></tr>" for r in run.alarms)
+    return f'<table class="facts">{rows}</table>' if rows else ""
+
+
+def _drift(run: RunData) -> str:
+    rows = [
+        f"<tr><th>{name.capitalize()}</th>" + "".join(f"<td>{value:+.4f}</td>" for value in values) + "</tr>"
+        for name, *values in drift(run.base, run.tuned)
+    ]
+    head = "<th></th><th>Degraded input</th><th>Base</th><th>RL</th>"
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>" if rows else ""
+
+
+def _note(comparisons: list[Comparison], run: RunData) -> str:
+    if not comparisons:
+        return ""
+    photographs = len(run.base["image_id"])
+    return (
+        f"Means over {photographs} images. The difference is paired by image; its interval is a bootstrap over images "
+        "and says nothing about other training seeds. Coloured where the interval leaves out 0."
+    )
+
+
+def _distance(run: RunData) -> str:
+    truth = [v for v in run.base.get("gt_reward", []) if v == v]
+    if not truth or not run.tuned:
+        return ""
+    before, after = (wasserstein([v for v in s.get("reward", []) if v == v], truth) for s in (run.base, run.tuned))
+    moved = "nearer to" if after < before else "further from"
+    return f"RL moved the scores {moved} the ground truth's: Wasserstein-1 distance {before:.3f}, then {after:.3f}."
+
+
+def _figure(png: bytes | None, description: str) -> str:
+    return f'<img class="plot" alt="{description}" src="{_data_url(png)}">' if png else ""
+
+
+def _strips(paths: list[Path]) -> str:
+    """The first, the last, and some between, newest first."""
+    if len(paths) > MOST_STRIPS:
+        step = (len(paths) - 1) / (MOST_STRIPS - 1)
+        paths = [paths[round(i * step)] for i in range(MOST_STRIPS)]
+    if not paths:
+        return ""
+    newest, *older = paths[::-1]
+    shown = _strip(newest)
+    if older:
+        shown += f"<details><summary>Earlier in the run</summary>{''.join(map(_strip, older))}</details>"
+    return shown
+
+
+def _strip(path: Path) -> str:
+    caption = html.escape(path.stem.replace("iter_", "iteration ").replace("_", " "))
+    return (
+        f'<figure><img alt="{caption}" src="{_data_url(path.read_bytes())}"><figcaption>{caption}</figcaption></figure>'
+    )
+
+
+def _sliders(folder: Path) -> str:
+    shown: list[str] = []
+    bases = folder / "evaluation" / "base"
+    for base in sorted(bases.rglob("*.png")):
+        tuned = folder / "evaluation" / "rl" / base.relative_to(bases)
+        if tuned.is_file() and len(shown) < MOST_SLIDERS:
+            left, right = (_data_url(p.read_bytes()) for p in (base, tuned))
+            name = html.escape(base.relative_to(bases).with_suffix("").as_posix())
+            shown.append(
+                f'<figure><div class="compare"><img alt="{name}, RL" src="{right}">'
+                f'<img class="over" alt="{name}, base" src="{left}"><i></i>'
+                '<input type="range" min="0" max="100" value="50" aria-label="part of the base image shown"></div>'
+                f"<figcaption>{name}</figcaption></figure>"
+            )
+    return f'<div class="sliders">{"".join(shown)}</div>' if shown else ""
+
+
+def _facts(run: RunData) -> str:
+    rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in facts(run))
+    return f'<table class="facts">{rows}</table>' if rows else ""
+
+
+def _naming(metric: str) -> tuple[str, str, int]:
+    return NAMES.get(metric, (html.escape(metric), "", 4))
+
+
+def _data_url(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -1,0 +1,1 @@
+"""A run: driver, its state, its processes."""

@@ -1,0 +1,138 @@
+"""A recipe in this process alone, by `learner.reference`: no Ray, no store, no service, no DeepSpeed.
+
+The same recipe, seeds, data order and noise as a synchronous run of the system (one actor, staleness 0), on the CPU.
+Its run folder has configuration, metrics, evaluations and the last weights, so that `restorl restore`, `evaluate` and
+`report` read it; it has no ledger, no pictures, no alarms and no checkpoint in between, and can't be resumed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from actors.actor import draw_batch, seed_of
+from actors.work import WorkSequence
+from cluster.config.configure import ConfigError, save_config
+from cluster.config.recipe import RunConfig
+from cluster.report.records import MetricsLog
+from cluster.run.judges import judges
+from learner import checkpoint
+from learner.learner import AVERAGE_FILE, STATE_FILES
+from learner.reference import Group, Method, Reference
+from restoration.adapters import trainable_state
+from restoration.base_models import load
+from restoration.datasets.paired import PairedFolder, discover
+from restoration.evaluate import Row, evaluate_pairs, mean_values, write_csv
+from restoration.metrics.appearance import APPEARANCE
+from reward_service.scorers import make_scorer
+
+
+def method_of(config: RunConfig) -> Method:
+    """The part of a recipe that the reference knows.
+
+    Raises:
+        ConfigError: a setting that changes numbers and that the reference doesn't have.
+    """
+    for name, value in (
+        ("rollout.denoise_dtype", config.rollout.denoise_dtype),
+        ("rollout.storage_dtype", config.rollout.storage_dtype),
+        ("learner.dtype", config.learner.dtype),
+    ):
+        if value != "float32":
+            raise ConfigError.of(f"{name}={value}: a single process computes in float32 only; use `restorl train`")
+    r = config.rollout
+    return Method(
+        config.learner_settings(),
+        rollouts=r.rollouts_per_image,
+        enhanced=r.action_target == "enhanced",
+        reconstruction=r.reward == "reconstruction",
+        fidelity=r.fidelity_coef,
+        final_only=r.reward_at == "final",
+        stride=r.reward_stride,
+        decode_batch=r.decode_batch,
+    )
+
+
+def train_single(
+    config: RunConfig, folder: Path, progress: Callable[[int, dict[str, float]], None] | None = None
+) -> list[Row]:
+    """Run `config` in `folder` and return the held-out rows of the trained model.
+
+    Args:
+        progress: called with the iteration and its metrics.
+
+    Raises:
+        ConfigError: the folder holds a run already, an unknown scorer, or see `method_of`.
+        DataError, ModelError: what can't be read.
+    """
+    if (folder / "config.yaml").exists():
+        raise ConfigError.of(f"{folder} already holds a run, finished or not; give another folder")
+    torch.set_num_threads(config.ranks.threads)
+    train = discover(config.data.root, config.data.train, match=config.data.match)
+    heldout = discover(config.data.root, config.data.heldout, match=config.data.match)
+    runner = Reference(load(config.model, config.data.embeddings), method_of(config))
+    others = {**judges(config.evaluation.scorers), **APPEARANCE}
+    try:
+        score = make_scorer(config.reward.scorer, **config.reward.params).score
+    except ValueError as error:
+        raise ConfigError.of(f"reward.scorer: {error}") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(config, folder / "config.yaml")
+    began = time.monotonic()
+
+    def evaluate(known: list[Row]) -> list[Row]:
+        e, scorers = config.evaluation, {"reward": score, **others}
+        return evaluate_pairs(runner.model, heldout, config.sampler, scorers, e.protocol, e.seed, e.batch, known=known)
+
+    with MetricsLog(folder) as log:
+        base = rows = evaluate([])
+        write_csv(folder / "evaluation" / "base.csv", base)
+        log.append({"kind": "eval", "iteration": 0, "who": "base", **mean_values(base)})
+        for iteration in range(1, config.iterations + 1):
+            metrics = step(config, runner, train, score)
+            log.append({"kind": "train", "iteration": iteration, **metrics})
+            if config.evaluation.due(iteration, config.iterations):
+                rows = evaluate(base)
+                write_csv(folder / "evaluation" / "rl.csv", rows)
+                log.append({"kind": "eval", "iteration": iteration, "who": "now", **mean_values(rows)})
+            if progress is not None:
+                progress(iteration, metrics)
+    files = {STATE_FILES[0]: trainable_state(runner.model)} | ({AVERAGE_FILE: runner.average} if runner.average else {})
+    saved = {name: safetensors.torch.save(state) for name, state in files.items()}
+    checkpoint.write(folder / "checkpoints", config.iterations, saved, config.keep_checkpoints)
+    identity = {"run_id": f"{config.name}-single", "seconds": time.monotonic() - began}
+    (folder / "run.json").write_text(json.dumps(identity, indent=2) + "\n")
+    return rows
+
+
+def step(config: RunConfig, runner: Reference, train: PairedFolder, score: Any) -> dict[str, float]:
+    """Roll out the iteration's batch, score it and learn from it."""
+    began = time.monotonic()
+    sequence = WorkSequence(train.image_ids, config.rollout.images_per_batch, config.seed)
+    items = config.source.groups_per_step // config.rollout.images_per_batch
+    groups: list[Group] = []
+    for index in range(runner.iteration * items, (runner.iteration + 1) * items):
+        item = sequence.item(index)
+        batch = draw_batch(train, item, config.rollout.crop, config.seed, runner.model.size_multiple)
+        names = [f"{index:08d}-{n:03d}" for n in range(len(item.image_ids))]
+        generator = torch.Generator().manual_seed(seed_of(config.seed, index))
+        bf16 = config.rollout.decode_dtype == "bfloat16"
+        decoding = torch.autocast("cpu", torch.bfloat16) if bf16 else contextlib.nullcontext()
+        groups += runner.rollout(names, item.image_ids, batch.lq, batch.gt, score, generator, decoding)
+    rolled = time.monotonic()
+    scores = torch.stack([g.scores for g in groups]).double()
+    metrics = runner.step(groups)
+    return metrics | {
+        "reward_mean": float(scores.mean()),
+        "reward_std_within": float(scores.std(1, correction=0).mean()),
+        "error_l2": float(torch.cat([g.errors[:, 1] for g in groups]).double().mean()),
+        "rollout_s": rolled - began,
+        "iteration_s": time.monotonic() - began,
+    }

@@ -1,0 +1,1 @@
+"""The machinery that base models share: networks, their files and their layouts."""

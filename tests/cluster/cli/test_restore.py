@@ -1,0 +1,152 @@
+"""`restorl restore` with its options, and how files are handed out to workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import cluster.cli.app as cli
+import cluster.cli.restore_workers as workers
+from cluster.cli.errors import USER_MISTAKE
+from cluster.jobs import ClusterError
+from restoration.backbones.restormer import Restormer, RestormerConfig
+from restoration.base_models.diffbir import build_small
+from restoration.base_models.interface import SamplerSettings
+from restoration.images import ImageError, read_image
+from restoration.pretrain.vae import VaeRecipe, build_vae
+from restoration.restore import Job
+from restoration.tiling import Tiling
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(cli.app, ["restore", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    vae = build_vae(VaeRecipe(channels=(8, 16), crop=32)).eval()
+    cleaner = Restormer(RestormerConfig(dim=8, num_blocks=(1, 1, 1, 1), num_refinement_blocks=1))
+    build_small(vae, cleaner, channels=(16, 32), head_channels=16).save(folder)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        Image.fromarray(rng.integers(0, 256, (41, 70, 3), dtype=np.uint8)).save(tmp_path / "in" / f"{name}.png")
+    return tmp_path / "in"
+
+
+def test_every_option_of_restoring_changes_the_picture_and_none_its_size(model: Path, photos: Path) -> None:
+    def picture(*options: object) -> torch.Tensor:
+        out = photos.parent / "out.png"
+        result = run("--model", model, photos / "a.png", out, "--overwrite", "--device", "cpu", *options)
+        assert result.exit_code == 0, result.output
+        return read_image(out)
+
+    plain = picture("--steps", 3)
+    assert plain.shape == (3, 41, 70) and torch.equal(picture("--steps", 3), plain)
+    assert torch.equal(picture("--steps", 3, "--tile", 96), plain)
+    others = (
+        ("--steps", 2),
+        ("--steps", 3, "--tile", 32, "--tile-overlap", 16),
+        ("--steps", 3, "--colour-fix", "adain"),
+        ("--steps", 3, "--dtype", "bfloat16"),
+        ("--steps", 3, "--seed", 1),
+        ("--steps", 3, "--bits", 16),
+    )
+    for options in others:
+        other = picture(*options)
+        assert other.shape == plain.shape and not torch.equal(other, plain), options
+    assert (picture("--steps", 3, "--bits", 16) - plain).abs().max() <= 0.5 / 255 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--guidance", 2), "use guidance_scale 1"),
+        (("--colour-fix", "sepia"), "choose none, adain, wavelet"),
+        (("--tile", 8, "--tile-overlap", 7), "choose larger tiles"),
+        (("--devices", 2, "--device", "cuda:1"), "choose cpu or cuda"),
+    ],
+)
+def test_what_the_model_can_not_do_is_one_line(model: Path, photos: Path, options: Any, said: str) -> None:
+    result = run("--model", model, photos, photos.parent / "out", *options)
+    assert result.exit_code == USER_MISTAKE and said in result.stderr, result.output
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_worker_restores_what_one_process_does(model: Path, photos: Path, tmp_path: Path) -> None:
+    assert run("--model", model, photos, tmp_path / "one", "--steps", 2, "--device", "cpu").exit_code == 0
+    sampler = SamplerSettings(steps=2)
+    worker = workers.RestoreWorker(spec(model, sampler=sampler))
+    assert worker.ready() and worker.restore(Job(photos / "b.png", tmp_path / "b.png", "b")) is None
+    assert (tmp_path / "b.png").read_bytes() == (tmp_path / "one" / "b.png").read_bytes()
+    (photos / "b.png").write_bytes(b"damaged")
+    error = worker.restore(Job(photos / "b.png", tmp_path / "c.png", "b"))
+    assert isinstance(error, ImageError) and "b.png" in str(error)
+
+
+def spec(model: Path, sampler: SamplerSettings, tiling: Tiling | None = None) -> workers.RestoreSpec:
+    return workers.RestoreSpec(model, "latest", None, sampler, "float32", 0, "cpu", tiling, 8)
+
+
+class Death(Exception):
+    """Stands for what Ray raises when an actor's process has ended."""
+
+
+class FakeRay:
+    """Calls finish in the order they were made, one a wait; a call of a job named "x" kills its worker."""
+
+    exceptions = SimpleNamespace(RayActorError=Death)
+
+    def __init__(self, stuck: bool = False) -> None:
+        self.stuck, self.most = stuck, 0
+
+    def wait(self, refs: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        self.most = max(self.most, len(refs))
+        return ([], refs) if self.stuck else (refs[:1], refs[1:])
+
+    def get(self, ref: Any, timeout: float) -> Any:
+        if ref.job.name == "x":
+            raise Death("out of memory\nand a trace")
+        return ImageError("bad") if ref.job.name == "bad" else None
+
+
+def fake_workers(count: int) -> list[Any]:
+    return [SimpleNamespace(restore=SimpleNamespace(remote=Call)) for _ in range(count)]
+
+
+class Call:
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+
+def jobs(*names: str) -> list[Job]:
+    return [Job(Path(f"{name}.png"), Path(f"out/{name}.png"), name) for name in names]
+
+
+def test_each_file_is_handed_out_once_and_a_file_that_kills_its_worker_has_failed() -> None:
+    ray = FakeRay()
+    done = {job.name: error for job, error in workers._hand_out(ray, fake_workers(2), jobs(*"abx", "bad", *"cde"))}
+    assert sorted(done) == ["a", "b", "bad", "c", "d", "e", "x"] and ray.most == 2
+    assert {name for name, error in done.items() if error is not None} == {"bad", "x"}
+    assert str(done["x"]) == "x.png: its worker died: out of memory"
+
+
+def test_it_ends_when_no_worker_is_left_or_none_finishes_in_time() -> None:
+    with pytest.raises(ClusterError, match="all workers have died with 1 files left"):
+        list(workers._hand_out(FakeRay(), fake_workers(1), jobs("x", "a")))
+    with pytest.raises(ClusterError, match=r"no worker finished a file within 3600 s: a\.png, b\.png"):
+        list(workers._hand_out(FakeRay(stuck=True), fake_workers(2), jobs("a", "b", "c")))

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.config.configure import ConfigError, load_config
+from cluster.config.recipe import RunConfig
+
+OURS = Path(__file__).parents[3] / "configs" / "ours.yaml"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["source.groups_per_step=6", "rollout.images_per_batch=4"], "whole rollout batches"),
+        (["store.max_entries=8"], "between two checkpoints"),
+        (["rollout.denoise_dtype=bfloat16"], "two precisions"),
+        (["adapt.mode=full", "optimiser.zero_stage=3", "objective.kl_beta=0.1"], "no reference policy"),
+        (["rollout.rollouts_per_image=1", "advantage.stats=track"], "no other rollout"),
+        (["advantage.clamp_to_gt=true", "rollout.fidelity_coef=0.5"], "not comparable"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_settings_that_do_not_fit_together_are_refused_before_anything_starts(overrides: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_config(RunConfig, OURS, ["model=models/demo", *overrides])
