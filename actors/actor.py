@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,19 +15,18 @@ import ray
 import torch
 
 from actors.rollout import PairBatch, Rollout, RolloutSettings, complete, reconstruction_scores, rollout
-from actors.work import WorkItem, WorkReport
-from restoration.adapters import AdaptSettings, load_trainable, make_trainable
+from actors.work import Quarantined, WorkItem, WorkReport
+from restoration.adapters import AdaptSettings, load_trainable, make_trainable, reference, trainable_parameters
 from restoration.base_models import load
-from restoration.base_models.interface import BaseModel, SamplerSettings
+from restoration.base_models.interface import SamplerSettings
 from restoration.datasets.paired import PairedFolder, crop_pair, random_crop
 from restoration.degradations import seeded_rng
 from restoration.evaluate import Row, ScoreFunction, evaluate_pairs
-from restoration.images import to_uint8
+from restoration.images import ImageError, to_uint8
 from restoration.metrics.appearance import APPEARANCE
 from restoration.weights import WeightsMessage, from_bytes, require_epoch
 from reward_service.client import RewardClient
-from reward_service.errors import RewardError
-from trajectories.errors import StaleEpoch
+from reward_service.errors import InvalidBlock, InvalidReward, RewardError, ScorerFailed
 from trajectories.schema import RecordMeta
 from trajectories.stream import TrajectoryStream
 
@@ -42,6 +42,16 @@ class ActorMetrics(Protocol):
 
 
 @dataclass(frozen=True)
+class EvaluationSpec:
+    """The held-out pairs and how they are measured; see `restoration.evaluate.evaluate_pairs`."""
+
+    data: PairedFolder
+    protocol: str
+    seed: int
+    batch: int
+
+
+@dataclass(frozen=True)
 class ActorSpec:
     """Everything an actor needs to build itself on any node; paths are on storage that all nodes share."""
 
@@ -52,6 +62,7 @@ class ActorSpec:
     data: PairedFolder
     sampler: SamplerSettings
     rollout: RolloutSettings
+    evaluation: EvaluationSpec
     adapt: AdaptSettings
     score_gt: bool
     device: str
@@ -70,7 +81,7 @@ class RolloutActor:
         torch.set_num_threads(spec.threads)
         self.spec = spec
         self.model = load(spec.model, spec.embeddings).to(spec.device)
-        make_trainable(self.model, spec.adapt)
+        make_trainable(self.model, spec.adapt, keep_reference=False)
         self.version, self.epoch = -1, -1
         self.denoising = threading.Lock()
         self.stream, self.rewards = spec.stream(), spec.rewards()
@@ -83,19 +94,28 @@ class RolloutActor:
     def roll(self, item: WorkItem, weights: WeightsMessage) -> WorkReport:
         """Roll out, score and publish one item.
 
-        A group whose scores can't be had is dropped and counted, never scored 0.
+        A picture that can't be used and a group whose scores aren't finite are quarantined, never scored 0.
+
+        Raises:
+            RewardTimeout, RewardUnavailable, StoreUnreachable, BackPressureTimeout, StaleEpoch: another try may do;
+                groups that are published already stay, and are not published again by it.
+            Exception: whatever ends the run.
         """
         seconds: dict[str, float] = {}
         with self.denoising:
             began = time.monotonic()
             self._take(weights)
             version, epoch = self.version, self.epoch
-            rolled = self._denoise(item)
+            batch, refused = draw_batch(
+                self.spec.data, item, self.spec.rollout.crop, self.spec.seed, self.model.size_multiple
+            )
+            rolled = None if batch is None else self._denoise(item, batch)
             seconds["rollout"] = time.monotonic() - began
-        began = time.monotonic()
-        dropped: dict[str, int] = {}
-        published, detail = 0, ""
+        if rolled is None:
+            return WorkReport(item.index, version, 0, tuple(refused), seconds)
+        published = 0
         try:
+            began = time.monotonic()
             scores, gt_scores, reward_version = self._score(rolled)
             seconds["reward_wait"] = time.monotonic() - began
             began = time.monotonic()
@@ -104,27 +124,30 @@ class RolloutActor:
                 self.stream.publish(record, timeout_s=self.spec.publish_timeout_s)
                 published += 1
             seconds["publish"] = time.monotonic() - began
-        except RewardError as error:
-            dropped[f"reward:{error.kind}"], detail = len(item.image_ids), str(error)
+        except (InvalidReward, InvalidBlock, ScorerFailed) as error:
+            refused += [Quarantined(item.group_ids[n], f"reward:{error.kind}", str(error)) for n in rolled.batch.places]
             self.metrics.reward_failed(error.kind)
-        except StaleEpoch as error:  # the learner was replaced while this was rolled out
-            dropped["epoch"], detail = len(item.image_ids) - published, str(error)
+        except RewardError as error:
+            self.metrics.reward_failed(error.kind)
+            raise
         for phase, value in seconds.items():
             self.metrics.observe_phase(phase, value)
         self.metrics.published(published * self.spec.rollout.rollouts_per_image)
-        return WorkReport(item.index, version, published, dropped, detail, seconds)
+        return WorkReport(item.index, version, published, tuple(refused), seconds)
 
     def evaluate(
         self,
-        data: PairedFolder,
+        image_ids: Sequence[str],
         weights: WeightsMessage | None,
-        protocol: str,
-        seed: int,
-        batch: int,
         known: Sequence[Row] = (),
         keep: Sequence[str] = (),
     ) -> tuple[list[Row], dict[str, np.ndarray]]:
-        """Rows of every pair under `weights` or of the base model (None), and outputs (uint8) of the ids to keep."""
+        """Rows of held-out pairs under `weights` or of the base model (None), and outputs (uint8) of the ids to keep.
+
+        Raises:
+            ImageError: a picture that can't be read.
+            RewardError: its scores can't be had.
+        """
         kept: dict[str, np.ndarray] = {}
 
         def on_image(image_id: str, lq: np.ndarray, restored: np.ndarray, gt: np.ndarray) -> None:
@@ -134,28 +157,38 @@ class RolloutActor:
         def score(images: np.ndarray) -> np.ndarray:
             return self.rewards.submit(images).result().scores
 
-        with self.denoising:
-            model: BaseModel = self.model
-            if weights is None or weights.averaged:  # in a model of their own: the policy keeps its weights
-                model = load(self.spec.model, self.spec.embeddings).to(self.spec.device)
-                if weights is not None:
-                    make_trainable(model, self.spec.adapt)
-                    load_trainable(model, self._fetch(weights))
-            else:
-                self._take(weights)
+        of = self.spec.evaluation
+        with self.denoising, self._weights(weights):
             rows = evaluate_pairs(
-                model,
-                data,
+                self.model,
+                of.data,
                 self.spec.sampler,
                 {"reward": score, **self.judges, **APPEARANCE},
-                protocol,
-                seed,
-                batch,
+                of.protocol,
+                of.seed,
+                of.batch,
                 device=self.spec.device,
                 known=known,
                 on_image=on_image,
+                only=image_ids,
             )
         return rows, kept
+
+    @contextmanager
+    def _weights(self, weights: WeightsMessage | None) -> Iterator[None]:
+        """Inside, the model is the base model (None) or has these weights; the next item takes its own again."""
+        if weights is None and self.spec.adapt.mode == "lora":
+            with reference(self.model):
+                yield
+            return
+        self.version = -1  # whatever happens in here, the policy's weights have to be taken again
+        load_trainable(self.model, self._base_state() if weights is None else self._fetch(weights))
+        yield
+
+    def _base_state(self) -> dict[str, torch.Tensor]:
+        """Of full training: what it started from, read again and not kept."""
+        base = load(self.spec.model, self.spec.embeddings)
+        return {name: p.detach() for name, p in trainable_parameters(base).items()}
 
     def _take(self, weights: WeightsMessage) -> None:
         if (weights.epoch, weights.version) == (self.epoch, self.version):
@@ -167,12 +200,9 @@ class RolloutActor:
         require_epoch(weights, self.epoch)
         return from_bytes(memoryview(ray.get(weights.ref)), self.epoch)[0]
 
-    def _denoise(self, item: WorkItem) -> Rollout:
+    def _denoise(self, item: WorkItem, batch: PairBatch) -> Rollout:
         generator = torch.Generator().manual_seed(seed_of(self.spec.seed, item.index))
-        batch = draw_batch(self.spec.data, item, self.spec.rollout.crop, self.spec.seed, self.model.size_multiple)
-        on_device = PairBatch(
-            batch.image_ids, batch.crops, batch.flips, batch.lq.to(self.spec.device), batch.gt.to(self.spec.device)
-        )
+        on_device = replace(batch, lq=batch.lq.to(self.spec.device), gt=batch.gt.to(self.spec.device))
         return rollout(self.model, on_device, self.spec.sampler, self.spec.rollout, generator)
 
     def _score(self, rolled: Rollout) -> tuple[dict[int, np.ndarray], np.ndarray | None, str]:
@@ -198,13 +228,13 @@ class RolloutActor:
                 scheduler_fingerprint=rolled.schedule.fingerprint,
                 dtype=self.spec.rollout.storage_dtype,
                 actor=self.name,
-                group_id=f"{item.index:08d}-{n:03d}",
-                image_id=image_id,
+                group_id=item.group_ids[place],
+                image_id=item.image_ids[place],
                 crop=rolled.batch.crops[n],
                 flip=rolled.batch.flips[n],
                 seed=seed_of(self.spec.seed, item.index),
             )
-            for n, image_id in enumerate(item.image_ids)
+            for n, place in enumerate(rolled.batch.places)
         ]
 
 
@@ -213,27 +243,36 @@ def seed_of(seed: int, index: int) -> int:
     return int(np.random.SeedSequence((seed, index)).generate_state(1)[0])
 
 
-def draw_batch(data: PairedFolder, item: WorkItem, side: int, seed: int, multiple: int) -> PairBatch:
+def draw_batch(
+    data: PairedFolder, item: WorkItem, side: int, seed: int, multiple: int
+) -> tuple[PairBatch | None, list[Quarantined]]:
     """Load the item's pairs and cut a random crop of `side` (0: the whole image) out of each, flipped at random.
 
+    A picture that can't be read or is smaller than the crop is refused and left out; no batch if that leaves none.
+
     Raises:
-        ValueError: a crop that the model's size multiple doesn't divide; whole images of unequal size.
+        ValueError: whole images of unequal size.
     """
     crops: list[tuple[int, int, int, int]] = []
     flips: list[bool] = []
+    places: list[int] = []
     lqs, gts = [], []
+    refused: list[Quarantined] = []
     for place, image_id in enumerate(item.image_ids):
-        lq, gt = data.load(image_id)
         rng = seeded_rng(f"{item.index}/{place}/{image_id}", seed)
-        height, width = lq.shape[-2:]
-        if side:
-            crop = random_crop((height, width), side, rng)
-        else:
-            crop = (0, 0, height // multiple * multiple, width // multiple * multiple)
-        flip = bool(rng.random() < 0.5)
-        lq, gt = crop_pair(lq, gt, crop, flip)
+        try:
+            lq, gt = data.load(image_id)
+            height, width = lq.shape[-2:]
+            whole = (0, 0, height // multiple * multiple, width // multiple * multiple)
+            crop = random_crop((height, width), side, rng) if side else whole
+            flip = bool(rng.random() < 0.5)
+            lq, gt = crop_pair(lq, gt, crop, flip)
+        except (ImageError, OSError, ValueError) as error:
+            refused.append(Quarantined(item.group_ids[place], "picture", f"{image_id}: {error}"))
+            continue
         crops.append(crop)
         flips.append(flip)
+        places.append(place)
         lqs.append(lq)
         gts.append(gt)
     if len({lq.shape for lq in lqs}) > 1:
@@ -241,7 +280,10 @@ def draw_batch(data: PairedFolder, item: WorkItem, side: int, seed: int, multipl
             f"images of unequal size {sorted({tuple(x.shape[1:]) for x in lqs})} in one batch: "
             "set rollout.crop, or rollout.images_per_batch=1"
         )
-    return PairBatch(item.image_ids, crops, flips, torch.stack(lqs), torch.stack(gts))
+    if not lqs:
+        return None, refused
+    ids = [item.image_ids[place] for place in places]
+    return PairBatch(ids, crops, flips, torch.stack(lqs), torch.stack(gts), tuple(places)), refused
 
 
 def remote_actor(options: dict[str, Any]) -> Any:

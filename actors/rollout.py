@@ -91,13 +91,14 @@ class RolloutSettings:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """LQ/GT crops, float32 [N, 3, H, W] in [0, 1], and where they came from."""
+    """LQ/GT crops, float32 [N, 3, H, W] in [0, 1], and where they came from; `places` are theirs in the work item."""
 
     image_ids: Sequence[str]
     crops: Sequence[tuple[int, int, int, int]]
     flips: Sequence[bool]
     lq: Tensor
     gt: Tensor
+    places: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

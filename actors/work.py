@@ -18,19 +18,32 @@ class WorkItem:
     index: int
     image_ids: tuple[str, ...]
 
+    @property
+    def group_ids(self) -> tuple[str, ...]:
+        """The ids that its groups are published under, one an image."""
+        return tuple(f"{self.index:08d}-{place:03d}" for place in range(len(self.image_ids)))
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """Something that can't be used, with the word that counts it and the error's text."""
+
+    what: str
+    reason: str
+    detail: str
+
 
 @dataclass(frozen=True)
 class WorkReport:
-    """Outcome of one item: groups published, groups dropped by reason, seconds spent by phase.
+    """Outcome of one item: groups in the stream, groups that can't be had, seconds spent by phase.
 
-    `detail` is the message of the error that dropped groups.
+    What could be had at another try (a late reward, a full stream) is no report: the call raises.
     """
 
     index: int
     weights_version: int
     published: int
-    dropped: dict[str, int] = field(default_factory=dict)
-    detail: str = ""
+    quarantined: tuple[Quarantined, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
 

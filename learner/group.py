@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,24 +17,34 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from learner import checkpoint
-from learner.batch import BatchError, PairLoader
-from learner.learner import LearnerRank
+from learner.batch import BatchError, PairLoader, Refused
+from learner.learner import LearnerRank, Snapshot
 from learner.settings import LearnerSettings
-from learner.source import BatchSource, BatchTimeout, SourceSettings
 from restoration.base_models.interface import BaseModel
 from restoration.weights import WeightsMessage
-from trajectories.schema import Trajectories, encode_buffer
+from trajectories.schema import Summary
 from trajectories.stream import TrajectoryStream
 
-CONSUMED_FILE = "consumed.json"
+GRACE_S = 5.0  # a dead rank makes the others fail too: how long to look for it before their errors are believed
+PING_S = 20.0
+# What gloo and NCCL say when the other end is gone, though its process may live on, cut off.
+LOST_CONNECTION = ("Connection closed by peer", "Connection reset", "Broken pipe", "Timed out waiting", "NCCL error")
 
 
 class LearnerDied(RuntimeError):
-    """A rank's process ended or failed; the group is closed. Start a new one and load the last checkpoint."""
+    """A rank's process, node or connection ended; the group is closed. Start a new one and load the last checkpoint."""
 
     def __init__(self, rank: int, reason: str) -> None:
         super().__init__(f"learner rank {rank} died: {reason}; the group is closed, resume from the last checkpoint")
         self.rank = rank
+
+
+class LearnerFailed(RuntimeError):
+    """A rank raised `cause`, so that starting it again would end the same; the group is closed."""
+
+    def __init__(self, rank: int, method: str, cause: BaseException) -> None:
+        super().__init__(f"learner rank {rank} failed in {method}: {type(cause).__name__}: {_first_lines(cause)}")
+        self.rank, self.cause = rank, cause
 
 
 class LearnerUnplaced(RuntimeError):
@@ -74,23 +83,17 @@ class GroupSettings:
                 raise ValueError(f"learner.{name}={getattr(self, name)}: above 0")
 
 
-@dataclass(frozen=True)
-class Gathered:
-    """What is known of a collected batch: versions each group lies behind, groups refused by reason, seconds waited."""
-
-    staleness: list[int]
-    dropped: dict[str, int]
-    waited_s: float
-
-
 class _RankProcess:
-    """One rank in its own process. The model is made there: only its maker crosses the border."""
+    """One rank in its own process. The model is made there: only its maker crosses the border.
+
+    Collectives run one after the other; intake and writing have threads of their own ("io"), beside a step.
+    """
 
     def __init__(self, make_model: Callable[[], BaseModel], make_pairs: Callable[[], PairLoader]) -> None:
         self._make_model, self._make_pairs = make_model, make_pairs
         self._rank: LearnerRank | None = None
-        self._source: BatchSource | None = None
-        self._batch: list[Trajectories] | None = None
+        self._stream: TrajectoryStream | None = None
+        self._snapshots: dict[int, Snapshot] = {}
 
     def address(self) -> tuple[str, int]:
         """This node's IP and a port that is free there now."""
@@ -98,51 +101,50 @@ class _RankProcess:
             listener.bind(("", 0))
             return ray.util.get_node_ip_address(), listener.getsockname()[1]
 
-    def start(self, settings: LearnerSettings, rank: int, world: int, address: str, port: int, device: str) -> None:
+    @ray.method(concurrency_group="io")
+    def ping(self) -> bool:
+        return True
+
+    def start(self, settings: LearnerSettings, rank: int, world: int, address: str, port: int, device: str) -> str:
+        """Returns the fingerprint of the schedule that is replayed."""
         model, pairs = self._make_model(), self._make_pairs()
         self._rank = LearnerRank(settings, model, pairs, rank, world, address, port, device)
+        return self._rank.schedule.fingerprint
 
-    def open_source(self, make_stream: Callable[[], TrajectoryStream], settings: SourceSettings, consumer: str) -> None:
-        rank = self._started()
-        self._source = BatchSource(make_stream(), consumer, settings, rank.schedule.fingerprint)
+    def open_stream(self, make_stream: Callable[[], TrajectoryStream]) -> None:
+        self._stream = make_stream()
 
-    def collect(self, share: bool) -> tuple[Gathered, list[ray.ObjectRef] | None]:
-        """On the rank that reads: gather a batch and keep it; `share` also puts it where the other ranks find it."""
-        batch = self._opened().collect(self._started().weights_version)
-        self._batch = batch.groups
-        references = [ray.put(np.frombuffer(encode_buffer(g), np.uint8)) for g in batch.groups] if share else None
-        return Gathered(batch.staleness, batch.dropped, batch.waited_s), references
+    @ray.method(concurrency_group="io")
+    def prepare(self, summaries: list[Summary]) -> list[Refused]:
+        assert self._stream is not None, "open_stream() comes first"
+        return self._started().prepare(summaries, self._stream.fetch)
 
-    def step(self, records: list[ray.ObjectRef] | None) -> dict[str, float | None]:
-        """Learn from `records`, or from the batch gathered here."""
-        if self._source is not None and self._batch is not None:
-            groups, self._batch = self._batch, None
-            return self._started().step(groups)
-        assert records is not None, "a rank that gathers nothing needs records"
+    def step(self, summaries: list[Summary]) -> dict[str, float | None]:
+        """Learn from what was prepared."""
+        return self._started().step(summaries)
+
+    def step_records(self, records: list[ray.ObjectRef]) -> dict[str, float | None]:
         return self._started().step([memoryview(r) for r in ray.get(records)])
-
-    def settle(self) -> None:
-        self._opened().settle()
 
     def weights(self, epoch: int, run_id: str, averaged: bool) -> np.ndarray | None:
         """On rank 0 the published bytes as uint8, which readers on a node share instead of copying."""
         data = self._started().trainable_bytes(epoch, run_id, averaged)
         return None if data is None else np.frombuffer(data, np.uint8)
 
-    def save(self, root: Path, keep: int) -> Path | None:
-        extra = {CONSUMED_FILE: json.dumps(self._source.used).encode()} if self._source is not None else {}
-        return self._started().save(root, keep, extra)
+    def snapshot(self) -> None:
+        rank = self._started()
+        if (taken := rank.snapshot()) is not None:
+            self._snapshots[rank.iteration] = taken
+
+    @ray.method(concurrency_group="io")
+    def write(self, root: Path, iteration: int, keep: int, extra: dict[str, bytes], protect: tuple[int, ...]) -> Path:
+        files = {**self._snapshots.pop(iteration).files(), **extra}
+        return checkpoint.write(root, iteration, files, keep, protect)
 
     def load(self, folder: Path) -> tuple[int, int]:
         rank = self._started()
-        files = rank.load(folder)
-        if self._source is not None and CONSUMED_FILE in files:
-            self._source.settle(json.loads(files[CONSUMED_FILE]))
+        rank.load(folder)
         return rank.iteration, rank.weights_version
-
-    def _opened(self) -> BatchSource:
-        assert self._source is not None, "open_source() comes first"
-        return self._source
 
     def _started(self) -> LearnerRank:
         assert self._rank is not None, "start() comes first"
@@ -150,9 +152,11 @@ class _RankProcess:
 
 
 class LearnerGroup:
-    """All ranks; every method acts on all of them and returns when they are done. Not for several threads.
+    """All ranks; every method acts on all of them and returns when they are done.
 
-    A dead rank would leave the others waiting in a collective, so any failure but `BatchError` ends them all.
+    One thread at a time may step, take snapshots, publish and load; `prepare` and `write` may each run in another
+    thread beside it. A dead rank would leave the others waiting in a collective, so any failure but a refusal ends
+    them all; the first failure is what every later call raises.
     """
 
     def __init__(
@@ -168,12 +172,11 @@ class LearnerGroup:
 
         Raises:
             LearnerUnplaced: no room in the cluster within start_timeout_s.
-            LearnerDied: a rank failed to start.
+            LearnerDied, LearnerFailed: a rank did not start.
         """
         self.settings, self.group, self.epoch, self.run_id = settings, group, epoch, run_id
         self.iteration = self.weights_version = 0
-        self._source = SourceSettings()
-        self._shared: list[ray.ObjectRef] | None = None  # the collected batch, for ranks that don't read
+        self._failure: Exception | None = None
         self._actors: list[Any] = []
         bundle = {"CPU": group.cpus_per_rank, "GPU": group.gpus_per_rank, **group.resources}
         bundle = {name: amount for name, amount in bundle.items() if amount}
@@ -185,7 +188,7 @@ class LearnerGroup:
                 f"{group.start_timeout_s:g} s; it has {ray.cluster_resources()}, free {ray.available_resources()}"
             )
         maker = model if callable(model) else functools.partial(_load_model, str(model))
-        process = ray.remote(_RankProcess)
+        process = ray.remote(concurrency_groups={"io": 2})(_RankProcess)
         for rank in range(group.ranks):
             options = process.options(
                 num_cpus=group.cpus_per_rank,
@@ -201,68 +204,81 @@ class LearnerGroup:
         address, port = self._call("address", timeout_s=group.start_timeout_s)[0]
         device = "cuda:0" if group.gpus_per_rank else "cpu"
         arguments = [(settings, rank, group.ranks, address, port, device) for rank in range(group.ranks)]
-        self._call("start", each=arguments, timeout_s=group.start_timeout_s)
+        self.fingerprint: str = self._call("start", each=arguments, timeout_s=group.start_timeout_s)[0]
 
-    def step(self, records: Sequence[Any] | None = None) -> dict[str, float | None]:
-        """Learn from a batch of encoded groups (bytes, or references to them), or from the one `collect`ed.
+    def read_from(self, make_stream: Callable[[], TrajectoryStream]) -> None:
+        """Let every rank fetch the latents of its share from the stream."""
+        self._call("open_stream", make_stream, timeout_s=self.group.start_timeout_s)
+
+    def prepare(self, summaries: Sequence[Summary]) -> list[Refused]:
+        """Let every rank fetch and check its share of a batch; what can't be trained on is refused, once a group.
+
+        Raises:
+            LearnerDied, LearnerFailed: a rank died or failed.
+        """
+        shared = ray.put(list(summaries))
+        answers = self._call("prepare", shared, timeout_s=self.group.step_timeout_s)
+        return list({one.group_id: one for refused in answers for one in refused}.values())
+
+    def step(self, summaries: Sequence[Summary]) -> dict[str, float | None]:
+        """Learn from a batch that `prepare` accepted.
 
         Raises:
             BatchError: the batch can't be trained on; the group goes on.
-            LearnerDied: a rank died or failed.
+            LearnerDied, LearnerFailed: a rank died or failed.
         """
-        references = self._shared
-        if records is not None:
-            references = [r if isinstance(r, ray.ObjectRef) else ray.put(np.frombuffer(r, np.uint8)) for r in records]
-        metrics: dict[str, float | None] = self._call("step", references, timeout_s=self.group.step_timeout_s)[0]
+        return self._learn("step", ray.put(list(summaries)))
+
+    def step_records(self, records: Sequence[bytes]) -> dict[str, float | None]:
+        """Learn from encoded groups, without a stream. Raises as `step`."""
+        return self._learn("step_records", [ray.put(np.frombuffer(r, np.uint8)) for r in records])
+
+    def _learn(self, method: str, argument: Any) -> dict[str, float | None]:
+        metrics: dict[str, float | None] = self._call(method, argument, timeout_s=self.group.step_timeout_s)[0]
         self.iteration, self.weights_version = int(metrics["iteration"] or 0), int(metrics["weights_version"] or 0)
         return metrics
 
     def publish(self, averaged: bool = False) -> WeightsMessage:
-        """The current weights in the object store, once, for every actor to read; owned by the caller's process.
+        """The trained weights, or their average, in the object store, one copy for all actors.
+
+        Raises:
+            LearnerDied, LearnerFailed: a rank died or failed.
+        """
+        arguments = (self.epoch, self.run_id, averaged)
+        reference = self._call("weights", *arguments, timeout_s=self.group.step_timeout_s, keep=True)[0]
+        return WeightsMessage(self.weights_version, self.epoch, reference, averaged)
+
+    def snapshot(self) -> None:
+        """Keep the state of this instant on rank 0, to be written by `write`."""
+        self._call("snapshot", timeout_s=self.group.step_timeout_s)
+
+    def write(
+        self,
+        root: Path,
+        iteration: int,
+        keep: int = 3,
+        extra: Mapping[str, bytes] | None = None,
+        protect: Collection[int] = (),
+    ) -> Path:
+        """Write the snapshot of `iteration` as a checkpoint below `root`, with `extra` files; returns its folder.
 
         Args:
-            averaged: their average over iterations instead (`optimiser.ema`).
-        """
-        limit = self.group.step_timeout_s
-        references = self._call("weights", self.epoch, self.run_id, averaged, timeout_s=limit, keep=True)
-        return WeightsMessage(self.weights_version, self.epoch, references[0], averaged)
-
-    def save(self, root: Path, keep: int = 3) -> Path:
-        """Rank 0 writes a checkpoint below `root`, with what was consumed since the last one; returns its folder.
+            protect: steps whose checkpoints stay, whatever `keep` says.
 
         Raises:
             learner.checkpoint.CheckpointError: it can't be written; the previous one stays and the group goes on.
         """
-        path: Path = self._call("save", root, keep, timeout_s=self.group.step_timeout_s)[0]
+        arguments = (root, iteration, keep, dict(extra or {}), tuple(protect))
+        path: Path = self._call("write", *arguments, timeout_s=self.group.step_timeout_s, ranks=1)[0]
         return path
 
     def load(self, folder: Path) -> None:
-        """Continue from a checkpoint, and acknowledge the trajectories that it rests on.
+        """Continue from a checkpoint.
 
         Raises:
             learner.checkpoint.CheckpointError: it is damaged or of another model.
         """
         self.iteration, self.weights_version = self._call("load", folder, timeout_s=self.group.start_timeout_s)[0]
-
-    def read_from(self, make_stream: Callable[[], TrajectoryStream], settings: SourceSettings) -> None:
-        """Let rank 0 gather its batches from a stream, as consumer "learner"; call it before `load`."""
-        self._source = settings
-        self._call("open_source", make_stream, settings, "learner", timeout_s=self.group.start_timeout_s, ranks=1)
-
-    def collect(self) -> Gathered:
-        """Wait for a whole batch, which the next `step()` learns from.
-
-        Raises:
-            learner.source.BatchTimeout: none came in time; the group goes on.
-            LearnerDied: rank 0 died.
-        """
-        limit = self._source.timeout_s + self.group.step_timeout_s
-        gathered, self._shared = self._call("collect", self.group.ranks > 1, timeout_s=limit, ranks=1)[0]
-        return gathered
-
-    def settle(self) -> None:
-        """Acknowledge what was consumed; call it once a checkpoint holds the steps."""
-        self._call("settle", timeout_s=self.group.step_timeout_s, ranks=1)
 
     def pids(self) -> list[int]:
         """Process ids of the ranks, in order."""
@@ -272,18 +288,18 @@ class LearnerGroup:
 
             return os.getpid()
 
-        return list(ray.get([actor.__ray_call__.remote(pid) for actor in self._actors]))
+        return list(ray.get([actor.__ray_call__.remote(pid) for actor in self._actors], timeout=PING_S))
 
     def close(self) -> None:
         """End all ranks; may be called again."""
-        for actor in self._actors:
+        actors, self._actors = self._actors, []
+        for actor in actors:
             with contextlib.suppress(Exception):
                 ray.kill(actor)
-        self._actors = []
-        if self._placement is not None:
+        placement, self._placement = self._placement, None
+        if placement is not None:
             with contextlib.suppress(Exception):
-                remove_placement_group(self._placement)
-            self._placement = None
+                remove_placement_group(placement)
 
     def __enter__(self) -> LearnerGroup:
         return self
@@ -302,12 +318,11 @@ class LearnerGroup:
     ) -> list[Any]:
         """Call a method on the first `ranks` ranks (all by default) and wait for them.
 
-        The first failure, whichever rank's it is, is raised.
         Returns each rank's answer, or the references of the answers if they are to be kept in the store.
         """
-        if not self._actors:
-            raise LearnerDied(-1, "the group was closed")
         actors = self._actors[:ranks]
+        if not actors:
+            raise self._failure or LearnerDied(-1, "the group was closed")
         calls = each or [arguments] * len(actors)
         references = [getattr(a, method).remote(*c) for a, c in zip(actors, calls, strict=True)]
         rank_of = {reference: rank for rank, reference in enumerate(references)}
@@ -317,19 +332,42 @@ class LearnerGroup:
         while pending:
             ready, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
-                self.close()
-                raise LearnerDied(rank_of[pending[0]], f"no answer to {method} within {timeout_s:g} s")
+                raise self._end(LearnerDied(rank_of[pending[0]], f"no answer to {method} within {timeout_s:g} s"))
             try:
                 answers[ready[0]] = ray.get(ready[0])
             # Every rank refuses a bad batch, before any collective; and a checkpoint that doesn't fit likewise.
-            except (BatchError, BatchTimeout, checkpoint.CheckpointError) as error:
+            except (BatchError, checkpoint.CheckpointError) as error:
                 refusal = error
             except ray.exceptions.RayError as error:
-                self.close()
-                raise LearnerDied(rank_of[ready[0]], f"{method}: {_first_lines(error)}") from error
+                raise self._end(self._judge(method, rank_of, ready[0], error, actors)) from error
         if refusal is not None:
             raise refusal
         return references if keep else [answers[reference] for reference in references]
+
+    def _judge(
+        self, method: str, rank_of: Mapping[Any, int], reference: Any, error: Exception, actors: Sequence[Any]
+    ) -> Exception:
+        """Whether a process has ended (then other ranks' errors come from that) or the code failed."""
+        rank = rank_of[reference]
+        if not isinstance(error, ray.exceptions.RayTaskError):
+            return LearnerDied(rank, f"{method}: {_first_lines(error)}")
+        deadline = time.monotonic() + GRACE_S
+        while time.monotonic() < deadline and len(actors) > 1:
+            for other, actor in enumerate(actors):
+                try:
+                    ray.get(actor.ping.remote(), timeout=PING_S)
+                except ray.exceptions.RayError as death:
+                    return LearnerDied(other, f"{method}: {_first_lines(death)}")
+            time.sleep(GRACE_S / 10)
+        if any(sign in str(error) for sign in LOST_CONNECTION):
+            return LearnerDied(rank, f"{method}: {_first_lines(error)}")
+        cause = getattr(error, "cause", None)
+        return LearnerFailed(rank, method, cause if isinstance(cause, BaseException) else error)
+
+    def _end(self, failure: Exception) -> Exception:
+        self._failure = self._failure or failure
+        self.close()
+        return self._failure
 
 
 def _load_model(folder: str) -> BaseModel:
@@ -338,6 +376,8 @@ def _load_model(folder: str) -> BaseModel:
     return load(Path(folder))
 
 
-def _first_lines(error: Exception) -> str:
+def _first_lines(error: BaseException) -> str:
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
     return lines[0] if len(lines) < 2 else f"{lines[0]} ... {lines[-1]}"

@@ -1,18 +1,31 @@
-"""From the stream to a training batch: fresh groups in, stale and unreadable ones dropped with a reason."""
+"""From the stream to a training batch: summaries of fresh groups; what can't be used is dropped with its reason.
+
+Only summaries travel here, a few kilobytes a group; each rank fetches the latents of its own share.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from learner.batch import Refused
 from trajectories.errors import SchemaError
-from trajectories.schema import Trajectories
+from trajectories.schema import Summary
 from trajectories.stream import Entry, TrajectoryStream
+
+READ_S = 0.5  # longest wait for one answer of the stream, and so for a request to stop
+RECLAIM_S = 10.0  # between looks for what a consumer of an older epoch still took
 
 
 class BatchTimeout(TimeoutError):
     """The stream did not deliver a whole batch in time."""
+
+
+class Stopped(Exception):
+    """Nobody waits for the batch any more."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +35,7 @@ class SourceSettings:
     Attributes:
         groups_per_step: B, groups (images with K rollouts each) of one learner step.
         max_staleness: versions a group may lie behind the weights it is trained on; 0 is synchronous.
-        timeout_s: how long to wait for a whole batch.
+        timeout_s: how long an idle learner waits for a whole batch.
     """
 
     groups_per_step: int = 8
@@ -43,73 +56,152 @@ class Batch:
     """Groups ordered by id, so that a batch doesn't depend on who arrived first.
 
     Attributes:
+        entries: the stream's entry id of each group.
         staleness: versions that each group lies behind.
-        dropped: groups refused on the way, by reason.
-        waited_s: seconds until the batch was whole.
     """
 
-    groups: list[Trajectories]
+    groups: list[Summary]
+    entries: list[str]
     staleness: list[int]
-    dropped: dict[str, int] = field(default_factory=dict)
-    waited_s: float = 0.0
+
+
+@dataclass
+class _Counts:
+    """What was refused since it was asked for the last time."""
+
+    dropped: Counter[str] = field(default_factory=Counter)
+    refused: list[Refused] = field(default_factory=list)
 
 
 class BatchSource:
-    """One consumer of the group. An entry is settled only when the step that used it is durable."""
+    """The reader of a run's stream in one epoch. An entry is settled only when the step that used it is durable.
 
-    def __init__(self, stream: TrajectoryStream, consumer: str, settings: SourceSettings, fingerprint: str) -> None:
-        self.stream, self.consumer, self.settings, self.fingerprint = stream, consumer, settings, fingerprint
-        self.waiting: list[tuple[str, Trajectories]] = []  # entry id, record
+    `collect` and `refuse` may run in one thread beside `use` and `settle` in others.
+
+    Args:
+        reading, settling: connections to the stream of the run, one for each side.
+        reward_version: the only one whose rewards are trained on.
+    """
+
+    def __init__(
+        self,
+        reading: TrajectoryStream,
+        settling: TrajectoryStream,
+        settings: SourceSettings,
+        fingerprint: str,
+        reward_version: str,
+        epoch: int,
+    ) -> None:
+        self.reading, self.settling, self.settings = reading, settling, settings
+        self.fingerprint, self.reward_version, self.epoch = fingerprint, reward_version, epoch
+        self.consumer = f"learner-{epoch}"
+        self.waiting: dict[str, Summary] = {}  # by entry id, in the order of publication
         self.used: dict[str, int] = {}  # entry id -> step that trained on it, not yet durable
+        self._used_groups: dict[str, str] = {}  # entry id -> group id, of the same
+        self._lock = threading.Lock()
+        self._counts = _Counts()
+        self._reclaimed = float("-inf")
 
-    def collect(self, version: int) -> Batch:
-        """B groups not older than `max_staleness` behind `version`.
+    def collect(self, version: int, stop: threading.Event) -> Batch:
+        """B groups not older than `max_staleness` behind `version`; waits until they are there.
 
         Raises:
-            BatchTimeout: no whole batch within `timeout_s`; what was read stays for the next call.
+            Stopped: `stop` was set first; what was read stays for the next call.
+            StaleEpoch: the run goes on in another process.
         """
-        began, dropped = time.monotonic(), Counter[str]()
-        while len(self.waiting) < self.settings.groups_per_step:
-            left = self.settings.timeout_s - (time.monotonic() - began)
-            if left <= 0:
-                raise BatchTimeout(
-                    f"{len(self.waiting)} of {self.settings.groups_per_step} groups came within "
-                    f"{self.settings.timeout_s:g} s; look at the rollout actors and the reward service"
-                )
-            missing = self.settings.groups_per_step - len(self.waiting)
-            for entry in self.stream.read(self.consumer, missing, block_ms=int(min(left, 1.0) * 1000)):
-                reason = self._refusal(entry, version)
-                if reason is None and not isinstance(entry.record, SchemaError):
-                    self.waiting.append((entry.entry_id, entry.record))
+        wanted = self.settings.groups_per_step
+        for entry_id, summary in list(self.waiting.items()):  # some may have grown too old meanwhile
+            if (reason := self._refusal(summary, version)) is not None:
+                self._drop(entry_id, summary.meta.group_id, reason, "")
+        while len(self.waiting) < wanted:
+            if stop.is_set():
+                raise Stopped
+            for entry in self._next(wanted - len(self.waiting)):
+                reason = self._refusal(entry.summary, version)
+                if reason is None and isinstance(entry.summary, Summary):
+                    self.waiting[entry.entry_id] = entry.summary
                 else:
-                    self.stream.settle([entry.entry_id], f"dropped:{reason}", token=f"dropped:{reason}")
-                    dropped[str(reason)] += 1
-        taken, self.waiting = self.waiting, []
-        self.used |= {entry_id: version + 1 for entry_id, _ in taken}
-        groups = sorted((record for _, record in taken), key=lambda record: record.meta.group_id)
-        staleness = [max(0, version - group.meta.weights_version) for group in groups]
-        return Batch(groups, staleness, dict(dropped), time.monotonic() - began)
+                    self._drop(entry.entry_id, entry.group_id, str(reason), str(entry.summary)[:500])
+        chosen = sorted(list(self.waiting.items())[:wanted], key=lambda pair: pair[1].meta.group_id)
+        for entry_id, _ in chosen:
+            del self.waiting[entry_id]
+        groups = [summary for _, summary in chosen]
+        return Batch(groups, [e for e, _ in chosen], [max(0, version - g.meta.weights_version) for g in groups])
 
-    def settle(self, used: dict[str, int] | None = None) -> None:
-        """Acknowledge what was trained on; call it after the checkpoint that holds the steps is on disk.
+    def refuse(self, batch: Batch, refused: Iterable[Refused]) -> None:
+        """Quarantine groups of a batch that can't be trained on; the others come first in the next `collect`."""
+        left = {g.meta.group_id: (e, g) for g, e in zip(batch.groups, batch.entries, strict=True)}
+        for one in refused:
+            if one.group_id in left:
+                self._drop(left.pop(one.group_id)[0], one.group_id, one.reason, one.detail)
+        self.waiting = dict(left.values()) | self.waiting
 
-        `used` is what a checkpoint recorded: a learner that resumes repeats that settlement, which has no effect
-        where it was done before.
+    def use(self, batch: Batch, step: int) -> None:
+        """A step has trained on the batch."""
+        with self._lock:
+            for entry_id, group in zip(batch.entries, batch.groups, strict=True):
+                self.used[entry_id] = step
+                self._used_groups[entry_id] = group.meta.group_id
+
+    def not_yet_durable(self) -> dict[str, int]:
+        """What a checkpoint of this instant must record: entry id -> step."""
+        with self._lock:
+            return dict(self.used)
+
+    def used_groups(self) -> set[str]:
+        """Ids of groups that finished steps have used and that are not settled yet."""
+        with self._lock:
+            return set(self._used_groups.values())
+
+    def settle(self, used: dict[str, int]) -> None:
+        """Acknowledge what a durable checkpoint rests on, as it recorded it.
+
+        A learner that resumes repeats that settlement, which has no effect where it was done before.
+
+        Raises:
+            StaleEpoch: the run goes on in another process, whose business it is.
         """
         by_step: dict[int, list[str]] = {}
-        for entry_id, step in (self.used if used is None else used).items():
+        for entry_id, step in used.items():
             by_step.setdefault(step, []).append(entry_id)
         for step, entries in sorted(by_step.items()):
-            self.stream.settle(entries, f"consumed:step={step}", token=f"step={step}")
-        if used is None:
-            self.used = {}
+            self.settling.settle(entries, f"consumed:step={step}", token=f"step={step}", epoch=self.epoch)
+        with self._lock:
+            for entry_id in used:
+                self.used.pop(entry_id, None)
+                self._used_groups.pop(entry_id, None)
 
-    def _refusal(self, entry: Entry, version: int) -> str | None:
-        record = entry.record
-        if isinstance(record, SchemaError):
+    def take_counts(self) -> tuple[dict[str, int], list[Refused]]:
+        """Groups dropped by reason, and those of them that were quarantined, since the last call."""
+        with self._lock:
+            counts, self._counts = self._counts, _Counts()
+        return dict(counts.dropped), counts.refused
+
+    def _next(self, count: int) -> Sequence[Entry]:
+        """Entries of an earlier epoch's reader first, then new ones."""
+        now = time.monotonic()
+        if now - self._reclaimed >= RECLAIM_S:
+            self._reclaimed = now
+            if taken := self.reading.reclaim_others(self.consumer):
+                return taken
+        return self.reading.read(self.consumer, count, block_ms=int(READ_S * 1000), epoch=self.epoch)
+
+    def _drop(self, entry_id: str, group_id: str, reason: str, detail: str) -> None:
+        token = f"dropped:{reason}"
+        self.reading.settle([entry_id], token, token=token, epoch=self.epoch)
+        self.waiting.pop(entry_id, None)
+        with self._lock:
+            self._counts.dropped[reason] += 1
+            if reason not in ("stale", "reward_version"):
+                self._counts.refused.append(Refused(group_id, reason, detail))
+
+    def _refusal(self, summary: Summary | SchemaError, version: int) -> str | None:
+        if isinstance(summary, SchemaError):
             return "schema"
-        if record.meta.scheduler_fingerprint != self.fingerprint:
+        if summary.meta.scheduler_fingerprint != self.fingerprint:
             return "fingerprint"
-        if version - record.meta.weights_version > self.settings.max_staleness:
+        if summary.meta.reward_version != self.reward_version:
+            return "reward_version"
+        if version - summary.meta.weights_version > self.settings.max_staleness:
             return "stale"
         return None

@@ -1,57 +1,34 @@
-"""How many rollouts may be in flight: a pure counter that bounds staleness."""
+"""How many groups may be rolled out now: staleness bounded by the state of the store, with nothing to keep in step."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
 
 
-@dataclass
-class Admission:
-    """Bounds staleness by counting groups (after AReaL's staleness manager).
+def capacity(
+    batch_groups: int,
+    max_staleness: int,
+    steps_left: int,
+    unsettled: Collection[str],
+    used: Collection[str],
+    running: Collection[str],
+) -> int:
+    """Groups that may still be handed out (after AReaL's staleness manager).
 
-    A group admitted now can be trained at the earliest after everything accepted or running before it.
-    With batches of B groups and at most η versions of staleness,
+    A group handed out now can be trained on at the earliest after everything that waits or is being rolled out. With
+    batches of B groups and weights of version v, at most η versions of staleness leave room for (η + 1) B groups that
+    no finished step has used:
 
-        capacity = (η + version + 1) B - (accepted + running)
+        capacity = min(η + 1, steps left) B - |(unsettled without used) ∪ running|
 
-    groups may still be admitted. `accepted` counts groups published since version 0, consumed or waiting;
-    a group that was dropped is taken back, so that it is replaced.
+    All arguments are group ids, so that a group which is published twice, or whose report was lost, counts once, and
+    one that was dropped makes room at once.
 
-    After recovery from a checkpoint of version v, call `restore(v, waiting)`: the groups behind version v
-    are v B, plus those which wait in the stream; what is being rolled out goes on.
+    Args:
+        steps_left: of the run, so that nothing is rolled out that no step will use.
+        unsettled: published and neither consumed nor dropped, as the store has them.
+        used: those that steps up to version v have used and whose checkpoint isn't durable yet.
+        running: of items that actors work on.
     """
-
-    batch_groups: int
-    max_staleness: int
-    version: int = 0
-    accepted: int = 0
-    running: dict[int, int] = field(default_factory=dict)  # work index -> groups
-
-    @property
-    def capacity(self) -> int:
-        return (self.max_staleness + self.version + 1) * self.batch_groups - self.accepted - sum(self.running.values())
-
-    def admit(self, index: int, groups: int) -> bool:
-        """Reserve room for a work item; False when it would break the bound."""
-        if groups > self.capacity:
-            return False
-        self.running[index] = groups
-        return True
-
-    def finished(self, index: int, published: int) -> None:
-        self.running.pop(index)
-        self.accepted += published
-
-    def lost(self, index: int) -> None:
-        """The actor died; its item is to be admitted again."""
-        self.running.pop(index, None)
-
-    def dropped(self, groups: int) -> None:
-        """Published groups that the learner refused (too old, unreadable)."""
-        self.accepted -= groups
-
-    def advanced(self, version: int) -> None:
-        self.version = version
-
-    def restore(self, version: int, waiting: int) -> None:
-        self.version, self.accepted = version, version * self.batch_groups + waiting
+    outstanding = (set(unsettled) - set(used)) | set(running)
+    return min(max_staleness + 1, steps_left) * batch_groups - len(outstanding)

@@ -24,7 +24,7 @@ class TrainingProgress:
     """
 
     def __init__(self, total: int, start: int = 0, console: Console | None = None, line_every_s: float = 10.0):
-        self.total, self.start = total, start
+        self.total, self.start, self.done = total, start, start
         self.console = console or Console(stderr=True)
         self._line_every_s, self._last_line_s = line_every_s, -math.inf
         self._values: dict[str, float] = {}
@@ -63,6 +63,7 @@ class TrainingProgress:
         new = zip(FIELDS, (reward, psnr, staleness, throughput), strict=True)
         self._values |= {name: float(value) for name, value in new if value is not None}
         shown = "  ".join(f"{n} {FORMATS[n].format(self._values[n])}" for n in FIELDS if n in self._values)
+        self.done = iteration
         self._bar.update(self._task, completed=iteration, values=shown)
         now = time.monotonic()
         due = now - self._last_line_s >= self._line_every_s or iteration in (self.start + 1, self.total)

@@ -28,7 +28,7 @@ from learner.learner import AVERAGE_FILE, STATE_FILES
 from learner.reference import Group, Method, Reference
 from restoration.adapters import trainable_state
 from restoration.base_models import load
-from restoration.datasets.paired import PairedFolder, discover
+from restoration.datasets.paired import DataError, PairedFolder, discover
 from restoration.evaluate import Row, evaluate_pairs, mean_values, write_csv
 from restoration.metrics.appearance import APPEARANCE
 from reward_service.scorers import make_scorer
@@ -120,12 +120,13 @@ def step(config: RunConfig, runner: Reference, train: PairedFolder, score: Any) 
     groups: list[Group] = []
     for index in range(runner.iteration * items, (runner.iteration + 1) * items):
         item = sequence.item(index)
-        batch = draw_batch(train, item, config.rollout.crop, config.seed, runner.model.size_multiple)
-        names = [f"{index:08d}-{n:03d}" for n in range(len(item.image_ids))]
+        batch, refused = draw_batch(train, item, config.rollout.crop, config.seed, runner.model.size_multiple)
+        if batch is None or refused:
+            raise DataError(f"{refused[0].detail}; mend the picture or take it out of the set")
         generator = torch.Generator().manual_seed(seed_of(config.seed, index))
         bf16 = config.rollout.decode_dtype == "bfloat16"
         decoding = torch.autocast("cpu", torch.bfloat16) if bf16 else contextlib.nullcontext()
-        groups += runner.rollout(names, item.image_ids, batch.lq, batch.gt, score, generator, decoding)
+        groups += runner.rollout(list(item.group_ids), item.image_ids, batch.lq, batch.gt, score, generator, decoding)
     rolled = time.monotonic()
     scores = torch.stack([g.scores for g in groups]).double()
     metrics = runner.step(groups)

@@ -1,4 +1,4 @@
-"""What a run keeps on disk and shows: configuration, identity, metrics, evaluations, strips, report."""
+"""What a run keeps on disk and counts: configuration, identity, metrics, quarantine, report."""
 
 from __future__ import annotations
 
@@ -7,41 +7,39 @@ import os
 import signal
 import time
 import uuid
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import numpy as np
-
-from actors.work import WorkReport, WorkSequence
+from actors.work import Quarantined, WorkItem, WorkReport, WorkSequence
 from cluster.config.configure import ConfigError, save_config
 from cluster.config.recipe import RunConfig
-from cluster.report.alarm import alarms
 from cluster.report.records import MetricsLog, read_metrics
 from cluster.report.report import write_report
-from cluster.report.strips import Strip, save_strips
+from cluster.run.evaluations import EvaluationPart
+from cluster.run.failures import Failure, Fatal, Kind, Patience, classify
+from cluster.run.heldout import HeldOut
+from cluster.run.interrupts import Interrupts
+from cluster.run.learning import StepResult
 from cluster.run.memory import MemoryWatch
 from cluster.run.progress import TrainingProgress
-from cluster.run.topology import StepResult, Topology
+from cluster.run.topology import Topology
 from cluster.run.work_queue import WorkQueue
-from restoration.evaluate import mean_values, read_csv, write_csv
-from restoration.images import to_uint8
+from restoration.evaluate import mean_values
 
-MAX_FAILED_ITEMS = 20  # rollout batches in a row without a single published group
+MAX_FAILURES = 20  # of rollouts or of parts of evaluations, in a row; more where there are many actors
+QUARANTINE_FILE = "quarantine.jsonl"
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C: the run stopped between two steps and can be resumed."""
+    """A signal: the run stopped between two steps and can be resumed."""
 
-    def __init__(self, folder: Path, iteration: int) -> None:
+    def __init__(self, folder: Path, iteration: int, signal: signal.Signals | None) -> None:
         super().__init__(f"stopped after iteration {iteration}; go on with: restorl train --resume {folder}")
-
-
-class RolloutsFail(RuntimeError):
-    """No rollout gets through; the last reason is in the message."""
+        self.signal = signal
 
 
 @dataclass(frozen=True)
@@ -66,11 +64,13 @@ class RunState:
 
     def __init__(self, config: RunConfig, folder: Path, resume: bool) -> None:
         self.config, self.folder, self.resume = config, folder, resume
-        self.interrupted = False
-        self.failed_in_a_row = 0
         self.counts: dict[str, int] = {}
         self.phase_s: dict[str, float] = {}  # seconds that actors spent since the last step
         self.exits = ExitStack()
+        limit = max(MAX_FAILURES, 4 * config.actors.count)
+        self.patience = {
+            kind: Patience(name, limit) for kind, name in ((WorkItem, "rollouts"), (EvaluationPart, "evaluation"))
+        }
 
     def __enter__(self) -> RunState:
         identity = self.folder / "run.json"
@@ -92,8 +92,7 @@ class RunState:
         self.began = time.monotonic()
         self.log = self.exits.enter_context(MetricsLog(self.folder))
         self.memory = self.exits.enter_context(MemoryWatch())
-        previous = signal.signal(signal.SIGINT, self._on_interrupt)
-        self.exits.callback(signal.signal, signal.SIGINT, previous)
+        self.interrupts = self.exits.enter_context(Interrupts())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -106,64 +105,101 @@ class RunState:
     def run_id(self) -> str:
         return str(self.identity["run_id"])
 
+    @property
+    def interrupted(self) -> bool:
+        return self.interrupts.requested is not None
+
     def begin(self, parts: Topology) -> None:
         """Once everything runs: forget what lies behind the checkpoint, find out which work is already published."""
         self.parts = parts
+        self.interrupts.install()  # Ray has put handlers of its own in their place
         self.log.truncate_after(parts.version)
+        self._restore_record(parts.version)
         sequence = WorkSequence(parts.train.image_ids, self.config.rollout.images_per_batch, self.config.seed)
-        self.work = WorkQueue(sequence, (e.group_id for e in parts.stream.ledger().entries))
+        self.work = WorkQueue(sequence, parts.stream.published_groups())
         self.display = self.exits.enter_context(TrainingProgress(self.config.iterations, parts.version))
         if parts.connection.dashboard_url:
             self.display.note(f"Ray dashboard: {parts.connection.dashboard_url}")
+        for warning in parts.warnings:
+            self.display.note(f"WARNING: {warning}")
         self.iteration_began = time.monotonic()
-        shown = self._strip_ids()
-        base_file = self.folder / "evaluation" / "base.csv"
-        if base_file.exists():
-            self.base_rows = read_csv(base_file)
-            self.base_images = {i: _read_output(self.folder / "evaluation" / "base" / f"{i}.png") for i in shown}
-        else:
-            self.base_rows, self.base_images = parts.evaluate(None, keep=shown)
-            for image_id, image in self.base_images.items():
-                _write_output(self.folder / "evaluation" / "base" / f"{image_id}.png", image)
-            write_csv(base_file, self.base_rows)
-            self.log.append({"kind": "eval", "iteration": 0, "who": "base", **mean_values(self.base_rows)})
-        self.now_rows = self.base_rows
-        self.evaluate_if_due()  # of a run that was stopped between a step and its evaluation
-        rl_file = self.folder / "evaluation" / "rl.csv"
-        if rl_file.exists():
-            self.now_rows = read_csv(rl_file)
+        self.heldout = HeldOut(self.config, self.folder, parts.heldout, parts.learning, self.log, self.display)
+        self.heldout.begin(parts.version)
 
-    def rolled(self, report: WorkReport) -> None:
-        """Count a finished rollout batch.
+    # what actors and the learner have done
+
+    def ended(self, task: WorkItem | EvaluationPart, result: Any) -> None:
+        """A call of an actor has ended, well or (a `Failure`) badly.
 
         Raises:
-            RolloutsFail: too many in a row were dropped whole.
+            Fatal: a fatal failure, or too many without progress.
         """
-        for reason, groups in report.dropped.items():
-            self.counts[reason] = self.counts.get(reason, 0) + groups
-            self.parts.metrics.dropped(reason, groups * self.config.rollout.rollouts_per_image)
+        if isinstance(result, Failure):
+            self._failed(task, result)
+        elif isinstance(task, EvaluationPart):
+            self.patience[EvaluationPart].progressed()
+            self.heldout.evaluations.done(task, *result)
+        else:
+            self._rolled(result)
+
+    def _rolled(self, report: WorkReport) -> None:
+        self._quarantine(report.quarantined)
         for phase, seconds in report.seconds.items():
             self.phase_s[f"{phase}_s"] = self.phase_s.get(f"{phase}_s", 0.0) + seconds
-        self.failed_in_a_row = 0 if report.published else self.failed_in_a_row + 1
-        if self.failed_in_a_row >= MAX_FAILED_ITEMS:
-            raise RolloutsFail(
-                f"the last {self.failed_in_a_row} rollout batches were all dropped ({', '.join(report.dropped)}): "
-                f"{report.detail}; the run can be resumed once that is put right"
-            )
+        if report.published or not report.quarantined:
+            self.patience[WorkItem].progressed()
+        else:
+            last = report.quarantined[-1]
+            self.patience[WorkItem].failed(Failure(Kind.POISON, last.reason, last.detail))
 
-    def learned(self, step: StepResult) -> None:
-        """Record a learner step."""
+    def _failed(self, task: WorkItem | EvaluationPart, failure: Failure) -> None:
+        # Work of an epoch that is over comes back in numbers when the learner was replaced: that is no failure.
+        pause = 0.0 if failure.reason == "epoch" else self.patience[type(task)].failed(failure)
+        self.parts.metrics.failed(failure.reason)
+        if isinstance(task, EvaluationPart):
+            self.heldout.failed(task, failure)
+        elif failure.kind is Kind.POISON:
+            self._quarantine(Quarantined(g, failure.reason, failure.detail) for g in task.group_ids)
+        else:
+            self.work.put_back(task, pause)
+            if failure.reason == "object":  # the weights were lost with a node
+                self.parts.learning.publish_again()
+
+    def learned(self, learning: Future[StepResult | None]) -> None:
+        """Record a learner step, or start the learner again if it died.
+
+        Raises:
+            Fatal: the learner can't go on.
+        """
+        try:
+            step = learning.result()
+        except Exception as error:
+            failure = classify(error)
+            if failure.kind is not Kind.TRANSIENT or failure.reason == "epoch":
+                raise Fatal("the learner", failure) from error
+            time.sleep(self.parts.learning.patience.failed(failure))
+            self.display.note(f"{failure.detail}; starting again from the last checkpoint")
+            self.parts.learning.recover()
+            self.log.truncate_after(self.parts.version)
+            self.heldout.rewind(self.parts.version)
+            return
+        if step is not None:
+            self.parts.learning.patience.progressed()
+            self._record(step)
+            self.heldout.learned(step.version)
+
+    def _record(self, step: StepResult) -> None:
         now = time.monotonic()
         record: dict[str, Any] = {"kind": "train", "iteration": step.version, **step.metrics}
         record |= {f"dropped:{reason}": count for reason, count in sorted(step.dropped.items())}
         record |= {**self.phase_s, "iteration_s": now - self.iteration_began}
         self.phase_s = {}
-        depth = self.parts.stream.depth()
         self.iteration_began = now
         self.log.append(record)
-        metrics = self.parts.metrics
+        self._quarantine(Quarantined(r.group_id, r.reason, r.detail) for r in step.refused)
+        depth, metrics = self.parts.stream.depth(), self.parts.metrics
         metrics.queue(depth.entries, depth.nbytes)
-        metrics.in_flight(len(self.parts.rolling) * self.config.rollout.images_per_batch)
+        metrics.in_flight(len(self.parts.rolling()))
         metrics.progress(step.version, step.version, step.metrics.get("reward_mean"))
         metrics.staleness(int(step.metrics.get("staleness_max") or 0))
         metrics.consumed(int(step.metrics.get("trajectories") or 0))
@@ -176,33 +212,21 @@ class RunState:
             throughput=(step.metrics.get("trajectories") or 0) / max(record["iteration_s"], 1e-9),
         )
 
-    def rewind(self, version: int) -> None:
-        """The learner fell back to `version`."""
-        self.log.truncate_after(version)
-        self.display.note(f"a learner rank died; going on from the checkpoint of iteration {version}")
-
-    def evaluate_if_due(self) -> None:
-        """Held-out evaluation of the current weights, its record and strips."""
-        parts = self.parts
-        done = parts.version
-        if not self.config.evaluation.due(done, self.config.iterations) or self._evaluated(done):
+    def _quarantine(self, found: Any) -> None:
+        """Write down what can't be used and why; told once a reason."""
+        lines = list(found)
+        if not lines:
             return
-        self.now_rows, images = parts.evaluate(parts.weights, known=self.base_rows, keep=self._strip_ids())
-        means = mean_values(self.now_rows)
-        write_csv(self.folder / "evaluation" / "rl.csv", self.now_rows)
-        for image_id, image in images.items():
-            _write_output(self.folder / "evaluation" / "rl" / f"{image_id}.png", image)
-        self._strips(images, self.folder / "strips" / f"iter_{done:06d}.png")
-        self.log.append({"kind": "eval", "iteration": done, "who": "now", **means})
-        for sign in alarms(self.base_rows, self.now_rows):
-            self.log.append({"kind": "alarm", "iteration": done, "sign": sign})
-            self.display.note(f"ALARM: {sign}; look at the strips, and lower objective.rl_coef or optimiser.lr")
-        if parts.averaged is not None:
-            rows, _ = parts.evaluate(parts.averaged, known=self.base_rows)
-            write_csv(self.folder / "evaluation" / "ema.csv", rows)
-            self.log.append({"kind": "eval", "iteration": done, "who": "ema", **mean_values(rows)})
-        self.display.update(done, psnr=means["psnr"])
-        self.iteration_began = time.monotonic()
+        with (self.folder / QUARANTINE_FILE).open("a", encoding="utf-8") as file:
+            for one in lines:
+                file.write(json.dumps({"what": one.what, "reason": one.reason, "detail": one.detail}) + "\n")
+        for one in lines:
+            if one.reason not in self.counts:
+                self.display.note(f"quarantined {one.what} ({one.reason}): {one.detail}; all are in {QUARANTINE_FILE}")
+            self.counts[one.reason] = self.counts.get(one.reason, 0) + 1
+            self.parts.metrics.dropped(one.reason, self.config.rollout.rollouts_per_image)
+
+    # end
 
     def finish(self) -> RunSummary:
         """Ledger and report of a completed run."""
@@ -213,55 +237,17 @@ class RunState:
         self._write_identity(seconds=seconds, peak_memory_mb=peak, dropped=self.counts)
         self.display.note("writing the report")
         report = write_report(self.folder)
-        return RunSummary(
-            self.folder, parts.version, seconds, peak, mean_values(self.base_rows), mean_values(self.now_rows), report
-        )
+        base, now = (mean_values(rows) for rows in (self.heldout.base_rows, self.heldout.now_rows))
+        return RunSummary(self.folder, parts.version, seconds, peak, base, now, report)
 
-    def _evaluated(self, version: int) -> bool:
-        return any(r["iteration"] == version and r["who"] == "now" for r in read_metrics(self.folder, "eval"))
-
-    def _strip_ids(self) -> list[str]:
-        ids = self.parts.heldout.image_ids
-        count = min(self.config.evaluation.strips, len(ids))
-        return [ids[i * len(ids) // count] for i in range(count)]
-
-    def _strips(self, now: dict[str, np.ndarray], path: Path) -> None:
-        base, rows = {r.image_id: r for r in self.base_rows}, {r.image_id: r for r in self.now_rows}
-        strips = []
-        for image_id, image in now.items():
-            lq, gt = (to_uint8(x[None])[0] for x in self.parts.heldout.load(image_id))
-            old, new = base[image_id].values, rows[image_id].values
-            captions = [
-                f"{psnr:.2f} dB  reward {reward:.2f}"
-                for psnr, reward in (
-                    (old["input_psnr"], old["input_reward"]),
-                    (old["psnr"], old["reward"]),
-                    (new["psnr"], new["reward"]),
-                )
-            ] + [f"reward {old['gt_reward']:.2f}"]
-            strips.append(Strip((lq, self.base_images[image_id], image, gt), captions=captions, title=image_id))
-        if strips:  # evaluation.strips may be 0
-            save_strips(path, strips)
-
-    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self.interrupted:
-            signal.default_int_handler(number, frame)
-        self.interrupted = True
+    def _restore_record(self, version: int) -> None:
+        """A driver that was killed between a checkpoint and its line of metrics left the line in the checkpoint."""
+        if not version or any(r["iteration"] == version for r in read_metrics(self.folder, "train")):
+            return
+        if recorded := self.parts.learning.recorded_metrics():
+            self.log.append({"kind": "train", "iteration": version, **recorded})
 
     def _write_identity(self, **more: Any) -> None:
         temporary = self.folder / ".run.json.new"
         temporary.write_text(json.dumps(self.identity | more, indent=2) + "\n")
         os.replace(temporary, self.folder / "run.json")
-
-
-def _write_output(path: Path, image: np.ndarray) -> None:
-    from restoration.images import write_image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_image(path, image)
-
-
-def _read_output(path: Path) -> np.ndarray:
-    from restoration.images import read_pixels
-
-    return np.asarray(read_pixels(path))

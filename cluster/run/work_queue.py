@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable
 
@@ -24,11 +25,11 @@ class WorkQueue:
             index = int(group_id.split("-")[0])
             self.done[index] = self.done.get(index, 0) + 1
         self.next_index = 0
-        self.again: deque[WorkItem] = deque()
+        self.again: deque[tuple[float, WorkItem]] = deque()  # (not before, item)
 
     def peek(self) -> WorkItem:
-        if self.again:
-            return self.again[0]
+        if self._due():
+            return self.again[0][1]
         while self.done.get(self.next_index, 0) >= self.sequence.images_per_batch:
             self.done.pop(self.next_index)
             self.next_index += 1
@@ -36,10 +37,15 @@ class WorkQueue:
 
     def take(self) -> WorkItem:
         item = self.peek()
-        if self.again:
-            return self.again.popleft()
+        if self._due():
+            return self.again.popleft()[1]
         self.next_index += 1
         return item
 
-    def put_back(self, item: WorkItem) -> None:
-        self.again.append(item)
+    def put_back(self, item: WorkItem, pause_s: float = 0.0) -> None:
+        """Again, as soon as `pause_s` has passed."""
+        self.again.append((time.monotonic() + pause_s, item))
+
+    def _due(self) -> bool:
+        # Others wait behind one that isn't due: the order of the sequence is kept as far as can be.
+        return bool(self.again) and self.again[0][0] <= time.monotonic()

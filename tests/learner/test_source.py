@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from learner.source import BatchSource, BatchTimeout, SourceSettings
+from learner.batch import Refused
+from learner.source import Batch, BatchSource, SourceSettings, Stopped
 from tests.conftest import OpenStream
 from tests.trajectories.records import make_record
 from tests.trajectories.test_schema import with_metadata
+from trajectories.errors import StaleEpoch
 from trajectories.schema import encode
 from trajectories.stream import TrajectoryStream
 
-FINGERPRINT = "ddim-5"  # of make_record, whose weights_version is 7
+FINGERPRINT, REWARD = "ddim-5", make_record("x").meta.reward_version  # of make_record, whose weights_version is 7
 
 
 @pytest.fixture
@@ -22,64 +25,128 @@ def stream(open_stream: OpenStream) -> TrajectoryStream:
     return open_stream()
 
 
-def source(stream: TrajectoryStream, **settings: Any) -> BatchSource:
+def source(stream: TrajectoryStream, epoch: int = 0, **settings: Any) -> BatchSource:
     given = {"groups_per_step": 2, "max_staleness": 1, "timeout_s": 1.0} | settings
-    return BatchSource(stream, "learner", SourceSettings(**given), FINGERPRINT)
+    return BatchSource(stream, stream, SourceSettings(**given), FINGERPRINT, REWARD, epoch)
 
 
-def publish(stream: TrajectoryStream, *names: str, **meta: Any) -> None:
-    for name in names:
+def collect(gather: BatchSource, version: int, wait_s: float = 20.0) -> Batch:
+    stop = threading.Event()
+    timer = threading.Timer(wait_s, stop.set)
+    timer.start()
+    try:
+        return gather.collect(version, stop)
+    finally:
+        timer.cancel()
+
+
+def names(batch: Batch) -> list[str]:
+    return [g.meta.group_id for g in batch.groups]
+
+
+def publish(stream: TrajectoryStream, *groups: str, **meta: Any) -> None:
+    for name in groups:
         record = make_record(name, run_id=stream.run_id)
         stream.publish(replace(record, meta=replace(record.meta, **meta)))
 
 
 def test_a_batch_is_ordered_by_group_whoever_arrived_first(stream: TrajectoryStream) -> None:
     publish(stream, "g1", "g0", "g2")
-    batch = source(stream).collect(version=8)
-    assert [g.meta.group_id for g in batch.groups] == ["g0", "g1"]
-    assert batch.staleness == [1, 1] and batch.dropped == {}
+    batch = collect(source(stream), 8)
+    assert names(batch) == ["g0", "g1"] and batch.staleness == [1, 1]
 
 
 def test_groups_that_cannot_be_trained_on_are_dropped_with_their_reason(stream: TrajectoryStream) -> None:
     publish(stream, "old", weights_version=5)
     publish(stream, "other", scheduler_fingerprint="ddim-9")
-    payload = with_metadata(encode(make_record("past", run_id=stream.run_id)), schema_version=b"0")
-    stream.publish_payload("past", payload, rows=2, epoch=0)
+    publish(stream, "judged", reward_version="another-2")
     publish(stream, "g0", "g1")
-    batch = source(stream).collect(version=7)
-    assert [g.meta.group_id for g in batch.groups] == ["g0", "g1"]
-    assert batch.dropped == {"stale": 1, "fingerprint": 1, "schema": 1}
+    gather = source(stream)
+    assert names(collect(gather, 7)) == ["g0", "g1"]
+    dropped, refused = gather.take_counts()
+    assert dropped == {"stale": 1, "fingerprint": 1, "reward_version": 1}
+    assert [r.group_id for r in refused] == ["other"] and gather.take_counts() == ({}, [])
     report = stream.audit()
-    assert report.ok and report.dropped_rows == {"fingerprint": 2, "schema": 2, "stale": 2} and not report.consumed
+    assert report.ok and report.dropped_rows == {"fingerprint": 2, "reward_version": 2, "stale": 2}
+    assert not report.consumed
 
 
-def test_a_half_batch_times_out_with_its_count_and_stays_for_the_next_call(stream: TrajectoryStream) -> None:
+def test_a_request_to_stop_ends_the_wait_and_what_was_read_stays_for_the_next_call(stream: TrajectoryStream) -> None:
     publish(stream, "g0")
-    gather = source(stream, timeout_s=0.3)
-    with pytest.raises(BatchTimeout, match="1 of 2 groups"):
-        gather.collect(version=7)
+    gather = source(stream)
+    with pytest.raises(Stopped):
+        collect(gather, 7, wait_s=0.3)
     publish(stream, "g1")
-    assert [g.meta.group_id for g in gather.collect(version=7).groups] == ["g0", "g1"]
+    assert names(collect(gather, 7)) == ["g0", "g1"]
+
+
+def test_a_group_that_waited_too_long_is_dropped_when_its_turn_comes(stream: TrajectoryStream) -> None:
+    publish(stream, "g0")
+    gather = source(stream)
+    with pytest.raises(Stopped):
+        collect(gather, 7, wait_s=0.3)
+    publish(stream, "g1", "g2", weights_version=9)
+    assert names(collect(gather, 9)) == ["g1", "g2"]
+    assert gather.take_counts()[0] == {"stale": 1}
+
+
+def test_refused_groups_are_quarantined_and_the_batch_is_filled_up(stream: TrajectoryStream) -> None:
+    publish(stream, "g0", "g1", "g2")
+    gather = source(stream)
+    batch = collect(gather, 7)
+    gather.refuse(batch, [Refused("g0", "picture", "a.png is cut off")])
+    assert names(collect(gather, 7)) == ["g1", "g2"]
+    assert gather.take_counts() == ({"picture": 1}, [Refused("g0", "picture", "a.png is cut off")])
+    assert stream.audit().dropped == {"picture": 1}
 
 
 def test_nothing_is_settled_before_the_step_is_durable(stream: TrajectoryStream) -> None:
     publish(stream, "g0", "g1")
     gather = source(stream)
-    gather.collect(version=7)
-    assert stream.audit().pending_rows == 4
-    gather.settle()
+    gather.use(collect(gather, 7), 8)
+    assert stream.audit().pending_rows == 4 and gather.used_groups() == {"g0", "g1"}
+    gather.settle(gather.not_yet_durable())
     assert (stream.audit().consumed_rows, stream.audit().pending_rows) == (4, 0)
+    assert gather.used_groups() == set() and gather.not_yet_durable() == {}
 
 
 def test_a_settlement_repeated_after_a_restart_counts_once(stream: TrajectoryStream) -> None:
     publish(stream, "g0", "g1")
     gather = source(stream)
-    gather.collect(version=7)
-    recorded = dict(gather.used)
-    gather.settle()
+    gather.use(collect(gather, 7), 8)
+    recorded = gather.not_yet_durable()
+    gather.settle(recorded)
     source(stream).settle(recorded)
     report = stream.audit()
     assert report.ok and report.consumed_rows == 4
+
+
+def test_a_reader_that_was_replaced_loses_nothing_and_settles_nothing(open_stream: OpenStream) -> None:
+    """Cut off from the rest, it took entries that its successor never saw, and settled them when it came back."""
+    old_stream = open_stream()
+    new_stream = open_stream()
+    first = old_stream.begin_epoch()
+    publish(old_stream, "g0", "g1", "g2", "g3", epoch=first)
+    old = source(old_stream, first)
+    batch = collect(old, 7)
+    second = new_stream.begin_epoch()
+    with pytest.raises(StaleEpoch):
+        collect(old, 7, wait_s=5)
+    old.use(batch, 8)
+    with pytest.raises(StaleEpoch):
+        old.settle(old.not_yet_durable())
+    new = source(new_stream, second)
+    both = names(collect(new, 7)) + names(collect(new, 7))
+    assert sorted(both) == ["g0", "g1", "g2", "g3"]
+
+
+def test_a_record_of_another_schema_is_dropped_by_its_name(stream: TrajectoryStream) -> None:
+    payload = with_metadata(encode(make_record("past", run_id=stream.run_id)), schema_version=b"1")
+    stream.publish_payload("past", payload, rows=2, epoch=0)
+    publish(stream, "g0", "g1")
+    gather = source(stream)
+    assert names(collect(gather, 7)) == ["g0", "g1"]
+    assert gather.take_counts()[0] == {"schema": 1} and stream.audit().dropped == {"schema": 1}
 
 
 @pytest.mark.parametrize("wrong", [{"groups_per_step": 0}, {"max_staleness": -1}, {"timeout_s": 0}])

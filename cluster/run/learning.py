@@ -1,0 +1,362 @@
+"""The learner as the driver sees it: a step at a time; the next batch and the last checkpoint beside it.
+
+gather v+1   ----------======
+step v          ========          step v+1 ...
+checkpoint v            =====     (acknowledged when it is durable)
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from cluster.config.recipe import RunConfig
+from cluster.metrics import RunMetrics
+from cluster.run.failures import Patience, classify
+from learner import checkpoint
+from learner.batch import BatchError, Refused
+from learner.group import GroupSettings, LearnerDied, LearnerFailed, LearnerGroup
+from learner.learner import AVERAGE_FILE, STATE_FILES
+from learner.source import Batch, BatchSource, BatchTimeout, Stopped
+from restoration.base_models import load
+from restoration.datasets.paired import PairedFolder
+from restoration.weights import WeightsInfo, WeightsMessage, to_bytes
+from trajectories.stream import TrajectoryStream
+
+CONSUMED_FILE, RECORD_FILE = "consumed.json", "record.json"
+CLOSE_S = 20.0  # what the end of a run waits for a checkpoint that is being written
+DEATHS = 5  # of the learner, in a row without a step
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One learner step: its metrics, what was refused on the way to its batch, and why."""
+
+    version: int
+    metrics: dict[str, float | None]
+    dropped: dict[str, int] = field(default_factory=dict)
+    refused: list[Refused] = field(default_factory=list)
+
+
+class Learning:
+    """Ranks, batches and checkpoints of a run.
+
+    Args:
+        make_stream: opens a connection to the run's stream; ranks do it, too.
+        reward_version: what rewards must be of to be trained on.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        run_id: str,
+        train: PairedFolder,
+        make_stream: Callable[[], TrajectoryStream],
+        reward_version: str,
+        metrics: RunMetrics,
+    ) -> None:
+        self.config, self.folder, self.run_id, self.metrics = config, folder, run_id, metrics
+        self.train, self.make_stream, self.reward_version = train, make_stream, reward_version
+        self.root = folder / "checkpoints"
+        self.reading, self.settling = make_stream(), make_stream()
+        self.epoch = 0
+        self.durable = -1  # the iteration of the last checkpoint that is on disk
+        self.protected: set[int] = set()  # iterations whose checkpoints an evaluation still needs
+        self.patience = Patience("the learner", DEATHS, pause_s=1.0)
+        self.pool = ThreadPoolExecutor(3, thread_name_prefix="learning")
+        self.group: LearnerGroup | None = None
+        self._writing: Future[None] | None = None
+        self._collective = threading.Lock()  # held while the ranks are in a step and what follows it
+
+    # start and end
+
+    def begin(self, resume: bool) -> None:
+        """`start`, tried again if a process dies meanwhile.
+
+        Raises:
+            Fatal: it can't be.
+            LearnerUnplaced, CheckpointError, StoreError: what the user can put right.
+        """
+        try:
+            self.start(resume)
+        except (LearnerDied, LearnerFailed) as error:
+            time.sleep(self.patience.failed(classify(error)))
+            self.recover(resume)
+
+    def start(self, resume: bool) -> None:
+        """Start the ranks, from the last checkpoint if there is one.
+
+        Raises:
+            LearnerUnplaced, LearnerDied, LearnerFailed, CheckpointError, StoreError.
+        """
+        config, ranks = self.config, self.config.ranks
+        self.epoch = self.settling.begin_epoch()
+        self._stop = threading.Event()
+        self._gathering: Future[Batch] | None = None
+        settings = GroupSettings(
+            ranks=ranks.count,
+            cpus_per_rank=ranks.num_cpus,
+            gpus_per_rank=ranks.num_gpus,
+            resources=ranks.resources,
+            start_timeout_s=config.start_timeout_s,
+            step_timeout_s=config.stall_timeout_s,
+        )
+        self.group = LearnerGroup(
+            config.learner_settings(),
+            settings,
+            partial(load, config.model, config.data.embeddings),
+            partial(_pairs, self.train),
+            epoch=self.epoch,
+            run_id=self.run_id,
+        )
+        self.group.read_from(self.make_stream)
+        self.source = BatchSource(
+            self.reading, self.settling, config.source, self.group.fingerprint, self.reward_version, self.epoch
+        )
+        latest = checkpoint.latest(self.root) if resume else None
+        if latest is not None:
+            self.group.load(latest)
+            extra = checkpoint.read(latest, [CONSUMED_FILE])
+            self.source.settle(json.loads(extra[CONSUMED_FILE]))
+        self.durable = self.version if latest is not None else -1
+        self.publish()
+
+    def recover(self, resume: bool = True) -> None:
+        """Start the ranks again, in a new epoch, from the last checkpoint; tried a bounded number of times.
+
+        Raises:
+            Fatal: it can't be.
+        """
+        while True:
+            self._quiesce()
+            try:
+                self.start(resume)
+                return
+            except Exception as error:
+                time.sleep(self.patience.failed(classify(error)))
+
+    def close(self) -> None:
+        """End the ranks; a checkpoint that is being written gets a moment to finish."""
+        if self._writing is not None:
+            with suppress(Exception):
+                self._writing.result(timeout=CLOSE_S)
+        self._quiesce()
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        self.reading.close()
+        self.settling.close()
+
+    def _quiesce(self) -> None:
+        """No rank, no gathering and no writing is left; what they had is found again in the store or on disk."""
+        self._stop.set()
+        if self.group is not None:
+            self.group.close()
+        for future in (self._gathering, self._writing):
+            if future is not None:
+                with suppress(Exception):
+                    future.result(timeout=self.config.stall_timeout_s)
+        self._gathering = self._writing = None
+
+    # steps
+
+    @property
+    def version(self) -> int:
+        return 0 if self.group is None else self.group.weights_version
+
+    def start_next(self, wait: bool) -> Future[StepResult | None] | None:
+        """The next step in the background: gather a batch, learn from it, publish, take a snapshot.
+
+        Once all steps are done, what is left is to wait for the last checkpoint, which gives no result.
+
+        Args:
+            wait: start no step now.
+        """
+        if self.version < self.config.iterations:
+            return None if wait else self.pool.submit(self._step)
+        return self.pool.submit(self._finish_writing) if self._writing is not None else None
+
+    def _step(self) -> StepResult:
+        assert self.group is not None
+        config, version = self.config, self.version
+        began = time.monotonic()
+        metrics: dict[str, float | None]
+        batch = self._batch(version)
+        while True:
+            waited = time.monotonic() - began
+            if version + 1 < config.iterations:
+                self._gathering = self.pool.submit(self._gather, version + 1)
+            try:
+                with self._collective:
+                    with self.metrics.phase("step"):
+                        metrics = self.group.step(batch.groups)
+                    result = self._after(batch, metrics, version + 1, waited)
+                break
+            except BatchError as error:
+                batch = self._refuse_named(batch, error, version)
+        self.metrics.observe_phase("learner_wait", waited)
+        return result
+
+    def _after(self, batch: Batch, metrics: dict[str, float | None], version: int, waited_s: float) -> StepResult:
+        """What follows a step: its weights for the actors, and its checkpoint, if one is due."""
+        config = self.config
+        with self.metrics.phase("publish"):
+            self.publish()
+        self.source.use(batch, version)  # makes room for rollouts, which take the weights just published
+        metrics |= {
+            "staleness_mean": float(np.mean(batch.staleness)),
+            "staleness_max": float(np.max(batch.staleness)),
+            "learner_wait_s": waited_s,
+        }
+        result = StepResult(version, metrics, *self.source.take_counts())
+        due = config.evaluation.due(version, config.iterations)
+        if version % config.checkpoint_every == 0 or version == config.iterations or due:
+            self._checkpoint(result, due)
+        return result
+
+    def publish(self) -> None:
+        """The learner's weights for the actors."""
+        assert self.group is not None
+        self.weights = self.group.publish()
+
+    def publish_again(self) -> None:
+        """The weights were lost from the object store (a node died): once more.
+
+        While a step is under way that isn't needed, since new ones follow; nor when the ranks are gone, too.
+        """
+        if self._collective.acquire(blocking=False):
+            try:
+                with suppress(LearnerDied, LearnerFailed):
+                    self.publish()
+            finally:
+                self._collective.release()
+
+    # batches
+
+    def _batch(self, version: int) -> Batch:
+        """The batch for `version`, which may have been gathered already.
+
+        Raises:
+            BatchTimeout: it isn't whole within source.timeout_s.
+        """
+        gathering = self._gathering or self.pool.submit(self._gather, version)
+        self._gathering = None
+        try:
+            return gathering.result(timeout=self.config.source.timeout_s)
+        except FutureTimeout:
+            self._stop.set()
+            raise BatchTimeout(
+                f"{len(self.source.waiting)} of {self.config.source.groups_per_step} groups came within "
+                f"source.timeout_s={self.config.source.timeout_s:g} s"
+            ) from None
+
+    def _gather(self, version: int) -> Batch:
+        """A batch that every rank has its share of; groups that can't be trained on are quarantined and replaced."""
+        assert self.group is not None
+        while True:
+            batch = self.source.collect(version, self._stop)
+            refused = self.group.prepare(batch.groups)
+            if not refused:
+                return batch
+            self.source.refuse(batch, refused)
+
+    def _refuse_named(self, batch: Batch, error: BatchError, version: int) -> Batch:
+        """Groups that only a step finds unfit; a batch that is unfit for no group's fault ends the run."""
+        blamed = getattr(error, "groups", ())
+        if not blamed:
+            raise error
+        following = self._gathering
+        self.source.refuse(batch, [Refused(group_id, "batch", str(error)) for group_id in blamed])
+        if following is not None:  # what it gathered comes behind the groups that are left of this batch
+            self._stop.set()
+            with suppress(Stopped):
+                self.source.refuse(following.result(timeout=self.config.stall_timeout_s), ())
+            self._stop = threading.Event()
+            self._gathering = None
+        return self._batch(version)
+
+    # checkpoints
+
+    def _checkpoint(self, result: StepResult, protect: bool) -> None:
+        """Take a snapshot and write it beside what follows; waits for the one before.
+
+        Raises:
+            CheckpointError: the one before could not be written.
+        """
+        assert self.group is not None
+        self._finish_writing()
+        if protect:
+            self.protected.add(result.version)
+        used = self.source.not_yet_durable()
+        extra = {CONSUMED_FILE: used, RECORD_FILE: result.metrics}
+        encoded = {name: json.dumps(content).encode() for name, content in extra.items()}
+        self.group.snapshot()
+        self._writing = self.pool.submit(self._write, self.group, self.source, result.version, encoded, used)
+
+    def _write(
+        self, group: LearnerGroup, source: BatchSource, version: int, extra: dict[str, bytes], used: dict[str, int]
+    ) -> None:
+        group.write(self.root, version, self.config.keep_checkpoints, extra, sorted(self.protected))
+        self.durable = version
+        source.settle(used)  # only now is what the step rests on dispensable
+
+    def _finish_writing(self) -> None:
+        """Wait for the checkpoint that is being written.
+
+        Raises:
+            CheckpointError, LearnerDied, StoreError: why it could not be.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result(timeout=self.config.stall_timeout_s)
+
+    def recorded_metrics(self) -> dict[str, Any]:
+        """The metrics of the step that the last checkpoint holds; empty if there is none."""
+        latest = checkpoint.latest(self.root)
+        if latest is None or not (latest / RECORD_FILE).is_file():
+            return {}
+        found: dict[str, Any] = json.loads(checkpoint.read(latest, [RECORD_FILE])[RECORD_FILE])
+        return found
+
+    def on_disk(self) -> list[int]:
+        """Iterations that have a checkpoint."""
+        return [checkpoint.step_of(folder) for folder in checkpoint.checkpoints(self.root)]
+
+    def weights_of(self, iteration: int) -> dict[str, WeightsMessage]:
+        """The weights in the checkpoint of an iteration, and their average if it has one, for actors to evaluate.
+
+        The driver owns them in the object store: they outlive the rank that made them.
+
+        Raises:
+            CheckpointError: no such checkpoint.
+        """
+        import safetensors.torch
+
+        folder = next((p for p in checkpoint.checkpoints(self.root) if checkpoint.step_of(p) == iteration), None)
+        if folder is None:
+            raise checkpoint.CheckpointError(f"{self.root} holds no checkpoint of iteration {iteration}")
+        info = WeightsInfo(iteration, self.epoch, self.run_id)
+        there = [f for f in (STATE_FILES[0], AVERAGE_FILE) if (folder / f).is_file()]
+        messages = {}
+        for name, content in checkpoint.read(folder, there).items():
+            data = to_bytes(safetensors.torch.load(content), info)
+            averaged = name == AVERAGE_FILE
+            messages["ema" if averaged else "now"] = WeightsMessage(
+                iteration, self.epoch, ray.put(np.frombuffer(data, np.uint8)), averaged
+            )
+        return messages
+
+
+def _pairs(data: PairedFolder) -> Any:
+    return data.load

@@ -1,0 +1,98 @@
+"""The policy of failures: each class of error has its kind, wherever it was raised."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pickle
+
+import pytest
+import ray.exceptions
+import torch
+
+from cluster.run.failures import POLICY, Failure, Fatal, Kind, Patience, classify
+from learner.batch import BatchError
+from learner.group import LearnerDied, LearnerFailed
+from restoration.images import ImageError
+from reward_service.errors import InvalidReward, RewardTimeout, RewardUnavailable
+from trajectories.errors import RecordTooLarge, StaleEpoch, StoreUnreachable
+
+
+def in_an_actor(error: Exception) -> Exception:
+    """As `ray.get` raises what was raised in an actor."""
+    return ray.exceptions.RayTaskError("roll", "a traceback", error).as_instanceof_cause()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "reason"),
+    [
+        (ImageError("a.png is cut off"), Kind.POISON, "picture"),
+        (BatchError("unequal"), Kind.POISON, "batch"),
+        (InvalidReward("gave nan"), Kind.POISON, "reward:invalid"),
+        (RewardTimeout("late"), Kind.TRANSIENT, "reward:timeout"),
+        (RewardUnavailable("none"), Kind.TRANSIENT, "reward:unavailable"),
+        (StoreUnreachable("away"), Kind.TRANSIENT, "store"),
+        (StaleEpoch("epoch 1 is over"), Kind.TRANSIENT, "epoch"),
+        (LearnerDied(1, "SIGKILL"), Kind.TRANSIENT, "learner"),
+        (FloatingPointError("loss is nan"), Kind.FATAL, "diverged"),
+        (torch.OutOfMemoryError("CUDA out of memory"), Kind.FATAL, "memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), Kind.FATAL, "memory"),
+        (RecordTooLarge("64 MiB"), Kind.FATAL, "store"),
+        (OSError("disk full"), Kind.FATAL, "file"),
+        (KeyError("a mistake in the code"), Kind.FATAL, "error"),
+    ],
+)
+def test_an_error_has_the_same_kind_here_and_from_another_process(error: Exception, kind: Kind, reason: str) -> None:
+    for seen in (error, in_an_actor(error)):
+        failure = classify(seen)
+        assert (failure.kind, failure.reason) == (kind, reason)
+    assert str(error.args[0] if not isinstance(error, LearnerDied) else "SIGKILL") in str(classify(error))
+
+
+def test_a_rank_that_raised_is_judged_by_what_it_raised() -> None:
+    assert classify(LearnerFailed(0, "step", FloatingPointError("loss is nan"))).reason == "diverged"
+    assert classify(LearnerFailed(0, "step", ValueError("shapes"))).kind is Kind.FATAL
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ray.exceptions.RayActorError(),
+        ray.exceptions.ActorUnavailableError("restarting", None),
+        ray.exceptions.WorkerCrashedError(),
+        ray.exceptions.OutOfMemoryError("the node ran short"),
+        ray.exceptions.ObjectLostError("ab", None, ""),
+        ray.exceptions.OwnerDiedError("ab", None, ""),
+    ],
+    ids=lambda e: type(e).__name__,
+)
+def test_what_ray_says_of_dead_processes_is_transient(error: Exception) -> None:
+    assert classify(error).kind is Kind.TRANSIENT
+
+
+def test_every_class_of_the_policy_exists() -> None:
+    rooms = ("trajectories.errors", "reward_service.errors", "learner.batch", "learner.group", "learner.source")
+    rooms += ("learner.checkpoint", "restoration.images", "ray.exceptions", "builtins", "torch", "cluster.run.failures")
+    known = {name for room in rooms for name, _ in inspect.getmembers(importlib.import_module(room), inspect.isclass)}
+    assert POLICY.keys() <= known
+
+
+def test_patience_ends_after_so_many_failures_in_a_row_and_progress_renews_it() -> None:
+    late = Failure(Kind.TRANSIENT, "reward:timeout", "late", "raise reward.deadline_s")
+    patience = Patience("rollouts", limit=3, pause_s=1.0, longest_s=3.0)
+    assert [patience.failed(late) for _ in range(3)] == [1.0, 2.0, 3.0]
+    patience.progressed()
+    assert [patience.failed(late) for _ in range(3)] == [1.0, 2.0, 3.0]
+    with pytest.raises(Fatal, match="rollouts failed 4 times without progress, the last time: late; raise reward"):
+        patience.failed(late)
+
+
+def test_a_fatal_failure_ends_patience_at_once() -> None:
+    with pytest.raises(Fatal, match="the learner: loss is nan; resume with a lower"):
+        Patience("the learner", 9).failed(classify(FloatingPointError("loss is nan")))
+
+
+def test_errors_that_cross_processes_survive_the_way() -> None:
+    for error in (LearnerDied(1, "x"), StaleEpoch("x"), RewardTimeout("x"), ImageError("x"), BatchError("x")):
+        copy = pickle.loads(pickle.dumps(error)) if not isinstance(error, LearnerDied) else error
+        assert classify(copy).reason == classify(error).reason

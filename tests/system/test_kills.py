@@ -1,0 +1,52 @@
+"""Parts of a run are killed in every phase, with evaluations on: each trajectory counts once, nothing is missing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.report.records import read_metrics
+from cluster.report.run_audit import audit_run
+from tests.system.conftest import ROOT
+
+pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
+
+
+def sabotaged(workplace: Path, folder: Path, *words: str) -> str:
+    command = [sys.executable, "-m", "tests.system.saboteur", str(workplace / "recipe.yaml"), str(folder), *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=850)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def complete(folder: Path, iterations: int) -> None:
+    report, _ = audit_run(folder)
+    assert report.ok, report.render()
+    assert report.consumed == iterations * 4 and report.pending == 0
+    assert report.published == report.consumed + sum(report.dropped.values())
+    assert [r["iteration"] for r in read_metrics(folder, "train")] == list(range(1, iterations + 1))
+    evaluations = [(r["iteration"], r["who"]) for r in read_metrics(folder, "eval")]
+    assert sorted(evaluations) == sorted({(0, "base"), *((i, "now") for i in range(2, iterations + 1, 2))})
+    assert (folder / "report.html").stat().st_size > 1000
+    assert json.loads((folder / "run.json").read_text())["dropped"] == {}  # nothing was poison
+
+
+@pytest.mark.parametrize(
+    "kills",
+    [
+        ("start:rank", "start:actor", "rollout:actor", "rollout:reward", "rollout:store", "end:store", "end:actor"),
+        ("step:rank", "step:actor", "evaluation:actor", "evaluation:reward", "end:rank"),
+        ("publication:rank", "checkpoint:rank", "evaluation:store", "checkpoint:store", "start:reward"),
+    ],
+    ids=["start, rollout, end", "step, evaluation", "publication, checkpoint"],
+)
+def test_a_run_survives_kills_in_every_phase(workplace: Path, tmp_path: Path, kills: tuple[str, ...]) -> None:
+    told = sabotaged(workplace, tmp_path / "run", *kills, "iterations=6", "source.max_staleness=1")
+    for kill in kills:
+        phase, victim = kill.split(":")
+        assert f"SABOTAGE {phase}: {victim}" in told, told
+    complete(tmp_path / "run", 6)
