@@ -30,6 +30,7 @@ from restoration.evaluate import Row
 from restoration.weights import WeightsMessage
 from reward_service.client import RewardClient
 from reward_service.service import deploy, shutdown
+from reward_service.settings import reward_app_name
 from trajectories.errors import StoreError
 from trajectories.server import EmbeddedServer
 from trajectories.settings import StoreAddress
@@ -116,9 +117,9 @@ class Topology:
         self.address = address
         self.stream = self.exits.enter_context(self._open_stream())
         self.epoch = self.stream.begin_epoch()
-        self.rewards = deploy(config.reward)
+        self.rewards = deploy(config.reward, reward_app_name(self.run_id))
         self.exits.callback(shutdown, self.rewards)
-        self.metrics = RunMetrics("driver")
+        self.metrics = RunMetrics("driver", self.run_id)
         spec = ActorSpec(
             run_id=self.run_id,
             seed=config.seed,
@@ -134,7 +135,7 @@ class Topology:
             publish_timeout_s=config.store.publish_timeout_s,
             stream=partial(_stream, address, self.run_id, config.store),
             rewards=partial(RewardClient, self.rewards),
-            metrics=partial(RunMetrics, "actor"),
+            metrics=partial(RunMetrics, "actor", self.run_id),
             judges=partial(judges, config.evaluation.scorers),
         )
         make = remote_actor(config.actors.options)
