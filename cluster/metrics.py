@@ -53,10 +53,11 @@ class RunMetrics:
 
     Args:
         role: "driver", "actor", "learner" or "reward"; a tag of every metric.
+        run_id: of the run that is counted; a tag of every metric, as several runs may share a cluster.
     """
 
-    def __init__(self, role: str = "driver"):
-        self.role = role
+    def __init__(self, role: str, run_id: str):
+        self.role, self.run_id = role, run_id
         self._made: dict[str, Any] = {}
 
     @contextmanager
@@ -119,7 +120,7 @@ class RunMetrics:
         metric = self._made.get(name)
         kind, key, description = METRICS[name]
         if metric is None:
-            metric = self._made[name] = _make(name, kind, key, description, self.role)
+            metric = self._made[name] = _make(name, kind, key, description, {"role": self.role, "run": self.run_id})
         tags = {} if key is None or tag is None else {key: tag}
         if kind == "counter":
             if value > 0:  # Ray refuses to count nothing
@@ -138,14 +139,14 @@ def ray_is_running() -> bool:
     return ray is not None and bool(getattr(ray, "is_initialized", lambda: False)())
 
 
-def _make(name: str, kind: str, key: str | None, description: str, role: str) -> Any:
+def _make(name: str, kind: str, key: str | None, description: str, default: dict[str, str]) -> Any:
     from ray.util import metrics
 
-    tags = ("role",) if key is None else ("role", key)
+    tags = (*default, *(() if key is None else (key,)))
     if kind == "histogram":
         boundaries = STALENESS if name.startswith("staleness") else BOUNDARIES_S
         made: Any = metrics.Histogram(f"restorl_{name}", description, boundaries=boundaries, tag_keys=tags)
     else:
         cls = metrics.Counter if kind == "counter" else metrics.Gauge
         made = cls(f"restorl_{name}", description, tag_keys=tags)
-    return made.set_default_tags({"role": role})
+    return made.set_default_tags(default)

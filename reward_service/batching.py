@@ -14,7 +14,7 @@ import numpy as np
 from reward_service.errors import InvalidBlock, InvalidReward, RewardError, RewardTimeout, ScorerFailed
 from reward_service.scorers.interface import Scorer, check_block
 
-Reply = dict[str, Any]  # {"scores": float32 [N], "version": str} or RewardError.to_data()
+Reply = dict[str, Any]  # {"scores": float32 [N], "scorer": str, "version": str} or RewardError.to_data()
 
 
 @dataclass
@@ -143,7 +143,7 @@ class Batcher:
                 replies.append(part.to_data())
             else:
                 # A copy: a slice would keep the whole batch's scores alive.
-                replies.append({"scores": part.copy(), "version": self.scorer.version})
+                replies.append({"scores": part.copy(), "scorer": self.scorer.name, "version": self.scorer.version})
         images = sum(len(b) for b in blocks)
         self.observe(BatchReport(len(blocks), images, time.perf_counter() - started, tuple(errors)))
         return replies

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ from ray import serve
 from ray.serve import exceptions as serve_exceptions
 from ray.serve.handle import DeploymentHandle
 
-from reward_service.errors import InvalidBlock, RewardTimeout, RewardUnavailable, ScorerFailed, from_data
+from reward_service.bounded import bounded
+from reward_service.errors import InvalidBlock, RewardTimeout, RewardUnavailable, ScorerFailed, WrongScorer, from_data
 from reward_service.scorers.interface import check_block
 from reward_service.settings import RewardApp
 
@@ -30,6 +31,7 @@ _LOST = (
     serve_exceptions.BackPressureError,
 )
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
+LOOK_UP_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,9 @@ class RewardTicket:
     """A block on its way. Its deadline runs from submission."""
 
     def __init__(self, client: RewardClient, images: np.ndarray) -> None:
-        self._client = client
+        self._client, self._app = client, client.app
         self._images: np.ndarray | None = images
-        self._expires = time.monotonic() + client.app.deadline_s
+        self._expires = time.monotonic() + self._app.deadline_s
         self._response: Any = None  # a DeploymentResponse
         self._lost: Exception | None = None
         self._send()
@@ -56,7 +58,7 @@ class RewardTicket:
         self._response, self._lost = None, None
         try:
             self._response = self._client.handle.score.remote(self._images, self._left())
-        except (ray_exceptions.RayError, serve_exceptions.RayServeException) as error:
+        except (ray_exceptions.RayError, serve_exceptions.RayServeException, TimeoutError) as error:
             self._client.forget()
             self._lost = error
 
@@ -72,6 +74,7 @@ class RewardTicket:
             InvalidReward: it gave NaN or infinity; `indexes` says for which images. Not retried.
             InvalidBlock: it can't take such images.
             RewardUnavailable: replicas died or were missing more often than `retries`.
+            WrongScorer: another scorer or version answered than the app names. Not retried.
         """
         attempt = 0
         while True:
@@ -85,13 +88,13 @@ class RewardTicket:
                 except ray_exceptions.RayError as failure:
                     if isinstance(failure, TimeoutError):
                         raise self._late() from None
-                    raise ScorerFailed(f"reward service {self._client.app.name!r}: {failure}") from failure
+                    raise ScorerFailed(f"reward service {self._app.name!r}: {failure}") from failure
                 except TimeoutError:
                     raise self._late() from None
             attempt += 1
-            if attempt > self._client.app.retries:
+            if attempt > self._app.retries:
                 raise RewardUnavailable(
-                    f"reward service {self._client.app.name!r} gave no reply in {attempt} attempts: {error}"
+                    f"reward service {self._app.name!r} gave no reply in {attempt} attempts: {error}"
                 ) from error
             pause = min(FIRST_PAUSE_S * 2 ** (attempt - 1), LONGEST_PAUSE_S) * random.uniform(0.75, 1.25)
             if pause >= self._left():
@@ -102,12 +105,21 @@ class RewardTicket:
         self._images = None  # nothing to repeat any more: let the block go
         if "error" in reply:
             raise from_data(reply)
+        self._require_ours(reply)
         return RewardResult(reply["scores"], reply["version"])
+
+    def _require_ours(self, reply: dict[str, Any]) -> None:
+        app, found = self._app, (reply.get("scorer"), reply.get("version"))
+        if found != (app.scorer, app.version):
+            raise WrongScorer(
+                f"reward service {app.name!r}: expected scores of {app.scorer}, version {app.version}, but "
+                f"{found[0]}, version {found[1]}, answered; start the run with the reward it began with"
+            )
 
     def _late(self) -> RewardTimeout:
         if self._response is not None:
             self._response.cancel()
-        app = self._client.app
+        app = self._app
         return RewardTimeout(f"reward service {app.name!r} gave no reply within deadline_s={app.deadline_s:g}")
 
 
@@ -115,18 +127,15 @@ class RewardClient:
     """Asks a deployed reward service. Any number of tickets may be outstanding.
 
     Args:
-        app: what `deploy` returned, or the name of a running service.
+        app: what `deploy` returned. Another version of the scorer needs a client of another app.
         deadline_s, retries: in place of those of the app.
     """
 
-    def __init__(
-        self, app: RewardApp | str = RewardApp.name, deadline_s: float | None = None, retries: int | None = None
-    ) -> None:
-        app = RewardApp(app) if isinstance(app, str) else app
-        self.app = RewardApp(
-            app.name,
-            app.deadline_s if deadline_s is None else deadline_s,
-            app.retries if retries is None else retries,
+    def __init__(self, app: RewardApp, deadline_s: float | None = None, retries: int | None = None) -> None:
+        self.app = replace(
+            app,
+            deadline_s=app.deadline_s if deadline_s is None else deadline_s,
+            retries=app.retries if retries is None else retries,
         )
         self.repeated = 0  # requests sent again so far
         self._handle: DeploymentHandle[Any] | None = None
@@ -134,7 +143,9 @@ class RewardClient:
     @property
     def handle(self) -> DeploymentHandle[Any]:
         if self._handle is None:
-            self._handle = serve.get_app_handle(self.app.name)
+            name = self.app.name
+            within_s = min(LOOK_UP_S, self.app.deadline_s)
+            self._handle = bounded(lambda: serve.get_app_handle(name), within_s, f"finding reward service {name!r}")
         return self._handle
 
     def forget(self) -> None:

@@ -53,8 +53,15 @@ class RewardUnavailable(RewardError):
     kind = "unavailable"
 
 
+class WrongScorer(RewardError):
+    """Another scorer, or another version of it, answered than the run is pinned to. No score of it may be used."""
+
+    kind = "version"
+
+
 _BY_KIND = {
-    c.kind: c for c in (RewardError, RewardTimeout, ScorerFailed, InvalidReward, InvalidBlock, RewardUnavailable)
+    c.kind: c
+    for c in (RewardError, RewardTimeout, ScorerFailed, InvalidReward, InvalidBlock, RewardUnavailable, WrongScorer)
 }
 
 

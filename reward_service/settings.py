@@ -8,6 +8,9 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+NOT_IN_REPLICAS = ("replicas", "deadline_s", "retries", "start_timeout_s", "health_check_timeout_s")
+_PREFIX = "reward-"
+
 
 @dataclass(frozen=True)
 class RewardSettings:
@@ -23,7 +26,16 @@ class RewardSettings:
         retries: repetitions of a request whose replica died.
         queue: requests that a replica holds at most; further ones wait with their callers.
         threads: torch threads of a replica.
-        num_cpus, num_gpus, resources: what Ray reserves for each replica.
+        num_cpus, num_gpus, resources: what Ray reserves for each replica. With a GPU, or a part of one, the scorer
+            runs on it.
+        start_timeout_s: time for placing the replicas and loading the scorer, as long as the model takes to arrive
+            from network storage.
+        health_check_timeout_s: a replica that doesn't answer for so long is replaced. Checks begin when the scorer
+            is built, so that loading doesn't count. A scorer that keeps Python's lock needs more than one call takes.
+
+    The defaults of `max_batch` and `deadline_s` suit a small scorer. A large one (billions of parameters) wants a
+    `max_batch` that fits its memory, 1 to 8, and a `deadline_s` of several times what its whole queue takes: a rollout
+    sends all its blocks at once, so the last waits for all before it.
     """
 
     scorer: str = "lite0_levels"
@@ -38,6 +50,8 @@ class RewardSettings:
     num_cpus: float = 1.0
     num_gpus: float = 0.0
     resources: dict[str, float] = field(default_factory=dict)
+    start_timeout_s: float = 600.0
+    health_check_timeout_s: float = 30.0
 
     def __post_init__(self) -> None:
         if not self.scorer:
@@ -48,8 +62,9 @@ class RewardSettings:
         for name in ("max_wait_s", "num_cpus", "num_gpus"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name}={getattr(self, name)}: must be a finite number >= 0")
-        if not (math.isfinite(self.deadline_s) and self.deadline_s > 0):
-            raise ValueError(f"deadline_s={self.deadline_s}: must be a finite number above 0")
+        for name in ("deadline_s", "start_timeout_s", "health_check_timeout_s"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"{name}={getattr(self, name)}: must be a finite number above 0")
         for name, amount in self.resources.items():
             if not amount > 0:
                 raise ValueError(f"resources[{name!r}]={amount}: must be above 0; leave it out instead")
@@ -57,14 +72,32 @@ class RewardSettings:
     @property
     def code_version(self) -> str:
         """Equal for settings that differ only in the number of replicas and in what the client does."""
-        kept = {k: v for k, v in asdict(self).items() if k not in ("replicas", "deadline_s", "retries")}
+        kept = {k: v for k, v in asdict(self).items() if k not in NOT_IN_REPLICAS}
         return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def reward_app_name(run_id: str) -> str:
+    """The name of a run's service: runs on one cluster never share one."""
+    return _PREFIX + run_id
+
+
+def run_of_app(name: str) -> str:
+    """The run id in the name of a service; the name itself if it belongs to no run."""
+    return name.removeprefix(_PREFIX)
 
 
 @dataclass(frozen=True)
 class RewardApp:
-    """A deployed reward service, as its clients know it; can be sent to other processes."""
+    """A deployed reward service, as its clients know it; can be sent to other processes.
 
-    name: str = "reward"
+    Args:
+        name: of the application in Ray Serve.
+        scorer, version: what a replica said it is; the answer of any other is refused.
+        deadline_s, retries: see RewardSettings.
+    """
+
+    name: str
+    scorer: str
+    version: str
     deadline_s: float = RewardSettings.deadline_s
     retries: int = RewardSettings.retries

@@ -56,7 +56,7 @@ RULES = (
         "of the reward service only the Serve application and the client know Ray",
         ("reward_service.*",),
         ("ray",),
-        except_in=("reward_service.service", "reward_service.client"),
+        except_in=("reward_service.service", "reward_service.client", "reward_service.ownership"),
     ),
     Rule(
         "actors know restoration, trajectories and the reward client",

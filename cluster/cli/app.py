@@ -265,18 +265,30 @@ def audit(
 @guarded
 def reward_scale(
     replicas: Annotated[int, typer.Argument(help="Replicas wanted.", min=1)],
-    run: Annotated[Path | None, typer.Option(help="Folder of the run; else the cluster at --address.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Folder of the run; else give --app.")] = None,
     address: Annotated[str, typer.Option(help="Ray cluster, when no --run is given.")] = "auto",
+    app_name: Annotated[
+        str | None, typer.Option("--app", help="Name of the service at --address: reward-RUNID.")
+    ] = None,
 ) -> None:
     """Change the number of reward replicas while a run trains.
 
     restorl reward scale 3 --run runs/demo
+
+    restorl reward scale 3 --address 10.0.0.1:6379 --app reward-demo-1a2b3c4d
     """
     from cluster.jobs import ClusterSettings, attach, connect
-    from reward_service import service
+    from reward_service.settings import reward_app_name
 
+    if (run is None) == (app_name is None):
+        raise UserMistake("which service? give either --run RUN, or --app NAME with --address")
+    if run is not None:
+        app_name = reward_app_name(_run_id(run))
+    assert app_name is not None
     with attach(run) if run is not None else connect(ClusterSettings(address)):
-        service.scale(service.RewardApp.name, replicas)
+        from reward_service import service
+
+        service.scale(app_name, replicas)
     print(f"reward replicas: {replicas}")
 
 
@@ -314,6 +326,15 @@ def _train_single(config: RunConfig, folder: Path) -> None:
         rows = train_single(config, folder, lambda i, m: shown(f"reward {m['reward_mean']:.3f}", i, config.iterations))
     print_rows(rows, "held-out images")
     print(f"report: {write_report(folder).resolve()}")
+
+
+def _run_id(run: Path) -> str:
+    try:
+        return str(json.loads((run / "run.json").read_text(encoding="utf-8"))["run_id"])
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserMistake(f"{run}: no run.json, so no run is there") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserMistake(f"{run / 'run.json'} can't be read ({error})") from error
 
 
 def _new_run_folder(name: str) -> Path:

@@ -26,7 +26,8 @@ from cluster.run.preflight import before_start, fits_cluster
 from restoration.datasets.paired import PairedFolder, discover
 from restoration.evaluate import Row
 from reward_service.client import RewardClient
-from reward_service.service import deploy, reward_app_name, shutdown
+from reward_service.service import deploy, shutdown
+from reward_service.settings import reward_app_name
 from trajectories.errors import StoreError
 from trajectories.server import EmbeddedServer
 from trajectories.settings import StoreAddress

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 from reward_service.scorers.interface import Scorer, check_block
@@ -17,11 +20,17 @@ SCORERS: dict[str, str] = {
 }
 
 
-def make_scorer(name: str, **params: Any) -> Scorer:
+def make_scorer(name: str, place: str | None = None, /, **params: Any) -> Scorer:
     """Construct a scorer by its registered name, or any class by `"module:class"`.
 
+    Args:
+        name: see above.
+        place: torch device, given to a scorer that takes `device`, unless `params` says another; None leaves it to
+            the scorer.
+        params: arguments of the scorer.
+
     Raises:
-        ValueError: unknown name, or parameters the scorer does not take.
+        ValueError: unknown name, parameters the scorer does not take, or a GPU for a shipped scorer that can't use it.
     """
     target = SCORERS.get(name, name)
     module, separator, attribute = target.partition(":")
@@ -31,6 +40,13 @@ def make_scorer(name: str, **params: Any) -> Scorer:
         factory = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"scorer {name!r} cannot be imported: {error}") from error
+    if place is not None and "device" not in params:
+        if _takes_device(factory):
+            params = {"device": place, **params}
+        elif place != "cpu" and name in SCORERS:
+            raise ValueError(f"scorer {name!r} computes on the CPU only: set reward.num_gpus=0")
+        elif place != "cpu":
+            warnings.warn(f"scorer {name!r} takes no `device`: is it to use the reserved {place}?", stacklevel=2)
     try:
         scorer = factory(**params)
     except TypeError as error:
@@ -38,3 +54,11 @@ def make_scorer(name: str, **params: Any) -> Scorer:
     if not isinstance(scorer, Scorer):
         raise ValueError(f"{target} is no scorer: it needs name, version, range and score(images)")
     return scorer
+
+
+def _takes_device(factory: Callable[..., Any]) -> bool:
+    try:
+        taken = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # a class of an extension module may have none
+        return False
+    return "device" in taken

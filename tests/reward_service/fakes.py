@@ -13,11 +13,10 @@ class Ordered:
     """Scores the mean of the second channel; an order in pixel [0, 0, 0] makes it misbehave."""
 
     name = "ordered"
-    version = "ordered-1"
     range = (0.0, 255.0)
 
-    def __init__(self, slow_s: float = 3.0, pause_s: float = 0.0) -> None:
-        self.slow_s, self.pause_s = slow_s, pause_s
+    def __init__(self, slow_s: float = 3.0, pause_s: float = 0.0, version: str = "ordered-1") -> None:
+        self.slow_s, self.pause_s, self.version = slow_s, pause_s, version
         self.batches: list[int] = []
 
     def score(self, images: np.ndarray) -> np.ndarray:
@@ -30,6 +29,33 @@ class Ordered:
         scores[orders == NAN] = np.nan
         scores[orders == BATCH_SIZE] = len(images)
         return scores.astype(np.float32)
+
+
+class Hundredfold:
+    """A scorer of another scale, which is told its device."""
+
+    name = "hundredfold"
+    version = "hundredfold-1"
+    range = (0.0, 25500.0)
+
+    def __init__(self, device: str = "nowhere", load_s: float = 0.0) -> None:
+        time.sleep(load_s)
+        self.device = device
+
+    def score(self, images: np.ndarray) -> np.ndarray:
+        return (100 * images[..., 1].mean((1, 2), dtype=np.float64)).astype(np.float32)
+
+
+class Unloadable:
+    """Its weights are missing."""
+
+    name, version, range = "unloadable", "1", (0.0, 1.0)
+
+    def __init__(self) -> None:
+        raise FileNotFoundError("weights of the scorer are missing")
+
+    def score(self, images: np.ndarray) -> np.ndarray:
+        raise AssertionError
 
 
 def block(values: list[int], order: int = 0, side: int = 8) -> np.ndarray:

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def app() -> Iterator[RewardApp]:
         patch.setenv("RAY_agent_register_timeout_ms", "120000")
         ray.init(num_cpus=2, include_dashboard=False, logging_level="warning")
         try:
-            yield service.deploy(SETTINGS)
+            yield service.deploy(SETTINGS, "reward-a")
         finally:
             ray.shutdown()
 
@@ -96,7 +97,7 @@ def test_a_scorer_slower_than_the_deadline_is_a_timeout_and_the_next_request_is_
 
 def test_without_a_service_of_that_name_the_client_says_so(app: RewardApp) -> None:
     with pytest.raises(RewardUnavailable, match="'nobody'.*2 attempts"):
-        RewardClient("nobody", retries=1).submit(block([1])).result()
+        RewardClient(replace(app, name="nobody"), retries=1).submit(block([1])).result()
     assert service.status("nobody")["status"] == "NOT_STARTED"
     with pytest.raises(RewardUnavailable, match="nobody"):
         service.scale("nobody", 2)

@@ -23,6 +23,8 @@ from reward_service.settings import RewardSettings
         ("deadline_s", 0.0),
         ("deadline_s", float("inf")),
         ("retries", -1),
+        ("start_timeout_s", 0.0),
+        ("health_check_timeout_s", float("nan")),
         ("threads", 0),
         ("num_gpus", -0.5),
         ("resources", {"reward": 0.0}),
@@ -35,7 +37,7 @@ def test_settings_refuse_a_value_and_name_its_field(field: str, value: object) -
 
 def test_code_version_ignores_what_may_change_under_running_replicas_and_nothing_else() -> None:
     base = RewardSettings()
-    assert replace(base, replicas=5, deadline_s=1, retries=9).code_version == base.code_version
+    assert replace(base, replicas=5, deadline_s=1, retries=9, start_timeout_s=3).code_version == base.code_version
     assert replace(base, params={"chunk": 2}).code_version != base.code_version
     assert replace(base, max_batch=2).code_version != base.code_version
 

@@ -95,7 +95,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         ray.init(num_cpus=2, include_dashboard=False, logging_level="warning")
         try:
             actor, rank = (ray.remote(kind).options(**WORKER).remote() for kind in (Actor, Rank))
-            yield System(server.address, service.deploy(settings), actor, rank, folder / "pairs")
+            yield System(server.address, service.deploy(settings, "reward-models"), actor, rank, folder / "pairs")
         finally:
             ray.shutdown()
 
@@ -141,7 +141,7 @@ def test_a_model_goes_from_rollout_through_reward_and_learner_step_to_restored_p
         publish_timeout_s=30,
         stream=make_stream,
         rewards=partial(RewardClient, system.rewards),
-        metrics=partial(RunMetrics, "actor"),
+        metrics=partial(RunMetrics, "actor", "models"),
         judges=dict,
     )
     ray.get([system.actor.begin.remote(spec), system.rank.begin.remote(config, make_stream, train)], timeout=240)
