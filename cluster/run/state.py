@@ -19,6 +19,7 @@ import numpy as np
 from actors.work import WorkReport, WorkSequence
 from cluster.config.configure import ConfigError, save_config
 from cluster.config.recipe import RunConfig
+from cluster.config.resume import keep_config
 from cluster.report.alarm import alarms
 from cluster.report.records import MetricsLog, read_metrics
 from cluster.report.report import write_report
@@ -69,6 +70,7 @@ class RunState:
         self.interrupted = False
         self.failed_in_a_row = 0
         self.counts: dict[str, int] = {}
+        self.warnings: list[str] = []  # about what a resumed run changes
         self.phase_s: dict[str, float] = {}  # seconds that actors spent since the last step
         self.exits = ExitStack()
 
@@ -82,6 +84,7 @@ class RunState:
             )
         if self.resume:
             self.identity: dict[str, Any] = json.loads(identity.read_text())
+            self.warnings = keep_config(self.folder, self.config)
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_config(self.config, self.folder / "config.yaml")
@@ -115,6 +118,8 @@ class RunState:
         self.display = self.exits.enter_context(TrainingProgress(self.config.iterations, parts.version))
         if parts.connection.dashboard_url:
             self.display.note(f"Ray dashboard: {parts.connection.dashboard_url}")
+        for warning in self.warnings:
+            self.display.note(warning)
         self.iteration_began = time.monotonic()
         shown = self._strip_ids()
         base_file = self.folder / "evaluation" / "base.csv"
