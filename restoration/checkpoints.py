@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 Network = TypeVar("Network", bound=nn.Module)
 Shapes = Mapping[str, Sequence[int]]
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
 _CONTAINERS = ("state_dict", "params_ema", "params", "model", "module")
 
 
@@ -50,6 +56,8 @@ def read_raw(file: Path) -> Any:
     if not file.is_file():
         raise CheckpointError(f"{file} is missing")
     try:
+        if (waiting := _waiting.get()) is not None and waiting.headers:
+            return _shapes_in(file)
         if file.suffix == ".safetensors":
             return load_file(file)
         return torch.load(file, map_location="cpu", weights_only=True)
@@ -86,6 +94,64 @@ def unwrap(raw: Any, file: Path) -> dict[str, Tensor]:
     return state
 
 
+class Waiting:
+    """Networks that were checked against their files and get their weights later: what `without_weights` gives.
+
+    Attributes:
+        headers: files are not read beyond what tells names, shapes and types.
+    """
+
+    def __init__(self, headers: bool = False) -> None:
+        self.headers = headers
+        self._networks: list[tuple[nn.Module, dict[str, Tensor]]] = []
+
+    def add(self, network: nn.Module, state: dict[str, Tensor]) -> None:
+        self._networks.append((network, state))
+
+    def fill(self, dtype: Callable[[Tensor], torch.dtype]) -> None:
+        """Copy every tensor from its file, floating point as `dtype` says of the network's own; one at a time.
+
+        The memory layout and whether it wants a gradient stay as they are in the network. No other copy is made.
+        """
+        for network, state in self._networks:
+            own = network.state_dict(keep_vars=True)
+            full = {}
+            for key, value in state.items():
+                target = dtype(own[key]) if value.is_floating_point() else value.dtype
+                full[key] = torch.empty_like(own[key], dtype=target, device="cpu", requires_grad=False).copy_(value)
+            network.load_state_dict(full, strict=False, assign=True)  # `load_strict` has compared the keys
+        self._networks.clear()
+
+
+_waiting: ContextVar[Waiting | None] = ContextVar("networks that wait for their weights", default=None)
+
+
+@contextmanager
+def without_weights(headers: bool = False) -> Iterator[Waiting]:
+    """Inside, in this thread, networks from `empty` that are loaded stay empty until `fill`.
+
+    Args:
+        headers: tensors that are read from files have no values, either; `fill` is then impossible.
+    """
+    token = _waiting.set(waiting := Waiting(headers))
+    try:
+        yield waiting
+    finally:
+        _waiting.reset(token)
+
+
+def _shapes_in(file: Path) -> Any:
+    """What `read_raw` gives, tensors on the meta device."""
+    if file.suffix != ".safetensors":
+        return torch.load(file, map_location="meta", weights_only=True)
+    with safe_open(file, framework="pt") as content:  # type: ignore[no-untyped-call]
+        found = {key: content.get_slice(key) for key in content.keys()}  # noqa: SIM118
+        return {
+            key: torch.empty(value.get_shape(), dtype=_DTYPES[value.get_dtype()], device="meta")
+            for key, value in found.items()
+        }
+
+
 def empty(build: Callable[[], Network]) -> Network:
     """What `build` makes, without memory or initialisation for its weights; `load_strict` fills it."""
     with torch.device("meta"):
@@ -104,9 +170,21 @@ def load_strict(
         CheckpointError: naming the first few keys that don't fit.
     """
     check_fit(network, {k: tuple(v.shape) for k, v in state.items()}, file, shown)
+    put(network, state, strict=True)
+
+
+def put(network: nn.Module, state: Mapping[str, Tensor], strict: bool) -> None:
+    """Put `state`, whose keys and shapes are known to fit, into `network` as float32, or let it wait.
+
+    Args:
+        strict: every key of the network is there.
+    """
+    if (waiting := _waiting.get()) is not None and any(v.is_meta for v in network.state_dict().values()):
+        waiting.add(network, dict(state))
+        return
     # copied: a tensor that still lies in the mapped file dies with the file
     full = {k: v.to(torch.float32 if v.is_floating_point() else v.dtype, copy=True) for k, v in state.items()}
-    network.load_state_dict(full, strict=True, assign=any(p.is_meta for p in network.parameters()))
+    network.load_state_dict(full, strict=strict, assign=any(p.is_meta for p in network.parameters()))
 
 
 def check_fit(

@@ -56,6 +56,19 @@ class Schedule:
     def decisions(self) -> tuple[Step, ...]:
         return tuple(s for s in self.steps if s.is_decision)
 
+    def for_training(self) -> Schedule:
+        """The chain itself.
+
+        Raises:
+            ValueError: no step of it is a decision, so that there is nothing to train.
+        """
+        if not self.decisions:
+            raise ValueError(
+                f"sampler.steps={len(self)}: the last step of this chain takes no noise, and no other step is left to "
+                "be trained; choose at least 2 steps"
+            )
+        return self
+
     @property
     def fingerprint(self) -> str:
         """Equal for two schedules exactly when all their coefficients are (to 12 digits)."""
@@ -156,6 +169,11 @@ def spaced_timesteps(train_steps: int, steps: int, spacing: Spacing, steps_offse
         visited = (np.arange(steps) * (train_steps // steps))[::-1] + steps_offset
     else:
         visited = np.arange(train_steps, 0, -train_steps / steps).round()[:steps] - 1
+    if not 0 <= visited[-1] <= visited[0] < train_steps:
+        raise ValueError(
+            f"steps={steps} with sampler.steps_offset={steps_offset}: the chain visits timesteps {int(visited[-1])} to "
+            f"{int(visited[0])}, and there are 0 to {train_steps - 1}; choose a smaller offset"
+        )
     return [int(t) for t in visited]
 
 

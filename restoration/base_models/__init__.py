@@ -7,22 +7,26 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import torch
 
+from restoration.base_models.facts import ModelFacts
 from restoration.base_models.interface import BaseModel, Condition, SamplerSettings
 from restoration.base_models.networks.embeddings import PerImage
-from restoration.checkpoints import CheckpointError, read_json
+from restoration.checkpoints import CheckpointError, read_json, without_weights
+from restoration.precision import trainable, type_of_each
 
 __all__ = [
     "KINDS",
     "BaseModel",
     "CheckpointError",
     "Condition",
+    "ModelFacts",
     "SamplerSettings",
     "class_of",
     "convert",
+    "describe",
     "load",
     "sampler_of",
 ]
@@ -44,25 +48,57 @@ KINDS = {
 """`kind` in restorl_model.json -> class with `load(folder)`; imported only when a model of that kind is loaded."""
 
 
-def load(folder: Path | str, embeddings: Path | None = None) -> BaseModel:
-    """The model in `folder`, on the CPU, float32, in evaluation mode.
+def load(
+    folder: Path | str,
+    embeddings: Path | None = None,
+    *,
+    frozen_dtype: torch.dtype = torch.float32,
+    mode: Literal["lora", "full"] = "full",
+) -> BaseModel:
+    """The model in `folder`, on the CPU, in evaluation mode.
+
+    Weights are copied from the files straight into their type, tensor by tensor, so that a model of 16 bits never
+    takes the room of one of 32.
 
     Args:
         embeddings: folder with embeddings of single pictures, see `embeddings.PerImage`.
+        frozen_dtype: of all weights that training with `mode` leaves as they are; the others are float32, and so are
+            the stored embeddings.
+        mode: "full" trains the model's `trainable_names`, "lora" no weight that is in the folder.
 
     Raises:
         CheckpointError: no model folder, unknown kind, or files that don't fit; says what to do.
+        ValueError: a type that is none of `precision.DTYPES`, or another mode.
     """
+    if mode not in ("lora", "full"):
+        raise ValueError(f"mode={mode!r}: choose lora or full")
+    with without_weights() as waiting:
+        model = _read(folder)
+    kept = trainable(model).values() if mode == "full" else ()
+    waiting.fill(type_of_each(model, frozen_dtype, kept))
+    if embeddings is not None:
+        model.per_image = PerImage(embeddings)
+    return model
+
+
+def describe(folder: Path | str) -> ModelFacts:
+    """What can be known of the model in `folder` without its weights, of which only the headers are read.
+
+    Raises:
+        CheckpointError: as `load`, but for a file whose values are damaged.
+    """
+    with without_weights(headers=True):
+        return ModelFacts.of(_read(folder))
+
+
+def _read(folder: Path | str) -> Any:
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give the folder that holds restorl_model.json")
     kind = read_json(folder / "restorl_model.json").get("kind")
     if kind not in KINDS:
         raise CheckpointError(f"{folder / 'restorl_model.json'}: kind {kind!r} is unknown; known: {', '.join(KINDS)}")
-    model: BaseModel = class_of(str(kind)).load(folder)
-    if embeddings is not None:
-        model.per_image = PerImage(embeddings)
-    return model
+    return class_of(str(kind)).load(folder)
 
 
 def sampler_of(folder: Path | str, model: BaseModel) -> SamplerSettings:

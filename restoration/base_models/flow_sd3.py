@@ -67,6 +67,11 @@ class SD3Control(FlowControl):
     NETWORKS = SD3Networks
     SAMPLER = SamplerSettings(steps=28, spacing="linspace", guidance_scale=7.0)
 
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        config = self._policy.transformer.config
+        self.side_limit = self.vae_factor * config.patch_size * config.pos_embed_max_size
+
     @classmethod
     def check(cls, vae: Any, transformer: Any, controlnet: Any, settings: Any) -> int:
         channels = [vae.latent_channels, transformer.in_channels, transformer.out_channels, controlnet.in_channels]

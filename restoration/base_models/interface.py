@@ -44,6 +44,8 @@ class SamplerSettings:
         for name in ("noise_level", "sigma"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"sampler.{name}={getattr(self, name)}: a policy needs noise in its steps; above 0")
+        if self.steps_offset < 0:
+            raise ValueError(f"sampler.steps_offset={self.steps_offset}: 0 or above")
         if self.steps < 1:
             raise ValueError(f"sampler.steps={self.steps}: at least 1")
         if self.colour_fix not in COLOUR_FIXES:

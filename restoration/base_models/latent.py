@@ -110,6 +110,7 @@ class LatentModel(ABC):
     TEXT: ClassVar[bool] = True  # whether it looks at a text
     NEEDS: ClassVar[tuple[str, ...]] = ()  # other embeddings it can't do without
     per_image: PerImage | None = None
+    side_limit: int | None = None  # pixels that neither side of a picture may exceed
 
     def __init__(
         self,
@@ -135,7 +136,8 @@ class LatentModel(ABC):
         # Convolutions at pixel resolution are up to twice as fast in this layout, on CPU and GPU.
         self.vae = vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.cleaner = cleaner.eval().requires_grad_(False)
-        self.embeddings = {name: value.float() for name, value in embeddings.items()}
+        # copied: a tensor that still lies in the mapped file dies with the file
+        self.embeddings = {name: value.to(torch.float32, copy=True) for name, value in embeddings.items()}
         self.size_multiple = math.lcm(self.vae_factor * downsampling, self.cleaner.size_multiple)
         self.settings = settings
 

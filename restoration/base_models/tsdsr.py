@@ -89,7 +89,7 @@ class TSDSR(OneStep):
             ValueError: H or W above `side_limit`, the positions that the transformer knows.
         """
         height, width = lq.shape[-2:]
-        if max(height, width) > self.side_limit:
+        if self.side_limit is not None and max(height, width) > self.side_limit:
             raise ValueError(
                 f"tsdsr: {width}x{height} pixels; its transformer knows positions up to {self.side_limit} a side"
             )

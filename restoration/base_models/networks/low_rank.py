@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from restoration.checkpoints import Shapes, check_shapes, empty
+from restoration.checkpoints import Shapes, check_shapes, empty, put
 
 _active: ContextVar[frozenset[str] | None] = ContextVar("active low-rank updates", default=None)
 _RELEASED = re.compile(r"(?P<module>.+)\.lora_(?P<matrix>[AB])(?:\.(?P<name>[^.]+))?\.weight")
@@ -166,9 +165,7 @@ def attach(network: nn.Module, shapes: Shapes, release: Release, file: str) -> d
 def load_updates(network: nn.Module, state: Mapping[str, Tensor], release: Release, file: str) -> None:
     """Attach and fill, as float32, the updates of a released file; every key is used. Raises CheckpointError."""
     keys = attach(network, {k: tuple(v.shape) for k, v in state.items()}, release, file)
-    # copied: a tensor that still lies in the mapped file dies with the file
-    ours = {keys[k]: v.to(torch.float32, copy=True) for k, v in state.items()}
-    network.load_state_dict(ours, strict=False, assign=True)
+    put(network, {keys[k]: v for k, v in state.items()}, strict=False)
 
 
 def updates_state(network: nn.Module, release: Release) -> dict[str, Tensor]:
