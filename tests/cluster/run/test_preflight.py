@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from cluster.config.configure import ConfigError, load_config
 from cluster.config.recipe import RunConfig
 from cluster.run.flow import Size, flow
 from cluster.run.machine import Machine
-from cluster.run.preflight import Checked, embeddings, fits_cluster, of_config, of_model
+from cluster.run.preflight import Checked, before_start, embeddings, fits_cluster, of_config, of_model
 from restoration.base_models.interface import SamplerSettings
+from restoration.datasets.paired import PairedFolder, discover
 from restoration.transition import Schedule, ddim_schedule, flow_schedule, one_step_schedule, scaled_linear_alphas
 from tests.trajectories.records import make_record
 from trajectories.schema import encode
@@ -146,6 +148,32 @@ def test_pictures_with_embeddings_of_their_own_need_a_file_each(tmp_path: Path) 
 def test_all_problems_are_told_at_once() -> None:
     found = with_model("sampler.steps=1", "sampler.guidance_scale=2", "rollout.crop=500", facts=Facts(guidance=False))
     assert [p.key for p in found.problems] == ["sampler.steps", "sampler.guidance_scale", "rollout.crop"]
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> PairedFolder:
+    for kind in ("input", "target"):
+        (tmp_path / "train" / kind).mkdir(parents=True)
+        Image.new("RGB", (60, 40)).save(tmp_path / "train" / kind / "a.png")
+    return discover(tmp_path, "train")
+
+
+def test_before_start_reads_the_model_folder_and_the_pictures_and_raises_all_it_finds(pairs: PairedFolder) -> None:
+    config = config_of("model=models/demo", "rollout.crop=36", "sampler.steps=1", "sampler.guidance_scale=2")
+    with pytest.raises(ConfigError) as caught:
+        before_start(config, pairs, pairs, Machine())
+    assert [p.key for p in caught.value.problems] == ["sampler.steps", "sampler.guidance_scale", "rollout.crop"]
+    assert "choose 32 or 40" in str(caught.value)
+    good = config_of("model=models/demo", "rollout.crop=40", "actors.count=3")
+    (warning,) = before_start(good, pairs, pairs, Machine())
+    assert warning.startswith("actors.count=3")
+
+
+def test_a_folder_that_is_no_model_is_told_beside_the_other_problems(pairs: PairedFolder) -> None:
+    with pytest.raises(ConfigError) as caught:
+        before_start(config_of("model=/nowhere", "reward.scorer=nima"), pairs, pairs, Machine())
+    assert [p.key for p in caught.value.problems] == ["reward.scorer", "model"]
+    assert "/nowhere is not a folder; give the folder that holds restorl_model.json" in str(caught.value)
 
 
 # -- store -------------------------------------------------------------------------------------------------------
