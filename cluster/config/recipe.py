@@ -116,6 +116,9 @@ class RunConfig(BaseModel):
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint_every: int = Field(1, ge=1, description="iterations between checkpoints; trajectories stay until one")
     keep_checkpoints: int = Field(3, ge=1)
+    start_timeout_s: float = Field(
+        600.0, gt=0, description="longest time for actors and ranks to be placed, and then to load the model"
+    )
     stall_timeout_s: float = Field(1800.0, gt=0, description="longest time without any progress before giving up")
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ from typing import Any
 from actors.work import Quarantined, WorkItem, WorkReport, WorkSequence
 from cluster.config.configure import ConfigError, save_config
 from cluster.config.recipe import RunConfig
+from cluster.config.resume import keep_config
 from cluster.report.records import MetricsLog, read_metrics
 from cluster.report.report import write_report
 from cluster.run.evaluations import EvaluationPart
@@ -65,6 +66,7 @@ class RunState:
     def __init__(self, config: RunConfig, folder: Path, resume: bool) -> None:
         self.config, self.folder, self.resume = config, folder, resume
         self.counts: dict[str, int] = {}
+        self.warnings: list[str] = []  # about what a resumed run changes
         self.phase_s: dict[str, float] = {}  # seconds that actors spent since the last step
         self.exits = ExitStack()
         limit = max(MAX_FAILURES, 4 * config.actors.count)
@@ -82,6 +84,7 @@ class RunState:
             )
         if self.resume:
             self.identity: dict[str, Any] = json.loads(identity.read_text())
+            self.warnings = keep_config(self.folder, self.config)
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_config(self.config, self.folder / "config.yaml")
@@ -120,7 +123,7 @@ class RunState:
         self.display = self.exits.enter_context(TrainingProgress(self.config.iterations, parts.version))
         if parts.connection.dashboard_url:
             self.display.note(f"Ray dashboard: {parts.connection.dashboard_url}")
-        for warning in parts.warnings:
+        for warning in (*self.warnings, *parts.warnings):
             self.display.note(f"WARNING: {warning}")
         self.iteration_began = time.monotonic()
         self.heldout = HeldOut(self.config, self.folder, parts.heldout, parts.learning, self.log, self.display)

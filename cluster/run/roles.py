@@ -1,0 +1,164 @@
+"""Roles against devices and work: where each computes, in which precision, and whether there is work for all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from cluster.config.recipe import RunConfig
+from cluster.config.tree import Problem
+from cluster.jobs import effective_address
+from cluster.run.flow import SLOTS_PER_ACTOR, groups_in_flight
+from cluster.run.machine import ADVICE, Machine
+
+CLIP_OF_BF16 = 1e-3  # ε below which rounding to bfloat16 shows in the ratio
+ON_GPU = "actors.num_gpus=1 ranks.num_gpus=1"
+
+
+def placement(config: RunConfig, machine: Machine) -> Iterator[Problem | str]:
+    """GPUs that the roles reserve, and what this machine has, if the cluster is this machine's own."""
+    roles: dict[str, Any] = {"actors": config.actors, "ranks": config.ranks, "reward": config.reward}
+    for key, role in roles.items():
+        gpus = role.num_gpus
+        if gpus > 1 and gpus != int(gpus):
+            yield Problem(f"{key}.num_gpus", f"{gpus:g}", "Ray gives a part of one GPU (below 1), or whole ones")
+        elif gpus > 1 and key != "reward":
+            what = "rank" if key == "ranks" else "actor"
+            yield Problem(
+                f"{key}.num_gpus",
+                f"{gpus:g}: one {what} computes on one GPU, the others would lie idle",
+                f"set {key}.num_gpus=1 and {key}.count to the number of GPUs",
+            )
+    if 0 < config.ranks.num_gpus < 1 and config.ranks.count > 1:
+        yield Problem(
+            "ranks.num_gpus",
+            f"{config.ranks.num_gpus:g} with ranks.count={config.ranks.count}: ranks would share a GPU, which NCCL "
+            "refuses",
+            "set ranks.num_gpus=1, or ranks.count=1 on a part of a GPU",
+        )
+    used = [key for key, role in roles.items() if role.num_gpus]
+    own = effective_address(config.cluster) == "local"
+    if own:
+        yield from _own_machine(config, machine, used)
+    if used and config.ranks.num_gpus == 0:
+        yield (
+            f"ranks.num_gpus=0: the learner computes on the CPU (with {config.ranks.threads} threads) while "
+            f"{', '.join(used)} use GPUs; add ranks.num_gpus=1"
+        )
+    if used and config.actors.num_gpus == 0:
+        yield (
+            f"actors.num_gpus=0: rollouts and evaluations are denoised on CPUs while {', '.join(used)} use GPUs; add "
+            "actors.num_gpus=1"
+        )
+    if not own and config.store.is_embedded and config.cluster.address.startswith("ray://"):
+        yield Problem(
+            "store.url",
+            f"the embedded store listens on loopback, and the cluster is behind {config.cluster.address}",
+            "give a store.url that the cluster reaches",
+        )
+
+
+def _own_machine(config: RunConfig, machine: Machine, used: list[str]) -> Iterator[Problem | str]:
+    if used and machine.trouble:
+        yield Problem(
+            f"{used[0]}.num_gpus",
+            f"this machine has {machine.gpus} GPUs that can't be used: {machine.trouble}",
+            f"{ADVICE}, or set num_gpus=0 for {', '.join(used)}",
+        )
+    elif used and not machine.gpus:
+        yield f"{', '.join(used)} ask for GPUs, and this machine shows none: Ray will have no place for them"
+    elif machine.trouble:
+        yield f"this machine has {machine.gpus} GPUs that can't be used: {machine.trouble}; {ADVICE}"
+    elif machine.gpus and not used:
+        yield (
+            f"this machine has {machine.gpus} GPUs and every role computes on the CPU, with {config.actors.threads} "
+            f"threads an actor: to use one add {ON_GPU} (docs/gpu.md; half of one each: 0.5)"
+        )
+    limits = {"num_cpus": config.cluster.num_cpus, "num_gpus": config.cluster.num_gpus}
+    roles = (
+        ("actors", config.actors, config.actors.count),
+        ("ranks", config.ranks, config.ranks.count),
+        ("reward", config.reward, config.reward.replicas),
+    )
+    for name, limit in limits.items():
+        asked = {key: count * getattr(role, name) for key, role, count in roles}
+        if limit is not None and sum(asked.values()) > limit * (1 + 1e-9):
+            told = ", ".join(f"{key} {amount:g}" for key, amount in asked.items() if amount)
+            yield Problem(
+                f"cluster.{name}",
+                f"{limit}, and the roles ask for {sum(asked.values()):g} ({told})",
+                f"raise it, or lower {name} of the roles",
+            )
+
+
+def precision(config: RunConfig) -> Iterator[Problem | str]:
+    """Number types against devices and the clip."""
+    rollout, learner = config.rollout, config.learner
+    slow = [
+        key
+        for key, dtype, gpus in (
+            ("rollout.denoise_dtype", rollout.denoise_dtype, config.actors.num_gpus),
+            ("rollout.decode_dtype", rollout.decode_dtype, config.actors.num_gpus),
+            ("learner.dtype", learner.dtype, config.ranks.num_gpus),
+        )
+        if gpus and dtype == "float32"
+    ]
+    if slow:
+        yield f"{', '.join(slow)}: float32 on a GPU takes several times as long as bfloat16 (configs/gpu.yaml)"
+    rows = rollout.images_per_batch * rollout.rollouts_per_image
+    reduced = rollout.denoise_dtype == "bfloat16" and config.objective.needs_policy
+    if reduced and config.objective.clip < CLIP_OF_BF16 and rows != learner.micro_batch:
+        yield (
+            f"objective.clip={config.objective.clip:g} in bfloat16, with rollouts of {rows} rows (rollout."
+            f"images_per_batch x rollouts_per_image) and learner.micro_batch={learner.micro_batch}: other batch shapes "
+            "round otherwise, so that the ratio of a first replay may lie outside the clip; watch ratio_first in "
+            "metrics.jsonl"
+        )
+
+
+def feeding(config: RunConfig) -> Iterator[Problem | str]:
+    """Whether admission lets all actors have work, and a batch all ranks."""
+    count, item = config.actors.count, config.rollout.images_per_batch
+    groups = groups_in_flight(config)
+    items, slots = groups // item, SLOTS_PER_ACTOR * count
+    if items < slots:
+        staleness, batch = config.source.max_staleness, config.source.groups_per_step
+        why = (
+            f"actors.count={count}: at most {items} rollout batches are out at a time ((source.max_staleness="
+            f"{staleness} + 1) x source.groups_per_step={batch} / rollout.images_per_batch={item}), and {count} actors "
+            f"take {slots}, one being denoised and one waiting for its scores, each"
+        )
+        idle = f"{count - items} actors have nothing to do" if items < count else "some wait for scores without another"
+        yield f"{why}: {idle}. {_ways_to_feed(config)}"
+    update = max(1, batch_of_update(config))
+    rows = update * config.rollout.rollouts_per_image
+    if config.objective.needs_sft and config.ranks.count > rows:
+        yield (
+            f"ranks.count={config.ranks.count}: an update has {rows} samples of L_diff (rollouts), so that "
+            f"{config.ranks.count - rows} ranks have none; raise source.groups_per_step or lower "
+            "learner.updates_per_batch or ranks.count"
+        )
+    if config.learner.updates_per_batch > config.source.groups_per_step:
+        groups = config.source.groups_per_step
+        what = f"{config.learner.updates_per_batch} updates of source.groups_per_step={groups} groups"
+        yield Problem("learner.updates_per_batch", what, "lower it, or raise source.groups_per_step: one an update")
+
+
+def batch_of_update(config: RunConfig) -> int:
+    """Groups of the smallest update."""
+    return config.source.groups_per_step // config.learner.updates_per_batch
+
+
+def _ways_to_feed(config: RunConfig) -> str:
+    slots, item = SLOTS_PER_ACTOR * config.actors.count, config.rollout.images_per_batch
+    staleness, batch = config.source.max_staleness, config.source.groups_per_step
+    ways = []
+    smaller = [n for n in range(1, item) if batch % n == 0 and (staleness + 1) * batch // n >= slots]
+    if smaller:
+        ways.append(f"rollout.images_per_batch={smaller[-1]}")
+    ways.append(f"source.groups_per_step={math.ceil(slots * item / (staleness + 1) / item) * item}")
+    fewer = (staleness + 1) * batch // item // SLOTS_PER_ACTOR
+    if fewer:
+        ways.append(f"actors.count={fewer}")
+    return f"All are fed with {', '.join(ways[:-1])}{' or ' if len(ways) > 1 else ''}{ways[-1]}"
