@@ -32,6 +32,7 @@ METRICS: dict[str, tuple[str, str | None, str]] = {
     "staleness_versions": ("histogram", None, "Weights versions between rollout and use of a group"),
     "trajectories": ("counter", "what", "Rollouts published and consumed"),
     "dropped_samples": ("counter", "reason", "Rollouts dropped, by reason"),
+    "call_failures": ("counter", "reason", "Calls of actors that failed and were given out again, by reason"),
     "reward_request_failures": ("counter", "kind", "Reward requests that failed for good, by kind"),
 }
 
@@ -109,6 +110,10 @@ class RunMetrics:
     def dropped(self, reason: str, rollouts: int = 1) -> None:
         """`reason`: a word such as "stale", "reward_timeout", "schema"."""
         self._record("dropped_samples", rollouts, reason)
+
+    def failed(self, reason: str) -> None:
+        """A call of an actor; `reason`: a word of the policy of failures."""
+        self._record("call_failures", 1, reason)
 
     def reward_failed(self, kind: str | BaseException, count: int = 1) -> None:
         """`kind`: a word, or the error itself (its class is the kind)."""

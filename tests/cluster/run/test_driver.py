@@ -11,14 +11,45 @@ import pytest
 
 from cluster.config.recipe import RunConfig
 from cluster.run import driver
-from cluster.run.topology import StepResult
+from cluster.run.evaluations import Evaluations
+from cluster.run.learning import StepResult
+
+
+class Learner:
+    """Its version is there before the step is complete."""
+
+    def __init__(self, iterations: int) -> None:
+        self.version, self.iterations, self.waited = 0, iterations, list[bool]()
+        self.source = SimpleNamespace(used_groups=set)
+
+    def start_next(self, wait: bool) -> Future[StepResult | None] | None:
+        self.waited.append(wait)
+        if wait or self.version == self.iterations:
+            return None
+        self.version += 1
+        done: Future[StepResult | None] = Future()
+        done.set_result(StepResult(self.version, {}))
+        return done
+
+
+class Actors:
+    """One actor with two slots, which answers a call at the next look."""
+
+    def __init__(self) -> None:
+        self.calls: dict[str, Any] = {}
+
+    def free(self) -> list[int]:
+        return [0] * (2 - len(self.calls))
+
+    def take(self, ref: str) -> tuple[Any, Any]:
+        return self.calls.pop(ref), "result"
 
 
 class Parts:
-    """Its learner has the new version before the step is complete; a rollout finishes in between."""
-
-    def __init__(self, *_: object) -> None:
-        self.version = 0
+    def __init__(self, config: RunConfig, *_: object) -> None:
+        self.learning, self.actors = Learner(config.iterations), Actors()
+        self.stream = SimpleNamespace(unsettled=dict)
+        self.rolled: list[int] = []
         self.looks = 0
 
     def __enter__(self) -> Parts:
@@ -27,31 +58,39 @@ class Parts:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def waiting_groups(self) -> int:
-        return 0
+    @property
+    def version(self) -> int:
+        return self.learning.version
 
-    def free_actors(self, slots: int) -> list[Any]:
-        return []
+    def rolling(self) -> set[str]:
+        return {str(c.index) for c in self.actors.calls.values() if hasattr(c, "index")}
 
-    def start_step(self) -> Future[StepResult]:
-        self.version += 1
-        self.looks = 0
-        return Future()
+    def evaluating(self) -> set[int]:
+        return {0 for c in self.actors.calls.values() if not hasattr(c, "index")}
 
-    def wait(self, learning: Future[StepResult]) -> tuple[list[Any], bool]:
+    def roll(self, actor: int, item: Any) -> None:
+        self.rolled.append(item.index)
+        self.actors.calls[f"roll {item.index}"] = item
+
+    def evaluate(self, actor: int, part: Any, known: Any) -> None:
+        assert 0 not in self.evaluating(), "one part an actor"
+        self.actors.calls[f"evaluate {part.image_ids}"] = part
+
+    def wait(self, learning: Any) -> tuple[list[str], bool]:
         self.looks += 1
-        return (["rollout"], False) if self.looks == 1 else ([], True)
-
-    def finish_roll(self, ref: Any) -> tuple[Any, Any]:
-        return SimpleNamespace(index=0), SimpleNamespace(published=0)
-
-    def finish_step(self, step: Future[StepResult]) -> StepResult:
-        return StepResult(self.version, {}, {})
+        assert self.looks < 200, "the loop does not end"
+        return list(self.actors.calls), learning is not None and self.looks % 2 == 0
 
 
 class State:
-    def __init__(self, *_: object) -> None:
+    def __init__(self, config: RunConfig, *_: object) -> None:
         self.run_id, self.interrupted, self.recorded = "run", False, list[int]()
+        self.interrupts = SimpleNamespace(requested=None)
+        evaluations = Evaluations({"a": (8, 8), "b": (8, 8)}, batch=1)
+        evaluations.begin(0, "base", None)
+        self.heldout = SimpleNamespace(evaluations=evaluations, base_rows=[], backlog=0, advance=self.advance)
+        self.items = 0
+        self.work = SimpleNamespace(peek=lambda: self.item(), take=self.take)
 
     def __enter__(self) -> State:
         return self
@@ -59,22 +98,72 @@ class State:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def learned(self, step: StepResult) -> None:
-        self.recorded.append(step.version)
+    def begin(self, parts: Parts) -> None:
+        self.parts = parts
+
+    def item(self) -> Any:
+        return SimpleNamespace(index=self.items, image_ids=("x",))
+
+    def take(self) -> Any:
+        item, self.items = self.item(), self.items + 1
+        return item
+
+    def ended(self, task: Any, result: Any) -> None:
+        if not hasattr(task, "index"):
+            self.heldout.evaluations.done(task, [], {})
+
+    def learned(self, learning: Future[StepResult]) -> None:
+        self.recorded.append(learning.result().version)
+
+    def advance(self) -> bool:
+        self.heldout.evaluations.completed()
+        return len(self.heldout.evaluations) == 0
 
     def finish(self) -> State:
         return self
 
-    def begin(self, parts: Parts) -> None: ...
-    def rolled(self, report: Any) -> None: ...
-    def evaluate_if_due(self) -> None: ...
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    made: list[Any] = []
+
+    def keep(cls: type) -> Any:
+        def make(*args: Any) -> Any:
+            made.append(cls(*args))
+            return made[-1]
+
+        return make
+
+    monkeypatch.setattr(driver, "RunState", keep(State))
+    monkeypatch.setattr(driver, "Topology", keep(Parts))
+
+    def train(**config: Any) -> tuple[State, Parts]:
+        result = driver.train(RunConfig(model=tmp_path, **config), tmp_path)
+        assert result is made[0]
+        return made[0], made[1]
+
+    return train
 
 
-def test_the_last_step_is_recorded_though_rollouts_finish_while_it_is_being_saved(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(driver, "Topology", Parts)
-    monkeypatch.setattr(driver, "RunState", State)
-    monkeypatch.setattr(driver.Admission, "finished", lambda *_: None)
-    summary: Any = driver.train(RunConfig(model=Path("unused"), iterations=3), Path("unused"))
-    assert summary.recorded == [1, 2, 3]
+def test_a_step_counts_as_done_only_when_it_has_been_recorded(run: Any) -> None:
+    state, _ = run(iterations=3)
+    assert state.recorded == [1, 2, 3]
+
+
+def test_evaluations_go_on_beside_rollouts_and_the_run_waits_for_the_last(run: Any) -> None:
+    state, parts = run(iterations=1)
+    assert parts.rolled and len(state.heldout.evaluations) == 0
+
+
+def test_a_backlog_of_evaluations_holds_the_next_step_back(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = State.begin
+
+    def behind(self: State, parts: Parts) -> None:
+        begin(self, parts)
+        self.heldout.backlog = driver.MAX_EVALUATIONS
+        original = self.advance
+        self.heldout.advance = lambda: (setattr(self.heldout, "backlog", 0), original())[1]
+
+    monkeypatch.setattr(State, "begin", behind)
+    state, parts = run(iterations=1)
+    assert parts.learning.waited[0] is True and state.recorded == [1]
