@@ -112,7 +112,7 @@ def work(settings: StoreSettings, folder: Path) -> TrajectoryStream:
         for name in names:
             stream.publish(make_record(name, run_id="external", epoch=epoch))
         stream.read("dead", 2)
-        entries = stream.read("rank0", 9) + stream.reclaim_from("dead", "rank0")
+        entries = stream.read("rank0", 9) + stream.reclaim_others("rank0")
         assert sorted(entry.group_id for entry in entries) == names
         assert stream.settle(ids(entries), "consumed:step=1", epoch=epoch) == ["settled"] * 4
         assert stream.audit().ok and stream.audit().consumed == stream.audit().published
