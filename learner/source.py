@@ -182,7 +182,7 @@ class BatchSource:
         now = time.monotonic()
         if now - self._reclaimed >= RECLAIM_S:
             self._reclaimed = now
-            if taken := self.reading.reclaim_others(self.consumer):
+            if taken := self.reading.reclaim_others(self.consumer, self.epoch):
                 return taken
         return self.reading.read(self.consumer, count, block_ms=int(READ_S * 1000), epoch=self.epoch)
 

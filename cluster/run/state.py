@@ -234,7 +234,7 @@ class RunState:
     def finish(self) -> RunSummary:
         """Ledger and report of a completed run."""
         parts = self.parts
-        parts.stream.export_ledger(self.folder / "ledger.json")
+        parts.stream.export_ledger(self.folder / "ledger.json", parts.learning.epoch)
         seconds = self.identity["seconds"] + time.monotonic() - self.began
         peak = max(self.identity["peak_memory_mb"], self.memory.peak / 2**20)
         self._write_identity(seconds=seconds, peak_memory_mb=peak, dropped=self.counts)
