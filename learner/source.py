@@ -6,7 +6,6 @@ Only summaries travel here, a few kilobytes a group; each rank fetches the laten
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ from trajectories.schema import Summary
 from trajectories.stream import Entry, TrajectoryStream
 
 READ_S = 0.5  # longest wait for one answer of the stream, and so for a request to stop
-RECLAIM_S = 10.0  # between looks for what a consumer of an older epoch still took
 
 
 class BatchTimeout(TimeoutError):
@@ -100,7 +98,7 @@ class BatchSource:
         self._used_groups: dict[str, str] = {}  # entry id -> group id, of the same
         self._lock = threading.Lock()
         self._counts = _Counts()
-        self._reclaimed = float("-inf")
+        self._reclaimed = False
 
     def collect(self, version: int, stop: threading.Event) -> Batch:
         """B groups not older than `max_staleness` behind `version`; waits until they are there.
@@ -178,11 +176,11 @@ class BatchSource:
         return dict(counts.dropped), counts.refused
 
     def _next(self, count: int) -> Sequence[Entry]:
-        """Entries of an earlier epoch's reader first, then new ones."""
-        now = time.monotonic()
-        if now - self._reclaimed >= RECLAIM_S:
-            self._reclaimed = now
-            if taken := self.reading.reclaim_others(self.consumer, self.epoch):
+        """What earlier epochs' readers took and did not settle comes first, then new entries."""
+        if not self._reclaimed:
+            taken = self.reading.reclaim_others(self.consumer, self.epoch)
+            self._reclaimed = True
+            if taken:
                 return taken
         return self.reading.read(self.consumer, count, block_ms=int(READ_S * 1000), epoch=self.epoch)
 

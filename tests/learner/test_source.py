@@ -14,7 +14,7 @@ from tests.conftest import OpenStream
 from tests.trajectories.records import make_record
 from tests.trajectories.test_schema import with_metadata
 from trajectories.errors import StaleEpoch
-from trajectories.schema import encode
+from trajectories.schema import encode, encode_summary
 from trajectories.stream import TrajectoryStream
 
 FINGERPRINT, REWARD = "ddim-5", make_record("x").meta.reward_version  # of make_record, whose weights_version is 7
@@ -141,8 +141,9 @@ def test_a_reader_that_was_replaced_loses_nothing_and_settles_nothing(open_strea
 
 
 def test_a_record_of_another_schema_is_dropped_by_its_name(stream: TrajectoryStream) -> None:
-    payload = with_metadata(encode(make_record("past", run_id=stream.run_id)), schema_version=b"1")
-    stream.publish_payload("past", payload, rows=2, epoch=0)
+    record = make_record("past", run_id=stream.run_id)
+    payload, summary = (with_metadata(f(record), schema_version=b"1") for f in (encode, encode_summary))
+    stream.publish_payload("past", payload, summary, rows=2, epoch=0)
     publish(stream, "g0", "g1")
     gather = source(stream)
     assert names(collect(gather, 7)) == ["g0", "g1"]
