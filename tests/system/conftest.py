@@ -113,7 +113,7 @@ class Run:
 Start = Callable[..., Run]
 
 
-def starter(workplace: Path, folder: Path) -> Iterator[Start]:
+def starter(workplace: Path, folder: Path, environment: dict[str, str] | None = None) -> Iterator[Start]:
     runs: list[Run] = []
 
     def begin(name: str, *overrides: str, resume: bool = False) -> Run:
@@ -122,7 +122,7 @@ def starter(workplace: Path, folder: Path) -> Iterator[Start]:
         command = [sys.executable, "-m", "cluster.cli", "train", *where, *overrides]
         with log.open("wb") as output:
             process = subprocess.Popen(
-                command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=environment
             )
         runs.append(Run(target, process, log))
         return runs[-1]

@@ -17,6 +17,17 @@ class Contrast:
         return (grey.std(1) / 16).astype(np.float32)
 
 
+class Percent(Contrast):
+    """The same on another scale, 30 to 100."""
+
+    name = "percent"
+    version = "percent-1"
+    range = (0.0, 100.0)
+
+    def score(self, images: np.ndarray) -> np.ndarray:
+        return 30 + 10 * super().score(images)
+
+
 class NotANumber(Contrast):
     name = version = "nan"
 

@@ -1,0 +1,151 @@
+"""Several runs, and jobs, on one Ray cluster that none of them started."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.report.records import read_metrics
+from cluster.report.run_audit import audit_run
+from tests.system.conftest import ROOT, Run, Start, starter
+
+pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
+RAY = str(Path(sys.executable).with_name("ray"))
+ENV = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_agent_register_timeout_ms": "120000"}
+
+
+@dataclass
+class Cluster:
+    address: str
+    dashboard: str
+    environment: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    log = tmp_path_factory.mktemp("head") / "log"
+    environment = {**os.environ, **ENV, "PYTHONPATH": str(ROOT)}
+    environment.pop("RAY_ADDRESS", None)
+    command = [RAY, "start", "--head", "--port=0", "--num-cpus=4", "--dashboard-port=0", "--block"]
+    command += ["--object-store-memory=400000000", "--node-ip-address=127.0.0.1"]
+    with log.open("wb") as output:
+        head = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
+    try:
+        deadline = time.monotonic() + 120
+        while not (found := re.search(r"--address='?([\d.]+:\d+)", log.read_text())):
+            assert head.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        shown = re.search(r"127\.0\.0\.1:\d+|http://[\d.]+:\d+", log.read_text().split("dashboard")[-1])
+        yield Cluster(found[1], (shown[0] if shown else "").removeprefix("http://"), environment)
+    finally:
+        family = psutil.Process(head.pid).children(recursive=True)
+        head.terminate()
+        for process in family:
+            try:
+                process.kill()
+            except psutil.Error:
+                continue
+        head.wait(30)
+
+
+@pytest.fixture
+def start(workplace: Path, tmp_path: Path, cluster: Cluster) -> Iterator[Start]:
+    for begin in starter(workplace, tmp_path, cluster.environment):
+        where = [f"cluster.address={cluster.address}", "cluster.auth=disabled"]
+        yield lambda name, *overrides, **more: begin(name, *where, *overrides, **more)
+
+
+def rewards(run: Run) -> list[float]:
+    return [r["reward_mean"] for r in read_metrics(run.folder, "train")]
+
+
+def test_two_runs_side_by_side_have_each_its_own_scorer_and_both_complete(start: Start, cluster: Cluster) -> None:
+    first = start("contrast", "iterations=6")
+    second = start("percent", "iterations=3", "reward.scorer=tests.system.scorers:Percent")
+    assert second.wait() == 0, second.output()
+    assert first.wait() == 0, first.output()
+    assert len(rewards(first)) == 6 and len(rewards(second)) == 3
+    assert all(0 < r < 15 for r in rewards(first)) and all(30 < r < 130 for r in rewards(second))
+    assert all(audit_run(run.folder)[0].ok for run in (first, second))
+
+
+def test_a_third_process_uses_the_reward_service_of_neither_by_accident(start: Start, cluster: Cluster) -> None:
+    run = start("busy", "iterations=200")
+    run.wait_for_iteration(1)
+    script = (
+        "import sys, numpy as np, ray\n"
+        f"ray.init(address='{cluster.address}', namespace='restorl', logging_level='ERROR')\n"
+        "from reward_service.service import status\n"
+        "from reward_service.settings import reward_app_name\n"
+        "print(status('reward')['status'], status(reward_app_name('another'))['status'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=cluster.environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.split() == ["NOT_STARTED", "NOT_STARTED"], done.stdout + done.stderr
+    os.kill(run.process.pid, signal.SIGTERM)
+    assert run.wait(120) == 143, run.output()
+
+
+def test_a_stopped_job_ends_in_order_leaves_no_process_and_goes_on(
+    workplace: Path, tmp_path: Path, cluster: Cluster
+) -> None:
+    folder = tmp_path / "job"
+    words = ["train", str(workplace / "recipe.yaml"), "--run", str(folder), "iterations=200"]
+    words += ["store.publish_timeout_s=60"]
+    where = [f"--address=http://{cluster.dashboard}"]
+    job = f"restorl-{os.getpid()}"
+    submit = [RAY, "job", "submit", *where, "--submission-id", job, "--no-wait"]
+    entry = [sys.executable, "-m", "cluster.cli", *words]
+    subprocess.run([*submit, "--", *entry], cwd=ROOT, env=cluster.environment, check=True, timeout=120)
+    deadline = time.monotonic() + 300
+    metrics = folder / "metrics.jsonl"
+    while not (metrics.exists() and '"kind": "train"' in metrics.read_text()):
+        assert time.monotonic() < deadline, _logs(where, job, cluster)
+        time.sleep(0.3)
+    subprocess.run([RAY, "job", "stop", *where, job], cwd=ROOT, env=cluster.environment, check=True, timeout=120)
+    logs = _logs(where, job, cluster)
+    assert f"--resume {folder}" in logs and "Traceback" not in logs, logs
+    assert _of_run(folder) == []
+    resumed = Run(folder, *_resume(folder, tmp_path, cluster))
+    assert resumed.wait() == 0, resumed.output()
+    report, _ = audit_run(folder)
+    assert report.ok, report.render()
+
+
+def _resume(folder: Path, tmp_path: Path, cluster: Cluster) -> tuple[subprocess.Popen[bytes], Path]:
+    done = len(read_metrics(folder, "train"))
+    log = tmp_path / "resumed.log"
+    command = [sys.executable, "-m", "cluster.cli", "train", "--resume", str(folder), f"iterations={done + 1}"]
+    command += [f"cluster.address={cluster.address}", "cluster.auth=disabled"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=cluster.environment, stdout=output, stderr=output)
+    return process, log
+
+
+def _of_run(folder: Path) -> list[str]:
+    """Processes that have the run folder in their command line or work in it."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if str(folder) in " ".join(process.cmdline()) or str(folder) in process.cwd():
+                found.append(" ".join(process.cmdline()))
+        except psutil.Error:
+            continue
+    return found
+
+
+def _logs(where: list[str], job: str, cluster: Cluster) -> str:
+    command = [RAY, "job", "logs", *where, job]
+    done = subprocess.run(command, cwd=ROOT, env=cluster.environment, capture_output=True, text=True, timeout=120)
+    return done.stdout + done.stderr
