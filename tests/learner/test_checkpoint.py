@@ -1,11 +1,18 @@
 import errno
+import hashlib
+import json
 import os
+import subprocess
+import tracemalloc
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 
 from learner import checkpoint
-from learner.checkpoint import CheckpointError
+from learner.checkpoint import CheckpointError, Sink
+from learner.tensor_file import tensor_writer
 
 FILES = {"weights.safetensors": b"w" * 1000, "learner.json": b"{}"}
 
@@ -51,25 +58,156 @@ def test_a_full_disk_leaves_the_previous_checkpoint_and_nothing_else(
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 def test_the_systems_own_disk_full_error_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def to_full_disk(path: Path, content: bytes) -> None:
-        with open("/dev/full", "wb") as file:
-            file.write(content)
-            file.flush()
+    opened = open
 
-    monkeypatch.setattr(checkpoint, "_write_file", to_full_disk)
+    def on_full_disk(path: Path, mode: str) -> object:
+        return opened("/dev/full", mode)
+
+    monkeypatch.setattr("builtins.open", on_full_disk)
     with pytest.raises(CheckpointError, match="No space left"):
         checkpoint.write(tmp_path, 1, FILES)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
+def test_a_disk_that_fills_up_while_a_file_is_streamed_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this system lets nobody mount a tmpfs")
+    try:
+        root = tmp_path / "checkpoints"
+        previous = checkpoint.write(root, 1, FILES)
+        large = tensor_writer({"w": torch.zeros(2, 1 << 20)})
+        with pytest.raises(CheckpointError, match=r"after [34]\.\d MB: .*No space left") as error:
+            checkpoint.write(root, 2, {"a.json": b"{}", "weights.safetensors": large})
+        assert "free space" in str(error.value)
+        assert [p.name for p in root.iterdir()] == [previous.name] and checkpoint.read(previous) == FILES
+        assert checkpoint.read(checkpoint.write(root, 3, FILES)) == FILES  # the space is free again
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_any_buffer_or_writer_is_written_and_hashed_as_bytes_are(tmp_path: Path) -> None:
+    def in_pieces(sink: Sink) -> None:
+        for start in range(0, len(content), 1_000_003):
+            assert sink.write(content[start : start + 1_000_003]) == len(content[start : start + 1_000_003])
+
+    content = bytes(range(256)) * 12_345
+    numbers = memoryview(torch.arange(7, dtype=torch.int32).numpy())
+    files = {"bytes": content, "writer": in_pieces, "buffer": memoryview(content), "numbers": numbers, "empty": b""}
+    folder = checkpoint.write(tmp_path, 1, files)
+    manifest = json.loads((folder / "manifest.json").read_bytes())["files"]
+    for name in ("bytes", "writer", "buffer"):
+        assert manifest[name] == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    found = checkpoint.read(folder)
+    assert [found[name] for name in files] == [content, content, content, numbers.tobytes(), b""]
+    assert checkpoint.sizes(folder) == {name: len(found[name]) for name in files}
+
+
+def test_streamed_tensors_are_never_held_twice(tmp_path: Path) -> None:
+    tensors = {f"w{i}": torch.full((1 << 19,), float(i)) for i in range(8)}  # 2 MiB each
+    tracemalloc.start()
+    try:
+        folder = checkpoint.write(tmp_path, 1, {"weights.safetensors": tensor_writer(tensors)})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20  # of Python's; torch copies nothing, as these are contiguous and on the CPU
+    found = safetensors.torch.load(checkpoint.read(folder)["weights.safetensors"])
+    assert found.keys() == tensors.keys() and all(torch.equal(found[n], t) for n, t in tensors.items())
+
+
+def test_a_tensor_file_holds_every_shape_and_dtype_that_training_has() -> None:
+    tensors = {
+        "scalar": torch.tensor(3.0, dtype=torch.float64),
+        "ünïcode": torch.randn(4, 6).t(),
+        "half": torch.randn(5).bfloat16(),
+        "none": torch.zeros(0, 3),
+        "step": torch.arange(3, dtype=torch.int32),
+        "raw": torch.arange(3, dtype=torch.uint8),
+        "needs_grad": torch.nn.Parameter(torch.randn(2)),
+    }
+    written = bytearray()
+
+    class Memory:
+        def write(self, data: bytes | memoryview, /) -> int:
+            written.extend(data)
+            return len(data)
+
+    tensor_writer(tensors)(Memory())
+    found = safetensors.torch.load(bytes(written))
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[n], t) and found[n].dtype == t.dtype for n, t in tensors.items())
+    with pytest.raises(ValueError, match="'c' is torch.complex64"):
+        tensor_writer({"c": torch.zeros(2, dtype=torch.complex64)})
+
+
+def test_a_writer_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    previous = checkpoint.write(tmp_path, 1, FILES)
+
+    def interrupted(sink: Sink) -> None:
+        sink.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.write(tmp_path, 2, {"weights.safetensors": interrupted})
+    assert list(tmp_path.iterdir()) == [previous]
+
+
+def test_protected_steps_stay_whatever_their_age(tmp_path: Path) -> None:
+    def left() -> list[int]:
+        return [checkpoint.step_of(p) for p in checkpoint.checkpoints(tmp_path)]
+
+    for step in range(1, 6):
+        checkpoint.write(tmp_path, step, FILES, keep=2, protect={2})
+    assert left() == [2, 4, 5]
+    checkpoint.write(tmp_path, 6, FILES, keep=2)
+    assert left() == [5, 6]
+
+
+def test_old_ones_that_cannot_be_deleted_do_not_fail_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    checkpoint.write(tmp_path, 1, FILES)
+    monkeypatch.setattr(checkpoint, "_remove", read_only)
+    assert checkpoint.read(checkpoint.write(tmp_path, 2, FILES, keep=1)) == FILES
+
+
+def test_some_files_are_read_and_verified_without_touching_the_others(tmp_path: Path) -> None:
+    folder = checkpoint.write(tmp_path, 1, FILES)
+    (folder / "weights.safetensors").write_bytes(b"damaged")
+    assert checkpoint.read(folder, ["learner.json"]) == {"learner.json": b"{}"}
+    with pytest.raises(CheckpointError, match="weights.safetensors is damaged"):
+        checkpoint.read(folder, ["weights.safetensors"])
+    with pytest.raises(CheckpointError, match="holds no average.safetensors, only weights.safetensors, learner.json"):
+        checkpoint.read(folder, ["average.safetensors"])
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/b", "", "..", "manifest.json"])
+def test_no_file_of_a_checkpoint_lies_outside_it(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="no name of a file"):
+        checkpoint.write(tmp_path, 1, {name: b""})
+    folder = checkpoint.write(tmp_path, 1, FILES)
+    entry = {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps({"format": 1, "files": {name: entry}}))
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        checkpoint.read(folder)
 
 
 def test_an_interrupted_write_is_no_checkpoint_and_does_not_block_the_next(tmp_path: Path) -> None:
     half = tmp_path / ".writing_step_000002"
     half.mkdir()
     (half / "learner.json").write_bytes(b"{")
-    (tmp_path / "step_000003").mkdir()
+    (tmp_path / ".writing_step_000001").mkdir()  # of a killed writer, whose step does not come again
+    for odd in ("step_000003", "step_old"):
+        (tmp_path / odd).mkdir()
+    (tmp_path / "step_old" / "manifest.json").write_text("{}")
     assert checkpoint.latest(tmp_path) is None
     folder = checkpoint.write(tmp_path, 2, FILES)
-    assert checkpoint.read(folder) == FILES and not half.exists()
+    assert checkpoint.read(folder) == FILES and list(tmp_path.glob(".*")) == []
 
 
 def test_damage_and_other_formats_are_refused(tmp_path: Path) -> None:
