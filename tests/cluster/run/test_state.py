@@ -1,0 +1,168 @@
+"""What the driver makes of failures: what comes back, what is quarantined, what ends the run."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import Future
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from actors.work import Quarantined, WorkItem, WorkReport, WorkSequence
+from cluster.config.recipe import RunConfig
+from cluster.report.records import MetricsLog, read_metrics
+from cluster.run.evaluations import EvaluationPart, Evaluations
+from cluster.run.failures import Failure, Fatal, Kind, Patience
+from cluster.run.learning import StepResult
+from cluster.run.state import MAX_FAILURES, RunState
+from cluster.run.work_queue import WorkQueue
+from learner.batch import Refused
+from learner.group import LearnerDied, LearnerFailed
+from trajectories.errors import StaleEpoch
+
+
+class Metrics:
+    """Takes every figure."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
+
+
+class Learning:
+    def __init__(self) -> None:
+        self.patience, self.recovered, self.republished = Patience("the learner", 2, pause_s=0.0), 0, 0
+
+    def recover(self) -> None:
+        self.recovered += 1
+
+    def publish_again(self) -> None:
+        self.republished += 1
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> RunState:
+    made = RunState(RunConfig(model=tmp_path), tmp_path, resume=False)
+    made.log = MetricsLog(tmp_path, tensorboard=False)
+    made.iteration_began = 0.0
+    made.notes = []  # type: ignore[attr-defined]
+    made.display = SimpleNamespace(note=made.notes.append, update=lambda *_, **__: None)  # type: ignore
+    made.work = WorkQueue(WorkSequence(["a", "b"], 2, seed=0))
+    evaluations = Evaluations({"x": (8, 8), "y": (8, 8)}, batch=2)
+    heldout = SimpleNamespace(evaluations=evaluations, learned=lambda v: None, rewinds=[])
+    heldout.failed = lambda part, failure: heldout.rewinds.append(("failed", part, failure))
+    heldout.rewind = lambda version: heldout.rewinds.append(version)
+    made.heldout = heldout  # type: ignore[assignment]
+    made.parts = SimpleNamespace(  # type: ignore[assignment]
+        metrics=Metrics(),
+        learning=Learning(),
+        version=1,
+        rolling=set,
+        stream=SimpleNamespace(depth=lambda: SimpleNamespace(entries=0, nbytes=0)),
+    )
+    return made
+
+
+def late(reason: str = "reward:timeout") -> Failure:
+    return Failure(Kind.TRANSIENT, reason, "no reply", "raise reward.deadline_s")
+
+
+def ended_with(error: Exception | None = None, step: StepResult | None = None) -> Future[StepResult | None]:
+    done: Future[StepResult | None] = Future()
+    if error is not None:
+        done.set_exception(error)
+    else:
+        done.set_result(step)
+    return done
+
+
+def test_an_item_whose_actor_died_is_rolled_out_again(state: RunState) -> None:
+    item = state.work.take()
+    state.ended(item, Failure(Kind.TRANSIENT, "process", "killed"))
+    state.work.again[0] = (0.0, state.work.again[0][1])  # its pause has passed
+    assert state.work.take() == item
+
+
+def test_a_late_reward_is_borne_so_often_without_progress_and_ends_the_run_then(state: RunState) -> None:
+    item = WorkItem(0, ("a", "b"))
+    for _ in range(MAX_FAILURES):
+        state.ended(item, late())
+    state.ended(item, WorkReport(0, 0, published=2))
+    for _ in range(MAX_FAILURES):
+        state.ended(item, late())
+    with pytest.raises(Fatal, match=r"rollouts failed 21 times without progress.*no reply; raise reward.deadline_s"):
+        state.ended(item, late())
+
+
+def test_work_of_an_epoch_that_is_over_comes_back_and_counts_as_no_failure(state: RunState) -> None:
+    """One death of the learner with 20 items in flight ended the run."""
+    for index in range(3 * MAX_FAILURES):
+        state.ended(WorkItem(index, ("a", "b")), Failure(Kind.TRANSIENT, "epoch", "epoch 1 is over"))
+    assert len(state.work.again) == 3 * MAX_FAILURES
+
+
+def test_a_picture_that_cannot_be_used_is_written_down_once_told_and_counted(state: RunState, tmp_path: Path) -> None:
+    for n in range(3):
+        bad = Quarantined(f"{n:08d}-000", "picture", "a.png is cut off")
+        state.ended(WorkItem(n, ("a", "b")), WorkReport(n, 0, published=1, quarantined=(bad,)))
+    lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert [line["what"] for line in lines] == ["00000000-000", "00000001-000", "00000002-000"]
+    assert state.counts == {"picture": 3}
+    assert len(state.notes) == 1 and "a.png is cut off" in state.notes[0]  # type: ignore[attr-defined]
+
+
+def test_items_of_which_nothing_can_be_used_end_the_run_with_the_last_reason(state: RunState) -> None:
+    with pytest.raises(Fatal, match="gave nan"):
+        for n in range(MAX_FAILURES + 1):
+            bad = tuple(Quarantined(g, "reward:invalid", "scorer gave nan") for g in WorkItem(n, ("a", "b")).group_ids)
+            state.ended(WorkItem(n, ("a", "b")), WorkReport(n, 0, published=0, quarantined=bad))
+
+
+def test_an_error_of_the_code_in_an_actor_ends_the_run_at_once(state: RunState) -> None:
+    with pytest.raises(Fatal, match="KeyError"):
+        state.ended(WorkItem(0, ("a",)), Failure(Kind.FATAL, "error", "KeyError: 'x'"))
+
+
+def test_weights_that_were_lost_with_a_node_are_published_again(state: RunState) -> None:
+    state.ended(WorkItem(0, ("a",)), Failure(Kind.TRANSIENT, "object", "lost"))
+    assert state.parts.learning.republished == 1  # type: ignore[attr-defined]
+
+
+def test_a_late_reward_in_an_evaluation_costs_one_more_try(state: RunState) -> None:
+    part = EvaluationPart(1, ("x",), None)
+    state.ended(part, late())
+    assert state.heldout.rewinds[0][:2] == ("failed", part)  # type: ignore[attr-defined]
+
+
+def test_a_dead_rank_brings_the_learner_back_and_a_step_renews_the_patience(state: RunState) -> None:
+    for _ in range(3):
+        state.learned(ended_with(LearnerDied(0, "SIGKILL")))
+        state.learned(ended_with(step=StepResult(1, {})))
+    assert state.parts.learning.recovered == 3  # type: ignore[attr-defined]
+    with pytest.raises(Fatal, match="the learner failed 3 times without progress.*SIGKILL"):
+        for _ in range(3):
+            state.learned(ended_with(LearnerDied(0, "SIGKILL")))
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (LearnerFailed(0, "step", FloatingPointError("loss is nan")), "loss is nan; resume with a lower optimiser.lr"),
+        (LearnerFailed(1, "prepare", RuntimeError("CUDA out of memory")), "CUDA out of memory; lower rollout"),
+        (LearnerFailed(0, "step", KeyError("x")), "KeyError"),
+        (StaleEpoch("this process was replaced and must stop"), "replaced"),
+    ],
+)
+def test_what_would_fail_again_ends_the_run_with_its_cause(state: RunState, error: Exception, said: str) -> None:
+    """A NaN loss was restarted for ever, its reason thrown away."""
+    with pytest.raises(Fatal, match=said):
+        state.learned(ended_with(error))
+    assert state.parts.learning.recovered == 0  # type: ignore[attr-defined]
+
+
+def test_groups_that_the_learner_refused_are_quarantined_with_the_step(state: RunState, tmp_path: Path) -> None:
+    refused = [Refused("00000003-001", "picture", "b.png is gone")]
+    state.learned(ended_with(step=StepResult(1, {"reward_mean": 1.0}, {"picture": 1}, refused)))
+    assert json.loads((tmp_path / "quarantine.jsonl").read_text())["detail"] == "b.png is gone"
+    assert read_metrics(tmp_path, "train")[0]["dropped:picture"] == 1
