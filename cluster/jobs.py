@@ -12,6 +12,7 @@ of whoever started the head, which need not have Ray.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -20,16 +21,20 @@ import shlex
 import socket
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from cluster.local_ray import LocalRay, address_of_ray_start, folder_of_sessions, too_long_for_sockets
+from cluster.run.interrupts import keep_handlers
+
 CONNECTION_FILE = "ray.json"
 TOKEN_FILE = "ray_token"
+LOCK_FILE = "ray.lock"
 REACH_TIMEOUT_S = 5.0
-START_ATTEMPTS = 4
 # Roles share cores: a spinning OpenMP thread of one would starve the others.
 WORKER_ENV = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 LOCAL_ENV = {
@@ -48,8 +53,9 @@ class ClusterSettings:
     """Where Ray runs.
 
     Attributes:
-        address: "local" starts a cluster of our own on this machine, "auto" joins the running one, "host:port" or
-            "ray://host:port" a certain one. Within a Ray job, and where RAY_ADDRESS is set, "local" means "auto".
+        address: "local" starts a cluster of our own on this machine, "auto" joins that of RAY_ADDRESS or of
+            `ray start` on this machine (never the own one of another run), "host:port" or "ray://host:port" a certain
+            one. Within a Ray job, and where RAY_ADDRESS is set, "local" means "auto".
         num_cpus, num_gpus, resources, object_store_mb: of a local cluster; null lets Ray count.
         dashboard, dashboard_port: of a local cluster; it listens on loopback.
         metrics_port: of a local cluster, where Prometheus finds the metrics (without a token); null takes a free one.
@@ -96,10 +102,9 @@ class Connection:
         metrics_ports: of the nodes on this machine.
     """
 
-    def __init__(self, address: str, namespace: str, local: bool, dashboard_url: str | None, undo: Mapping[str, Any]):
+    def __init__(self, address: str, namespace: str, dashboard_url: str | None, exits: ExitStack, local: bool):
         self.address, self.namespace, self.local, self.dashboard_url = address, namespace, local, dashboard_url
-        self._undo = dict(undo)
-        self._remove: list[Path] = []
+        self._exits = exits
 
     @property
     def metrics_ports(self) -> list[int]:
@@ -108,18 +113,8 @@ class Connection:
         return [node["MetricsExportPort"] for node in ray.nodes() if node["Alive"]]
 
     def shutdown(self) -> None:
-        """Leave, or stop a cluster of our own; a second call does nothing."""
-        import ray
-
-        ray.shutdown()
-        for path in self._remove:
-            path.unlink(missing_ok=True)
-        for name, value in self._undo.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-        self._undo, self._remove = {}, []
+        """Leave, or stop a cluster of our own to its last process; a second call does nothing."""
+        self._exits.close()
 
     def __enter__(self) -> Connection:
         return self
@@ -142,54 +137,61 @@ def connect(settings: ClusterSettings, folder: Path | None = None, env: Mapping[
         ClusterError: no cluster there, a token that is missing or refused.
     """
     address = effective_address(settings)
-    variables = {**WORKER_ENV, **(env or {})}
-    path = _token_path(settings, address, folder)
-    auth = _auth_variables(settings, address, path)
-    undo = _set_environment({**auth, **({**LOCAL_ENV, **variables} if address == "local" else {})})
-    if address not in ("local", "auto"):
-        _require_reachable(address)
+    own = address == "local"
+    if own and (advice := too_long_for_sockets()):
+        raise ClusterError(advice)
+    if address == "auto":
+        address = _running_cluster()
+    with ExitStack() as exits:
+        if folder is not None:
+            exits.enter_context(_locked(Path(folder)))
+        variables = {**WORKER_ENV, **(env or {})}
+        path = _token_path(settings, address, folder)
+        if own and path is not None:
+            exits.callback(path.unlink, missing_ok=True)
+        auth = _auth_variables(settings, address, path)
+        undo = _set_environment({**auth, **({**LOCAL_ENV, **variables} if own else {})})
+        exits.callback(_set_environment, undo)
+        if not own:
+            _require_reachable(address)
 
-    import ray
+        import ray
 
-    _refresh_ray_authentication()
-    options: dict[str, Any] = {"namespace": settings.namespace, "log_to_driver": settings.log_to_driver}
-    options |= {"logging_level": logging.WARNING, "configure_logging": False}
-    if address == "local":
-        options |= {"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus}
-        options |= {"resources": settings.resources or None, "include_dashboard": settings.dashboard}
-        options |= {"dashboard_host": "127.0.0.1", "dashboard_port": settings.dashboard_port}
-        options |= {"_metrics_export_port": settings.metrics_port}
-        if settings.object_store_mb is not None:
-            options["object_store_memory"] = settings.object_store_mb * 2**20
-    else:
-        options["runtime_env"] = {"env_vars": variables}
-    try:
-        context = _init(address, options)
-    except Exception as error:
-        _set_environment(undo)
-        raise ClusterError(_advice(address, error)) from error
-    url = getattr(context, "dashboard_url", None)
-    joined = address if address.startswith("ray://") else ray.get_runtime_context().gcs_address
-    connection = Connection(joined, settings.namespace, address == "local", f"http://{url}" if url else None, undo)
-    if folder is not None:
-        _describe(connection, Path(folder), auth)
-        if connection.local:
-            connection._remove += [Path(folder) / CONNECTION_FILE, Path(folder) / TOKEN_FILE]
-    return connection
-
-
-def _init(address: str, options: dict[str, Any]) -> Any:
-    """ray.init; Ray gives a starting node 30 s, too few on a small machine that is busy, so a local one is retried."""
-    import ray
-
-    for left in reversed(range(START_ATTEMPTS if address == "local" else 1)):
+        _refresh_ray_authentication()
+        options: dict[str, Any] = {"namespace": settings.namespace, "log_to_driver": settings.log_to_driver}
+        options |= {"logging_level": logging.WARNING, "configure_logging": False}
+        if own:
+            options |= {"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus}
+            options |= {"resources": settings.resources or None, "include_dashboard": settings.dashboard}
+            options |= {"dashboard_host": "127.0.0.1", "dashboard_port": settings.dashboard_port}
+            options |= {"_metrics_export_port": settings.metrics_port}
+            if settings.object_store_mb is not None:
+                options["object_store_memory"] = settings.object_store_mb * 2**20
+        else:
+            options["runtime_env"] = {"env_vars": variables}
         try:
-            return ray.init(address=address, **options)
+            if own:
+                cluster = LocalRay()
+                exits.callback(cluster.stop)
+                context = cluster.start(options)
+            else:
+                with keep_handlers():
+                    context = ray.init(address=address, **options)
         except Exception as error:
             ray.shutdown()
-            if not left or "timed out during startup" not in str(error):
-                raise
-    raise AssertionError("unreachable")
+            raise ClusterError(_advice(address, error)) from error
+        except BaseException:  # interrupted
+            ray.shutdown()
+            raise
+        exits.callback(ray.shutdown)
+        url = getattr(context, "dashboard_url", None)
+        joined = address if address.startswith("ray://") else ray.get_runtime_context().gcs_address
+        connection = Connection(joined, settings.namespace, f"http://{url}" if url else None, ExitStack(), own)
+        if folder is not None:
+            _describe(connection, Path(folder), auth)
+            exits.callback((Path(folder) / CONNECTION_FILE).unlink, missing_ok=True)
+        connection._exits = exits.pop_all()
+    return connection
 
 
 def attach(folder: Path) -> Connection:
@@ -224,6 +226,34 @@ def in_ray_job() -> bool:
 def entrypoint(arguments: Iterable[str] = ()) -> str:
     """Shell words that run `restorl` with this environment's interpreter, for `ray job submit --`."""
     return shlex.join([sys.executable, "-m", "cluster.cli", *arguments])
+
+
+def _running_cluster() -> str:
+    """What "auto" means. Ray itself would take any cluster whose processes it sees, another run's own one too."""
+    given = os.environ.get("RAY_ADDRESS", "")
+    if given not in ("", "auto", "local"):
+        if _host_and_port(given) is None or "://" in given.removeprefix("ray://"):
+            raise ClusterError(f"RAY_ADDRESS={given} is no cluster's address; set it to host:port or ray://host:port")
+        return given
+    found = address_of_ray_start()
+    if found is None:
+        raise ClusterError(
+            "no cluster was started with `ray start` on this machine; start one, or give cluster.address=host:port, "
+            "or cluster.address=local"
+        )
+    return found
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One driver a run folder: a second one would replace the first one's token. The kernel frees it with a death."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK_FILE, "a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ClusterError(f"{folder}: another process runs this run; wait for its end, or stop it") from None
+        yield
 
 
 def _token_path(settings: ClusterSettings, address: str, folder: Path | None) -> Path | None:
@@ -303,7 +333,7 @@ def _advice(address: str, error: BaseException) -> str:
             f"Ray at {address} refused the token ({reason}); set cluster.token_path or RAY_AUTH_TOKEN_PATH to its file"
         )
     if address == "local":
-        return f"Ray can't start on this machine ({reason}); see /tmp/ray/session_latest/logs"
+        return f"Ray can't start on this machine ({reason}); see {folder_of_sessions()}/session_latest/logs"
     return f"Ray at {address} can't be reached ({reason}); start it (`ray start --head`) or set cluster.address=local"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
-USER_MISTAKE, INTERRUPTED = 2, 130
+USER_MISTAKE, SIGNALLED = 2, 128  # the latter plus the number of the signal
 DEBUG = "RESTORL_DEBUG"
 
 # By name: the rooms share no base class, and importing them all would cost seconds before any command starts.
@@ -50,6 +51,20 @@ def message_of(error: BaseException) -> str:
     return str(cause if isinstance(cause, BaseException) else error).strip() or type(error).__name__
 
 
+def status_of(interrupt: KeyboardInterrupt) -> int:
+    """As a shell tells it: 130 of SIGINT, 143 of SIGTERM, 129 of SIGHUP.
+
+    The signal is an attribute of the exception, or of the one it came from.
+    """
+    error: BaseException | None = interrupt
+    while error is not None:
+        number = getattr(error, "signal", None)
+        if isinstance(number, int):
+            return SIGNALLED + number
+        error = error.__cause__ or error.__context__
+    return SIGNALLED + signal.SIGINT
+
+
 @contextmanager
 def as_mistake(*kinds: type[Exception]) -> Iterator[None]:
     """Errors of general kinds, raised in here, are the user's."""
@@ -60,7 +75,7 @@ def as_mistake(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
-    """A command that ends with status 2 on a user's mistake and with 130 on Ctrl-C."""
+    """A command that ends with status 2 on a user's mistake, with 130 on Ctrl-C and with 143 on SIGTERM."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -68,7 +83,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except KeyboardInterrupt as error:
             say(str(error) or "stopped")
-            raise SystemExit(INTERRUPTED) from None
+            raise SystemExit(status_of(error)) from None
         except Exception as error:
             if not is_expected(error):
                 raise

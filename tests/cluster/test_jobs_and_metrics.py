@@ -18,7 +18,6 @@ from cluster.jobs import (
     ClusterError,
     ClusterSettings,
     Connection,
-    _init,
     attach,
     connect,
     effective_address,
@@ -86,13 +85,57 @@ def test_a_job_joins_its_cluster_and_keeps_the_environment_it_was_submitted_with
     assert other.stdout.split() == ["False", "yes", "PASSIVE"], other
 
 
+def test_no_other_process_finds_the_cluster_by_auto(cluster: Connection, tmp_path: Path) -> None:
+    code = (
+        "import ray; from cluster.jobs import *\n"
+        "try: connect(ClusterSettings('auto'))\n"
+        "except ClusterError as error: print(error)\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"TMPDIR": str(tmp_path)}
+    if Path("/tmp/ray/ray_current_cluster").exists():
+        pytest.skip("somebody has used `ray start` on this machine")
+    stranger = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert "no cluster was started with `ray start` on this machine" in stranger.stdout, stranger
+
+
+def test_auto_is_the_cluster_of_ray_start_or_of_ray_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:9\n")
+    with pytest.raises(ClusterError, match="127.0.0.1:9 can't be reached"):
+        connect(ClusterSettings("auto", auth="disabled"))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:7")
+    with pytest.raises(ClusterError, match="127.0.0.1:7 can't be reached"):
+        connect(ClusterSettings("auto", auth="disabled"))
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    with pytest.raises(ClusterError, match="RAY_ADDRESS=http://127.0.0.1:8265 is no cluster's address"):
+        connect(ClusterSettings(auth="disabled"))
+
+
+def test_a_second_driver_in_one_run_folder_is_refused_and_spoils_nothing(cluster: Connection, run_folder: Path) -> None:
+    before = {name: (run_folder / name).read_bytes() for name in ("ray.json", "ray_token")}
+    with pytest.raises(ClusterError, match="another process runs this run"):
+        connect(ClusterSettings(num_cpus=1), run_folder)
+    assert before == {name: (run_folder / name).read_bytes() for name in before}
+
+
+def test_a_temporary_folder_too_deep_for_sockets_is_told_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/" + "x" * 86)
+    with pytest.raises(ClusterError, match=r"TMPDIR=/x+ makes .* set RAY_TMPDIR=/tmp"):
+        connect(ClusterSettings(num_cpus=1), tmp_path)
+
+
 def test_metrics_of_driver_and_actors_appear_on_the_metrics_port(cluster: Connection) -> None:
     import ray
 
     @ray.remote(num_cpus=0)
     class Actor:
         def work(self) -> float:
-            self.metrics = RunMetrics("actor")  # kept: Ray exports what lives
+            self.metrics = RunMetrics("actor", "demo-1")  # kept: Ray exports what lives
             with self.metrics.phase("rollout") as took:
                 time.sleep(0.02)
             self.metrics.published(4)
@@ -101,7 +144,7 @@ def test_metrics_of_driver_and_actors_appear_on_the_metrics_port(cluster: Connec
 
     actor = Actor.remote()  # type: ignore[attr-defined]
     assert ray.get(actor.work.remote()) >= 0.02
-    driver = RunMetrics()
+    driver = RunMetrics("driver", "demo-1")
     driver.dropped("stale", 3)
     driver.dropped("stale", 0)
     driver.queue(7, 1000)
@@ -124,6 +167,7 @@ def test_metrics_of_driver_and_actors_appear_on_the_metrics_port(cluster: Connec
         )
         lines = [line for line in text.splitlines() if line.startswith("ray_restorl_")]
         found = {w for w in wanted for s in lines if f"_{w[0]}" in s and w[1] in s and s.endswith(" " + w[2])}
+        assert all('run="demo-1"' in line for line in lines)
         if found == wanted:
             return
         time.sleep(1)
@@ -132,7 +176,7 @@ def test_metrics_of_driver_and_actors_appear_on_the_metrics_port(cluster: Connec
 
 def test_without_ray_phases_are_timed_and_nothing_else_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.metrics.ray_is_running", lambda: False)
-    metrics = RunMetrics()
+    metrics = RunMetrics("driver", "demo-1")
     with pytest.raises(ZeroDivisionError), metrics.phase("step") as took:
         _ = 1 / 0
     assert 0 < took.seconds < 1 and not metrics._made
@@ -183,26 +227,3 @@ def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object], said:
 
 def test_a_job_runs_this_interpreter() -> None:
     assert entrypoint(["train", "a b.yaml"]) == f"{sys.executable} -m cluster.cli train 'a b.yaml'"
-
-
-def test_a_local_start_that_timed_out_is_tried_again_and_nothing_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    import ray
-
-    calls: list[str] = []
-    failures = ["The current node timed out during startup. This could happen because ..."]
-
-    def init(address: str, **options: object) -> str:
-        calls.append(address)
-        if failures:
-            raise RuntimeError(failures.pop())
-        return "context"
-
-    monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setattr(ray, "shutdown", lambda: calls.append("shutdown"))
-    assert _init("local", {}) == "context" and calls == ["local", "shutdown", "local"]
-    for address, failure in (("local", "no space left"), ("10.0.0.1:6379", "timed out during startup")):
-        calls.clear()
-        failures.append(failure)
-        with pytest.raises(RuntimeError, match=failure):
-            _init(address, {})
-        assert calls.count(address) == 1

@@ -1,0 +1,83 @@
+"""A Ray of our own on this machine: started, retried, and ended to its last process."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+from cluster.processes import Guard, end, marking
+from cluster.run.interrupts import keep_handlers
+
+START_ATTEMPTS = 4
+FIRST_PAUSE_S = 1.0
+STOP_PATIENCE_S = 3.0  # Ray's processes follow one another within seconds
+LONGEST_SOCKET_PATH = 107  # bytes, of Linux
+_SOCKET_OF_SESSION = len("/ray/session_2026-01-01_00-00-00_000000_/sockets/plasma_store")
+
+
+class LocalRay:
+    """One local cluster, and the guard that ends it should this process be killed."""
+
+    def __init__(self) -> None:
+        self.mark = f"{os.getpid()}-{secrets.token_hex(8)}"
+        self.guard = Guard(self.mark)
+
+    def start(self, options: dict[str, Any]) -> Any:
+        """ray.init; returns its context.
+
+        Ray gives a starting node 30 s, too few on a small machine that is busy: such an attempt is repeated. Whatever
+        an attempt has started ends with it.
+        """
+        import ray
+
+        for attempt in range(START_ATTEMPTS):
+            try:
+                with marking(self.mark), keep_handlers():
+                    return ray.init(address="local", **options)
+            except BaseException as error:
+                ray.shutdown()
+                end(self.mark)
+                if attempt + 1 == START_ATTEMPTS or "timed out" not in str(error):
+                    raise
+            time.sleep(FIRST_PAUSE_S * 2**attempt * random.uniform(0.75, 1.25))
+        raise AssertionError("unreachable")
+
+    def stop(self) -> None:
+        """End what ray.shutdown has left."""
+        try:
+            end(self.mark, patience_s=STOP_PATIENCE_S)
+        finally:
+            self.guard.release()
+
+
+def folder_of_sessions() -> Path:
+    """Where Ray keeps sockets and logs."""
+    return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray"
+
+
+def too_long_for_sockets() -> str | None:
+    """What to do if the temporary folder's path leaves no room for the names of Ray's sockets; None if it does."""
+    parent = str(folder_of_sessions().parent)
+    length = len(os.fsencode(parent)) + _SOCKET_OF_SESSION + len(str(os.getpid()))
+    if length <= LONGEST_SOCKET_PATH:
+        return None
+    name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
+    return (
+        f"Ray can't start: {name}={parent} makes the paths of its sockets {length} bytes long, and "
+        f"{LONGEST_SOCKET_PATH} is the most; set RAY_TMPDIR=/tmp"
+    )
+
+
+def address_of_ray_start() -> str | None:
+    """The cluster that `ray start` started or joined last on this machine; never one that a program keeps to itself."""
+    for parent in (os.environ.get("RAY_TMPDIR"), os.environ.get("TMPDIR"), "/tmp"):
+        if parent:
+            try:
+                return (Path(parent) / "ray" / "ray_current_cluster").read_text(encoding="utf-8").strip() or None
+            except OSError:
+                continue
+    return None
