@@ -1,4 +1,4 @@
-# RestoRL: make setup | make demo | make test | make lint | make bench | make study
+# RestoRL: make setup | make demo | make test | make test-slow | make lint | make bench | make study
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -42,6 +42,20 @@ test-services: setup
 
 test-runs: setup
 	$(BIN)/python -m pytest --durations=5 tests/system --ignore=tests/system/test_models.py
+
+# What takes too long for every change: tests marked `slow`, in the processes of `make test`, at most half an hour.
+# Pytest's status 5 says that a part has none.
+SLOW = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --durations=15
+.PHONY: test-slow slow-parts
+test-slow: setup
+	timeout 1800 $(MAKE) slow-parts
+
+slow-parts:
+	$(SLOW) --ignore=tests/learner --ignore=tests/reward_service --ignore=tests/system || test $$? = 5
+	$(SLOW) tests/learner || test $$? = 5
+	$(SLOW) tests/reward_service || test $$? = 5
+	$(SLOW) tests/system/test_models.py || test $$? = 5
+	$(SLOW) tests/system --ignore=tests/system/test_models.py || test $$? = 5
 
 # The main job on real photographs; ends by printing where its report is. RUN=folder, SEED=n.
 SEED ?= 0

@@ -50,10 +50,20 @@ def train(
     single: Annotated[
         bool, typer.Option("--single", help="In this process alone, without Ray, to step through.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Start nothing: check everything and show the plan. Status 2 on problems.")
+    ] = False,
+    shape: Annotated[
+        str | None, typer.Option(help="With --dry-run: sd21, sdxl, sd3 or flux in place of a model folder.")
+    ] = None,
 ) -> None:
     """Tune a base model by reinforcement learning.
 
     restorl train configs/demo.yaml
+
+    restorl train configs/demo.yaml --dry-run
+
+    restorl train configs/gpu.yaml --dry-run --shape sdxl rollout.crop=1024
 
     restorl train configs/demo.yaml --single
 
@@ -65,6 +75,10 @@ def train(
     from cluster.models import load_run_config
 
     given = list(overrides or [])
+    if shape is not None:
+        if not dry_run or resume is not None:
+            raise UserMistake("--shape stands for a model without weights: give it with --dry-run and a CONFIG")
+        given.append(f"model={shape}")
     if resume is not None:
         if run is not None:
             raise UserMistake("--run and --resume name two folders; give one of them")
@@ -80,6 +94,10 @@ def train(
 
         loaded = load_config(RunConfig, Path(config), given)
         folder = run or _new_run_folder(loaded.name)
+    if dry_run:
+        from cluster.cli.dry_run import show_plan
+
+        raise typer.Exit(show_plan(loaded, shape, resume))
     if single:
         if resume is not None:
             raise UserMistake("--single can't be resumed: leave out one of --single and --resume")

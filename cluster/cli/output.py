@@ -39,10 +39,15 @@ def print_rows(rows: list[Row], title: str) -> None:
 
 def print_table(head: list[str], rows: list[list[str]], title: str) -> None:
     """Plain columns, the same on a terminal and in a file."""
+    print("\n".join([title, *table_lines(head, rows)]))
+
+
+def table_lines(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Columns, right-aligned, with two spaces between them."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    print(title)
-    for row in (head, *rows):
-        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
+    ]
 
 
 def summary_text(summary: RunSummary) -> str:

@@ -18,6 +18,7 @@ from cluster.run.flow import MAX_RECORD, Flow, Size, flow, held_groups, rolled_s
 from cluster.run.idle_keys import idle_keys
 from cluster.run.machine import Machine, this_machine
 from cluster.run.roles import feeding, placement, precision
+from restoration.base_models import CheckpointError, ModelFacts, describe
 from restoration.base_models.interface import SamplerSettings
 from restoration.datasets.paired import PairedFolder
 from restoration.metrics import protocol
@@ -29,7 +30,7 @@ Finding = Problem | str
 
 
 class Facts(Protocol):
-    """What the checks need of a base model, as `restoration.base_models.ModelFacts` has it."""
+    """What the checks need of a base model: the part of `ModelFacts` that has no tensors."""
 
     @property
     def kind(self) -> str: ...
@@ -68,6 +69,20 @@ class Checked:
         return cls(tuple(f for f in found if isinstance(f, Problem)), tuple(f for f in found if isinstance(f, str)))
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """Sizes of the pictures of a run, in any order, and their ids."""
+
+    train: Sequence[Size]
+    heldout: Sequence[Size]
+    ids: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, train: PairedFolder, heldout: PairedFolder) -> Pictures:
+        ids = [*train.image_ids, *heldout.image_ids]
+        return cls([p.size for p in train.pairs], [p.size for p in heldout.pairs], ids)
+
+
 def before_start(
     config: RunConfig, train: PairedFolder, heldout: PairedFolder, machine: Machine | None = None
 ) -> list[str]:
@@ -79,25 +94,28 @@ def before_start(
     Raises:
         ConfigError: with all problems.
     """
-    found = examine(config, train, heldout, machine)
+    found = examine(config, Pictures.of(train, heldout), facts_of(config), machine or this_machine())
     if found.problems:
         raise ConfigError(found.problems)
     return list(found.warnings)
 
 
-def examine(config: RunConfig, train: PairedFolder, heldout: PairedFolder, machine: Machine | None = None) -> Checked:
-    """All that `before_start` finds."""
-    from restoration.base_models import CheckpointError, describe
-
-    sizes = ([p.size for p in train.pairs], [p.size for p in heldout.pairs])
-    findings: list[Finding] = list(of_config(config, machine or this_machine()))
+def facts_of(config: RunConfig) -> ModelFacts | Problem:
+    """Of the model folder, whose weights are not read."""
     try:
-        facts = describe(config.model)
+        return describe(config.model)
     except CheckpointError as error:
-        findings.append(_told("model", str(error)))
+        return _told("model", str(error))
+
+
+def examine(config: RunConfig, pictures: Pictures, facts: Facts | Problem, machine: Machine) -> Checked:
+    """All that can be told before anything starts."""
+    findings: list[Finding] = list(of_config(config, machine))
+    if isinstance(facts, Problem):
+        findings.append(facts)
     else:
-        findings += of_model(config, facts, *sizes)
-    findings += embeddings(config, [*train.image_ids, *heldout.image_ids])
+        findings += of_model(config, facts, pictures.train)
+    findings += embeddings(config, pictures.ids)
     return Checked.of(findings)
 
 
@@ -110,12 +128,12 @@ def of_config(config: RunConfig, machine: Machine) -> Iterator[Finding]:
     yield from idle_keys(config)
 
 
-def of_model(config: RunConfig, facts: Facts, train: Sequence[Size], heldout: Sequence[Size]) -> Iterator[Finding]:
+def of_model(config: RunConfig, facts: Facts, train: Sequence[Size]) -> Iterator[Finding]:
     """What the model and the sizes of the pictures tell besides."""
     schedule, found = chain(config, facts)
     yield from found
     yield from conditions(config, facts)
-    yield from pictures(config, facts, train)
+    yield from crops(config, facts, train)
     rolled = rolled_sizes(config, train, facts.size_multiple)
     if schedule is not None and min(rolled[-1]) >= facts.vae_factor:
         moved = flow(config, rolled[-1], facts.vae_factor, facts.latent_channels, len(schedule.decisions))
@@ -153,7 +171,7 @@ def idle_keys_of_sampler(sampler: SamplerSettings, facts: Facts, schedule: Sched
             yield f"sampler.{name}={value}: has no effect on {facts.kind} with these settings; leave it out"
 
 
-def pictures(config: RunConfig, facts: Facts, sizes: Sequence[Size]) -> Iterator[Problem]:
+def crops(config: RunConfig, facts: Facts, sizes: Sequence[Size]) -> Iterator[Problem]:
     """Crops against the training pictures and the model's multiple."""
     crop, multiple = config.rollout.crop, facts.size_multiple
     smallest = min(sizes, key=min)

@@ -52,7 +52,7 @@ def config_of(*overrides: str) -> RunConfig:
 
 
 def with_model(*overrides: str, facts: Facts | None = None, train: Sequence[Size] = LOL) -> Checked:
-    return Checked.of(of_model(config_of(*overrides), facts or Facts(), train, train))
+    return Checked.of(of_model(config_of(*overrides), facts or Facts(), train))
 
 
 def alone(*overrides: str, machine: Machine | None = None) -> Checked:

@@ -1,0 +1,72 @@
+"""`restorl train --dry-run`: everything is checked and the plan shown; neither Ray nor a GPU is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cluster.cli.errors import USER_MISTAKE, UserMistake
+from cluster.config.configure import ConfigError
+from cluster.config.recipe import RunConfig
+from cluster.config.resume import check_resume
+from cluster.config.tree import Problem
+from cluster.models import load_run_config
+from cluster.run.machine import this_machine
+from cluster.run.plan import plan_of
+from cluster.run.preflight import Pictures, examine, facts_of
+from restoration.base_models import ModelFacts
+from restoration.datasets.paired import DataError, discover
+from restoration.footprint import stock
+from restoration.images import ImageError
+
+
+def show_plan(config: RunConfig, shape: str | None = None, resumed: Path | None = None) -> int:
+    """Print the plan, warnings and problems; the exit status, 2 with problems.
+
+    Args:
+        shape: of a model without weights, in place of `config.model`; the pictures needn't be there either.
+        resumed: folder of the run that would be resumed.
+
+    Raises:
+        UserMistake: no such shape, or nothing that tells the size of its pictures.
+    """
+    facts = facts_of(config) if shape is None else _stock(shape)
+    pictures = _pictures(config, assumed=shape is not None)
+    seen = pictures if isinstance(pictures, Pictures) else Pictures([], [])
+    found = examine(config, seen, facts, this_machine())
+    problems, warnings = list(found.problems), list(found.warnings)
+    if isinstance(pictures, Problem):
+        problems.append(pictures)
+    if resumed is not None:
+        try:
+            warnings += check_resume(load_run_config(resumed), config)
+        except ConfigError as error:
+            problems += error.problems
+    if isinstance(facts, ModelFacts) and isinstance(pictures, Pictures) and not problems:
+        print(plan_of(config, facts, pictures.train, pictures.heldout), end="\n\n")
+    for line in (*(f"problem: {p}" for p in problems), *(f"warning: {w}" for w in warnings)):
+        print(line)
+    if not problems:
+        print("nothing stands against a start, of what can be known without the cluster")
+    return USER_MISTAKE if problems else 0
+
+
+def _stock(shape: str) -> ModelFacts:
+    try:
+        return ModelFacts.of(stock(shape))
+    except ValueError as error:
+        raise UserMistake(f"--shape: {error}") from error
+
+
+def _pictures(config: RunConfig, assumed: bool) -> Pictures | Problem:
+    """Those of the data; with `assumed`, where there are none, ones of the crop's size."""
+    data = config.data
+    if assumed and not data.root.is_dir():
+        side = config.rollout.crop
+        if not side:
+            raise UserMistake(f"{data.root} is no folder, and rollout.crop=0 takes whole pictures: give a rollout.crop")
+        return Pictures([(side, side)], [(side, side)] * config.evaluation.batch)
+    try:
+        return Pictures.of(*(discover(data.root, split, match=data.match) for split in (data.train, data.heldout)))
+    except (DataError, ImageError, FileNotFoundError) as error:
+        what, _, action = str(error).partition("; ")
+        return Problem("data", what, action)

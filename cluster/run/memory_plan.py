@@ -1,0 +1,126 @@
+"""Memory of each role, by what it is kept for: weights from their shapes, activations counted on the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from cluster.config.recipe import RunConfig
+from cluster.run.flow import Flow, Size
+from restoration.activations import acting, training
+from restoration.base_models import ModelFacts
+from restoration.footprint import Counts, Setup, actor_bytes, counts_of, rank_bytes
+from restoration.precision import DTYPES
+
+GPU = 80e9  # bytes of what the shipped recipes are written for
+CONTEXT = 1 << 30  # of CUDA and its libraries, about
+AHEAD = 2  # batches that a rank holds: the one it steps on, and the next, which is fetched meanwhile
+
+
+@dataclass(frozen=True)
+class RoleMemory:
+    """Bytes of one process of a role, by what they are.
+
+    Attributes:
+        kept: on its device, all the time.
+        passes: on its device, one of them at a time.
+        host: besides, in main memory.
+    """
+
+    role: str
+    kept: Mapping[str, int]
+    passes: Mapping[str, int] = field(default_factory=dict)
+    host: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def device_bytes(self) -> int:
+        """At the worst moment."""
+        return sum(self.kept.values()) + max(self.passes.values(), default=0)
+
+
+def memory_plan(config: RunConfig, facts: ModelFacts, moved: Flow, heldout: Sequence[Size]) -> list[RoleMemory]:
+    """Of an actor and of a learner rank.
+
+    Args:
+        heldout: sizes of the pictures that are evaluated.
+    """
+    counts, setup = counts_of(facts.skeleton, config.adapt.targets), setup_of(config)
+    return [_actor(config, facts, counts, setup, moved, heldout), _rank(config, facts, counts, setup, moved)]
+
+
+def setup_of(config: RunConfig) -> Setup:
+    """How weights are kept under a configuration."""
+    reduced = config.learner.dtype == "bfloat16"
+    return Setup(
+        mode=config.adapt.mode,
+        rank=config.adapt.rank,
+        compute_bytes=2 if reduced else 4,
+        zero_stage=config.optimiser.zero_stage,
+        ranks=config.ranks.count,
+        reference=config.objective.needs_reference,
+        average=config.optimiser.ema > 0,
+    )
+
+
+def padded(size: Size, multiple: int) -> Size:
+    """The next multiples."""
+    return -(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple
+
+
+def _actor(
+    config: RunConfig, facts: ModelFacts, counts: Counts, setup: Setup, moved: Flow, heldout: Sequence[Size]
+) -> RoleMemory:
+    rollout, guidance = config.rollout, config.sampler.guidance_scale
+    types = (torch.float32, DTYPES[rollout.denoise_dtype], DTYPES[rollout.decode_dtype])
+    rolled = acting(
+        facts.skeleton,
+        rollout.images_per_batch,
+        rollout.rollouts_per_image,
+        *moved.picture,
+        guidance_scale=guidance,
+        decoded=rollout.decode_batch,
+        dtypes=types,
+    )
+    rows = rollout.images_per_batch * rollout.rollouts_per_image
+    numbers = rows * moved.latent[0] * moved.latent[1] * moved.latent[2]
+    chain = numbers * 4 * 3 * (moved.decisions + 1)  # states, targets and clean estimates, float32
+    pictures = rows * 3 * moved.picture[0] * moved.picture[1] * 4
+    passes = {
+        "condition": rolled["condition"],
+        "denoise": rolled["denoise"] + rolled["held"] + chain,
+        "decode": rolled["decode"] + rolled["held"] + chain + 2 * pictures,
+    }
+    height, width = padded(max(heldout, key=lambda s: s[0] * s[1]), facts.size_multiple)
+    batch = min(config.evaluation.batch, len(heldout))
+    judged = acting(
+        facts.skeleton, batch, 1, height, width, guidance_scale=guidance, decoded=batch, dtypes=(torch.float32,) * 3
+    )
+    passes["evaluation"] = max(judged[k] for k in ("condition", "denoise", "decode")) + judged["held"]
+    host = {"records of a batch": rollout.images_per_batch * moved.group_bytes, "while loading": _loaded(counts)}
+    return RoleMemory("actor", actor_bytes(counts, setup), passes, host)
+
+
+def _rank(config: RunConfig, facts: ModelFacts, counts: Counts, setup: Setup, moved: Flow) -> RoleMemory:
+    kept, host = rank_bytes(counts, setup)
+    learner, guidance = config.learner, config.sampler.guidance_scale
+    passes = {}
+    if config.objective.needs_policy or config.objective.needs_sft:
+        passes["forward and backward"] = training(
+            facts.skeleton,
+            config.adapt,
+            learner.micro_batch,
+            *moved.picture,
+            guidance_scale=guidance if config.objective.needs_policy else 1.0,
+            checkpointing=learner.gradient_checkpointing,
+            dtype=DTYPES[learner.dtype],
+        )
+    share = -(-config.source.groups_per_step // config.ranks.count)
+    groups = AHEAD * share * moved.group_bytes
+    return RoleMemory("rank", kept, passes, host | {"groups": groups, "while loading": _loaded(counts)})
+
+
+def _loaded(counts: Counts) -> int:
+    """Weights pass through main memory on their way to a device."""
+    return (counts.policy + counts.frozen_beside) * 4

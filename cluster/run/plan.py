@@ -1,0 +1,86 @@
+"""What `restorl train --dry-run` prints: the resolved plan of a run, before anything of it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cluster.cli.output import table_lines
+from cluster.config.recipe import RunConfig
+from cluster.run.flow import Flow, Size, flow, rolled_sizes
+from cluster.run.memory_plan import CONTEXT, GPU, RoleMemory, memory_plan
+from cluster.run.preflight import demands
+from restoration.base_models import ModelFacts
+
+GIB = 2**30
+
+
+def plan_of(config: RunConfig, facts: ModelFacts, train: Sequence[Size], heldout: Sequence[Size]) -> str:
+    """The plan of a run whose configuration was checked; pictures by their sizes."""
+    schedule = facts.schedule(config.sampler)
+    largest = rolled_sizes(config, train, facts.size_multiple)[-1]
+    moved = flow(config, largest, facts.vae_factor, facts.latent_channels, len(schedule.decisions))
+    roles = memory_plan(config, facts, moved, heldout)
+    parts = [_model(config, facts, moved, len(train), len(heldout)), _roles(config), _flow(config, moved)]
+    return "\n\n".join("\n".join(lines) for lines in (*parts, *map(_memory, roles), [NOTE]))
+
+
+NOTE = (
+    "Memory of one process, an estimate from shapes: weights exactly, activations as PyTorch's operations hold them\n"
+    f"at the worst moment, with fused attention. Not in it: CUDA itself (about {CONTEXT / GIB:g} GiB), workspaces,\n"
+    f"fragmentation. A GPU of 80 GB has {GPU / GIB:.1f} GiB."
+)
+
+
+def _model(config: RunConfig, facts: ModelFacts, moved: Flow, train: int, heldout: int) -> list[str]:
+    sampler, own = config.sampler, facts.sampler
+    told = (
+        f"{sampler.steps} steps ({moved.decisions} decisions), {sampler.spacing}, guidance {sampler.guidance_scale:g}"
+    )
+    theirs = f"{own.steps} steps, {own.spacing}, guidance {own.guidance_scale:g}"
+    height, width = moved.picture
+    multiple = facts.size_multiple
+    rows = config.rollout.rollouts_per_image
+    return [
+        f"model: {config.model} ({facts.kind}), latents {list(moved.latent)}, sides in multiples of {multiple}",
+        f"chain: {told}; its authors restore with {theirs}",
+        f"pictures: {train} to train on, {heldout} held out; crops of {width}x{height}, {rows} rollouts each",
+        f"training: {config.iterations} iterations of {config.source.groups_per_step} pictures "
+        f"({config.source.groups_per_step * rows} chains), {config.adapt.mode}"
+        + (f" of rank {config.adapt.rank}" if config.adapt.mode == "lora" else ""),
+    ]
+
+
+def _roles(config: RunConfig) -> list[str]:
+    rows = []
+    for demand in demands(config):
+        others = {k: v for k, v in demand.each.items() if k not in ("CPU", "GPU")}
+        amounts = [f"{demand.count * demand.each.get(name, 0):g}" for name in ("CPU", "GPU")]
+        device = "GPU" if demand.each.get("GPU") else "CPU"
+        rows.append(
+            [demand.key, str(demand.count), *amounts, ", ".join(f"{k} {v:g}" for k, v in others.items()), device]
+        )
+    return table_lines(["role", "processes", "CPUs", "GPUs", "others", "computes on"], rows)
+
+
+def _flow(config: RunConfig, moved: Flow) -> list[str]:
+    where = "embedded" if config.store.is_embedded else "external"
+    return [
+        f"in flight: at most {moved.groups} groups, {moved.items} rollout batches, over {config.actors.count} actors",
+        f"store ({where}): {moved.group_bytes / 2**20:.2f} MiB a group, at most {moved.held_groups} groups = "
+        f"{moved.held_bytes / 2**20:.0f} of {config.store.max_bytes / 2**20:.0f} MiB; a checkpoint every "
+        f"{config.checkpoint_every} iterations",
+        f"reward: {moved.scored} images a group, {moved.scored * config.source.groups_per_step} an iteration",
+    ]
+
+
+def _memory(role: RoleMemory) -> list[str]:
+    worst = max(role.passes, key=lambda name: role.passes[name], default="")
+    rows = [[name, _gib(value)] for name, value in role.kept.items() if value]
+    rows += [[f"{name}{' (the worst)' if name == worst else ''}", _gib(value)] for name, value in role.passes.items()]
+    rows.append(["device, at most", _gib(role.device_bytes)])
+    rows += [[f"host: {name}", _gib(value)] for name, value in role.host.items() if value]
+    return table_lines([role.role, "GiB"], rows)
+
+
+def _gib(count: float) -> str:
+    return f"{count / GIB:.2f}"

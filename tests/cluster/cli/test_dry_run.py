@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import cluster.cli.app as cli
+from cluster.config.configure import load_config
+from cluster.config.recipe import RunConfig
+from cluster.run.state import RunState
+
+ROOT = Path(__file__).parents[3]
+DEMO = ROOT / "models" / "demo"
+OURS = ROOT / "configs" / "ours.yaml"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for split in ("train", "test"):
+        for kind in ("input", "target"):
+            (tmp_path / "data" / split / kind).mkdir(parents=True)
+            Image.new("RGB", (60, 40)).save(tmp_path / "data" / split / kind / "a.png")
+    return tmp_path / "data"
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(cli.app, ["train", *map(str, arguments)])
+
+
+def rows_of(text: str, role: str) -> dict[str, float]:
+    """The memory table of a role."""
+    (table,) = [part for part in text.split("\n\n") if part.split()[:2] == [role, "GiB"]]
+    return {name.strip(): float(value) for name, value in (line.rsplit(None, 1) for line in table.splitlines()[1:])}
+
+
+def test_the_plan_of_a_run_is_shown_and_nothing_is_started_or_written(data: Path) -> None:
+    code = (
+        "import sys\nfrom cluster.cli.app import app\n"
+        f"try: app(['train', {str(OURS)!r}, 'model={DEMO}', 'data.root={data}', 'rollout.crop=40', '--dry-run'])\n"
+        "except SystemExit as end: status = end.code\n"
+        "print('status', status, [m for m in ('ray', 'deepspeed') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=data.parent,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    text = done.stdout
+    assert "chain: 6 steps (5 decisions), trailing, guidance 1" in text, done
+    assert "pictures: 1 to train on, 1 held out; crops of 40x40, 8 rollouts each" in text
+    assert "in flight: at most 16 groups, 4 rollout batches, over 1 actors" in text
+    assert "MiB a group, at most 24 groups" in text and "reward: 40 images a group, 320 an iteration" in text
+    assert [line.split() for line in text.splitlines() if line.split()[:1] == ["ranks"]] == [
+        ["ranks", "1", "1", "0", "CPU"]
+    ]
+    assert text.splitlines()[-1] == "status 0 []"
+    assert [p.name for p in data.parent.iterdir()] == ["data"]
+
+
+def test_problems_end_with_status_2_and_are_told_at_once(data: Path) -> None:
+    result = run(OURS, f"model={DEMO}", f"data.root={data}", "sampler.steps=1", "rollout.crop=38", "--dry-run")
+    assert result.exit_code == 2, result
+    problems = [line for line in result.stdout.splitlines() if line.startswith("problem: ")]
+    assert [p.split(":")[1].strip() for p in problems] == ["sampler.steps", "rollout.crop"]
+    assert "choose 32 or 40" in result.stdout and "GiB" not in result.stdout
+
+
+def test_a_model_or_data_that_are_not_there_are_problems_beside_the_others(tmp_path: Path) -> None:
+    result = run(OURS, "model=/nowhere", f"data.root={tmp_path}/none", "reward.scorer=nima", "--dry-run")
+    assert result.exit_code == 2
+    assert len([line for line in result.stdout.splitlines() if line.startswith("problem: ")]) == 3
+    assert "Traceback" not in result.output
+
+
+def test_a_resumed_run_is_checked_against_what_it_was(tmp_path: Path, data: Path) -> None:
+    config = load_config(RunConfig, OURS, [f"model={DEMO}", f"data.root={data}", "rollout.crop=40"])
+    with RunState(config, tmp_path / "run", resume=False):
+        pass
+    result = run("--resume", tmp_path / "run", "seed=3", "--dry-run")
+    assert result.exit_code == 2 and "problem: seed: 3 for a run that began with 0" in result.stdout
+    result = run("--resume", tmp_path / "run", "sampler.steps=4", "--dry-run")
+    assert result.exit_code == 0 and "warning: sampler.steps=4 in place of 6" in result.stdout
+    assert load_config(RunConfig, tmp_path / "run" / "config.yaml") == config
+
+
+@pytest.mark.parametrize(("shape", "billions"), [("sd21", 1.34), ("sdxl", 3.92), ("sd3", 2.68), ("flux", 15.3)])
+def test_memory_of_each_role_is_computed_for_a_shape_without_any_weights(shape: str, billions: float) -> None:
+    small = ["rollout.crop=256", "rollout.images_per_batch=1", "rollout.rollouts_per_image=2", "learner.micro_batch=1"]
+    result = run(OURS, *small, "data.root=/nowhere", "evaluation.batch=1", "--dry-run", "--shape", shape)
+    assert result.exit_code == 0, result
+    actor, rank = rows_of(result.stdout, "actor"), rows_of(result.stdout, "rank")
+    assert actor["frozen weights"] == rank["frozen weights"]
+    assert actor["frozen weights"] == pytest.approx(billions * 1e9 * 4 / 2**30, rel=0.02)
+    assert actor["device, at most"] > actor["frozen weights"]
+    assert rank["device, at most"] > rank["frozen weights"] + rank["forward and backward (the worst)"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--shape", "sd21"], "give it with --dry-run"),
+        (["--dry-run", "--shape", "sd9"], "choose sd21, sdxl, sd3, flux"),
+        (["--dry-run", "--shape", "sd21", "rollout.crop=0", "data.root=/nowhere"], "give a rollout.crop"),
+    ],
+)
+def test_a_shape_that_cannot_be_is_refused(arguments: list[str], said: str) -> None:
+    result = run(OURS, *arguments)
+    assert result.exit_code == 2 and said in result.stderr
