@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from signal import SIGINT
 
 from cluster.config.recipe import RunConfig
 from cluster.run.admission import capacity
@@ -56,4 +57,4 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> RunSummary:
             # A step in flight counts as done only when it has been recorded.
             if state.heldout.advance() and learning is None and parts.version >= config.iterations:
                 return state.finish()
-        raise Interrupted(folder, parts.version, state.interrupts.requested)
+        raise Interrupted(folder, parts.version, state.interrupts.requested or SIGINT)

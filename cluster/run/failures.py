@@ -14,7 +14,7 @@ arrives as a copy whose class derives from the original's.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 
@@ -32,12 +32,14 @@ class Failure:
         reason: a word for counters and the ledger.
         detail: the error's own first lines.
         remedy: what to do, for fatal ones and those that were tried too often.
+        source: the error itself, whose stack trace `--debug` shows.
     """
 
     kind: Kind
     reason: str
     detail: str
     remedy: str = ""
+    source: BaseException | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"{self.detail}; {self.remedy}" if self.remedy else self.detail
@@ -92,15 +94,17 @@ def classify(error: BaseException) -> Failure:
     """What an error, also one that Ray brought from another process, means for the run. Unknown ones are fatal."""
     for source in _lineage(error):
         if any(sign in str(source) for sign in _GPU_MEMORY):
-            return Failure(F, "memory", _first_lines(source), _MEMORY)
+            return Failure(F, "memory", _first_lines(source), _MEMORY, error)
         for cls in type(source).__mro__:
             if cls.__name__ == "OutOfMemoryError" and cls.__module__.startswith("ray"):
                 # Ray ended a worker because its node ran short: another try may find room.
-                return Failure(T, "memory", _first_lines(source), "give the node more memory, or it fewer processes")
+                return Failure(
+                    T, "memory", _first_lines(source), "give the node more memory, or it fewer processes", error
+                )
             if cls.__name__ in POLICY:
                 kind, reason, remedy = POLICY[cls.__name__]
-                return Failure(kind, reason, _first_lines(source), remedy)
-    return Failure(F, "error", f"{type(error).__name__}: {_first_lines(error)}", "")
+                return Failure(kind, reason, _first_lines(source), remedy, error)
+    return Failure(F, "error", f"{type(error).__name__}: {_first_lines(error)}", "", error)
 
 
 class Fatal(RuntimeError):
@@ -134,9 +138,11 @@ class Patience:
         """
         self.in_a_row += 1
         if failure.kind is Kind.FATAL:
-            raise Fatal(self.what, failure)
+            raise Fatal(self.what, failure) from failure.source
         if self.in_a_row > self.limit:
-            raise Fatal(f"{self.what} failed {self.in_a_row} times without progress, the last time", failure)
+            raise Fatal(
+                f"{self.what} failed {self.in_a_row} times without progress, the last time", failure
+            ) from failure.source
         return float(min(self.longest_s, self.pause_s * 2.0 ** (self.in_a_row - 1)))
 
 

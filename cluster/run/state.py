@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import time
 import uuid
 from concurrent.futures import Future
@@ -23,7 +22,7 @@ from cluster.report.report import write_report
 from cluster.run.evaluations import EvaluationPart
 from cluster.run.failures import Failure, Fatal, Kind, Patience, classify
 from cluster.run.heldout import HeldOut
-from cluster.run.interrupts import Interrupts
+from cluster.run.interrupts import Interrupts, Stopped
 from cluster.run.learning import StepResult
 from cluster.run.memory import MemoryWatch
 from cluster.run.progress import TrainingProgress
@@ -35,12 +34,11 @@ MAX_FAILURES = 20  # of rollouts or of parts of evaluations, in a row; more wher
 QUARANTINE_FILE = "quarantine.jsonl"
 
 
-class Interrupted(KeyboardInterrupt):
+class Interrupted(Stopped):
     """A signal: the run stopped between two steps and can be resumed."""
 
-    def __init__(self, folder: Path, iteration: int, signal: signal.Signals | None) -> None:
-        super().__init__(f"stopped after iteration {iteration}; go on with: restorl train --resume {folder}")
-        self.signal = signal
+    def __init__(self, folder: Path, iteration: int, number: int) -> None:
+        super().__init__(f"stopped after iteration {iteration}; go on with: restorl train --resume {folder}", number)
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ class RunState:
     def begin(self, parts: Topology) -> None:
         """Once everything runs: forget what lies behind the checkpoint, find out which work is already published."""
         self.parts = parts
-        self.interrupts.install()  # Ray has put handlers of its own in their place
+        self.interrupts.defer()
         self.log.truncate_after(parts.version)
         self._restore_record(parts.version)
         sequence = WorkSequence(parts.train.image_ids, self.config.rollout.images_per_batch, self.config.seed)
