@@ -145,15 +145,17 @@ class RewardTracks:
         batch = self._batch(rows, used)
         if self.settings.stats == "track":
             self._extend(rows, used)
+        per_step, clamp = self.settings.per_step, self.settings.clamp
         result = []
         cache: dict[tuple[str, int], tuple[float, float]] = {}
         for row, rewards in zip(rows, used, strict=True):
             values: dict[int, float] = {}
             for step, reward in rewards.items():
-                key = (row.image_id, self._key(step))
+                key = (row.image_id, step if per_step else ALL_STEPS)
                 if key not in cache:
-                    cache[key] = self._statistics(*key, batch)
-                values[step] = self._normalise(reward, *cache[key])
+                    cache[key] = self._mean_scale(*key, batch)
+                mean, scale = cache[key]
+                values[step] = max(-clamp, min(clamp, (reward - mean) / scale))
             result.append(self._spread(row, values))
         if self.settings.stats != "track":
             self._extend(rows, used)
@@ -255,14 +257,18 @@ class RewardTracks:
         return rewards
 
     def _batch(self, rows: Sequence[RewardRow], used: Sequence[dict[int, float]]) -> _Batch:
+        per_step, same_image = self.settings.per_step, self.settings.batch_scope == "same_image"
         batch: dict[tuple[str, int], list[float]] = {}
         for row, rewards in zip(rows, used, strict=True):
             for step, reward in rewards.items():
-                for image in ("", row.image_id):
-                    batch.setdefault((image, self._key(step)), []).append(reward)
+                key = step if per_step else ALL_STEPS
+                batch.setdefault(("", key), []).append(reward)
+                if same_image:
+                    batch.setdefault((row.image_id, key), []).append(reward)
         return _Batch(batch)
 
-    def _statistics(self, image: str, key: int, batch: _Batch) -> tuple[float, float]:
+    def _mean_scale(self, image: str, key: int, batch: _Batch) -> tuple[float, float]:
+        """What is subtracted from a reward, and what the rest is divided by."""
         s = self.settings
         scope = (image if s.batch_scope == "same_image" else "", key)
         track = self._tracks.get(image, {}).get(key, ())
@@ -272,12 +278,9 @@ class RewardTracks:
             mean, variance = mean_variance(track)
         else:
             mean, variance = batch.moments(scope).mean_variance_with(track)
-        return mean, variance if s.deviation_of == "pool" else batch.statistics(("", key))[1]
-
-    def _normalise(self, reward: float, mean: float, variance: float) -> float:
-        s = self.settings
-        scale = math.sqrt(variance + s.eps) if s.eps_at == "variance" else math.sqrt(variance) + s.eps
-        return max(-s.clamp, min(s.clamp, (reward - mean) / scale))
+        if s.deviation_of == "batch":
+            variance = batch.statistics(("", key))[1]
+        return mean, math.sqrt(variance + s.eps) if s.eps_at == "variance" else math.sqrt(variance) + s.eps
 
     def _spread(self, row: RewardRow, values: dict[int, float]) -> dict[int, float]:
         """Advantages in the row's step order; with unscored="next" a gap takes that of the scored step after it."""
@@ -292,13 +295,15 @@ class RewardTracks:
         return {step: spread[step] for step in row.steps if step in spread}
 
     def _extend(self, rows: Sequence[RewardRow], used: Sequence[dict[int, float]]) -> None:
+        per_step, length = self.settings.per_step, self.settings.track_length
         for row, rewards in sorted(zip(rows, used, strict=True), key=lambda pair: pair[0].trajectory_id):
             self._remember(row.image_id)
             steps = self._tracks.setdefault(row.image_id, {})
             for step, reward in rewards.items():
-                track = steps.setdefault(self._key(step), array("d"))
+                track = steps.setdefault(step if per_step else ALL_STEPS, array("d"))
                 track.append(reward)
-                del track[: -self.settings.track_length]
+                if len(track) > length:
+                    del track[0]
 
     def _remember(self, image: str) -> None:
         undo = self._undo

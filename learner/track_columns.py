@@ -38,14 +38,15 @@ def pack(tracks: Tracks, reward_version: str | None) -> dict[str, Tensor]:
     """The columns, images by id; they share no memory with `tracks`."""
     images = sorted(tracks.items())
     ids = [image.encode("utf-8", "surrogatepass") for image, _ in images]
-    flat = [(key, track) for _, steps in images for key, track in steps.items()]
-    values = np.frombuffer(b"".join([track.tobytes() for _, track in flat]), np.float64)
+    keys = [key for _, steps in images for key in steps]
+    flat = [track for _, steps in images for track in steps.values()]
+    values = np.frombuffer(b"".join([track.tobytes() for track in flat]), np.float64)
     columns = {
         "image_ids": _bytes(b"".join(ids)),
         "image_ends": torch.from_numpy(np.cumsum([len(i) for i in ids], dtype=np.int64)),
         "track_counts": torch.tensor([len(steps) for _, steps in images], dtype=torch.int32),
-        "steps": torch.tensor([key for key, _ in flat], dtype=torch.int32),
-        "lengths": torch.tensor([len(track) for _, track in flat], dtype=torch.int32),
+        "steps": torch.tensor(keys, dtype=torch.int32),
+        "lengths": torch.tensor([len(track) for track in flat], dtype=torch.int32),
         "values": torch.from_numpy(values.copy()),
     }
     if reward_version is not None:
