@@ -105,9 +105,9 @@ class Rollout:
     """Chains of N images x K rollouts (rows image-major, R = N K) over S decisions, still without rewards.
 
     Attributes:
-        states, actions, targets: [R, S, C, h, w] in the storage dtype.
+        states, targets: [R, S, C, h, w] in the storage dtype.
         log_probs: float32 [R, S] of `targets` under the behaviour policy.
-        shift: float32 [R, S], mean |targets - actions| / std.
+        shift: float32 [R, S], mean |targets - sampled x_{t-1}| / std.
         blocks: scored decision -> uint8 images [R, H, W, 3].
         error_l1, error_l2: float32 [R], norms of final output minus GT.
     """
@@ -116,7 +116,6 @@ class Rollout:
     settings: RolloutSettings
     schedule: Schedule
     states: Tensor
-    actions: Tensor
     targets: Tensor
     log_probs: Tensor
     shift: Tensor
@@ -143,7 +142,6 @@ def rollout(
 
     x = model.start(condition, normal()).to(dtype).float()
     states: list[Tensor] = []
-    actions: list[Tensor] = []
     targets: list[Tensor] = []
     log_probs: list[Tensor] = []
     shifts: list[Tensor] = []
@@ -156,7 +154,6 @@ def rollout(
         if settings.action_target == "enhanced" and not last:
             target = enhanced_action(step, x_t, taken.x0, better, taken.action).to(dtype).float()
         states.append(x_t.to(dtype))
-        actions.append(taken.action.to(dtype))
         targets.append(target.to(dtype))
         log_probs.append(gaussian_log_prob(target, taken.mean, step.std))
         shifts.append((target - taken.action).abs().flatten(1).mean(1) / step.std)
@@ -186,7 +183,6 @@ def rollout(
         settings=settings,
         schedule=schedule,
         states=torch.stack(states, 1).cpu(),
-        actions=torch.stack(actions, 1).cpu(),
         targets=torch.stack(targets, 1).cpu(),
         log_probs=torch.stack(log_probs, 1).cpu(),
         shift=torch.stack(shifts, 1).cpu(),
@@ -243,6 +239,7 @@ def complete(
     scored = ~rewards.isnan()
     k = rolled.settings.rollouts_per_image
     step_index = torch.tensor([s.index for s in rolled.schedule.decisions], dtype=torch.int32)
+    channels, height, width = rolled.states.shape[2:]
     records = []
     for n, meta in enumerate(metas):
         cut = slice(n * k, (n + 1) * k)
@@ -250,8 +247,8 @@ def complete(
             Trajectories(
                 meta=meta,
                 trajectory_ids=[f"{meta.group_id}/{i}" for i in range(k)],
+                latent=(channels, height, width),
                 states=rolled.states[cut],
-                actions=rolled.actions[cut],
                 targets=rolled.targets[cut],
                 step_index=step_index,
                 log_probs=rolled.log_probs[cut],

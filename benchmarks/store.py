@@ -24,7 +24,7 @@ import redis
 import torch
 
 from benchmarks.report import RESULTS, show, spread, write
-from trajectories.schema import RecordMeta, Trajectories, encode
+from trajectories.schema import RecordMeta, Summary, Trajectories, encode
 from trajectories.server import EmbeddedServer
 from trajectories.settings import StoreAddress, StoreSettings
 from trajectories.stream import TrajectoryStream
@@ -55,12 +55,12 @@ def make_record(run_id: str, group_id: str, latents: list[torch.Tensor]) -> Traj
         flip=False,
         seed=0,
     )
-    states, actions, targets = latents
+    states, targets = latents
     return Trajectories(
         meta=meta,
         trajectory_ids=[f"{group_id}/{k}" for k in range(rows)],
+        latent=tuple(states.shape[2:]),
         states=states,
-        actions=actions,
         targets=targets,
         step_index=torch.arange(steps, dtype=torch.int32),
         log_probs=torch.zeros(rows, steps),
@@ -75,7 +75,7 @@ def make_record(run_id: str, group_id: str, latents: list[torch.Tensor]) -> Traj
 
 
 def make_latents(shape: tuple[int, ...]) -> list[torch.Tensor]:
-    return [torch.randn(shape) for _ in range(3)]
+    return [torch.randn(shape) for _ in range(2)]
 
 
 def produce_ours(address: StoreAddress, run_id: str, shape: tuple[int, ...], count: int, ready: Any) -> None:
@@ -93,8 +93,10 @@ def consume_ours(address: StoreAddress, run_id: str, shape: tuple[int, ...], cou
         while seen < count:
             entries = stream.read("rank0", BATCH, block_ms=5000)
             for entry in entries:
-                assert isinstance(entry.record, Trajectories) and entry.record.states.shape == shape
-                total += float(entry.record.targets[-1, -1, -1, -1, -1])
+                assert isinstance(entry.summary, Summary)
+            for record in stream.fetch([entry.group_id for entry in entries]):
+                assert isinstance(record, Trajectories) and record.states.shape == shape
+                total += float(record.targets[-1, -1, -1, -1, -1])
             stream.settle([entry.entry_id for entry in entries], "consumed:bench")
             seen += len(entries)
         return time.perf_counter() - start

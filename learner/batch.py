@@ -284,7 +284,7 @@ def _parts(items: Sequence[Item], world: int) -> list[list[Item]]:
 
 def _groups(items: Sequence[Item], rank: int, world: int, micro: int) -> list[int]:
     parts = share(items, rank, world, micro)
-    used = [item.group for part in parts for item in part]
+    used: list[int] = [item.group for part in parts for item in part]
     return used if all(parts) else [*used, filler(items, rank, world).group]
 
 

@@ -79,8 +79,11 @@ class BatchSource:
             missing = self.settings.groups_per_step - len(self.waiting)
             for entry in self.stream.read(self.consumer, missing, block_ms=int(min(left, 1.0) * 1000)):
                 reason = self._refusal(entry, version)
-                if reason is None and not isinstance(entry.record, SchemaError):
-                    self.waiting.append((entry.entry_id, entry.record))
+                record = self.stream.fetch([entry.group_id])[0] if reason is None else None
+                if isinstance(record, SchemaError):
+                    reason = "schema"
+                if isinstance(record, Trajectories):
+                    self.waiting.append((entry.entry_id, record))
                 else:
                     self.stream.settle([entry.entry_id], f"dropped:{reason}", token=f"dropped:{reason}")
                     dropped[str(reason)] += 1
@@ -105,11 +108,11 @@ class BatchSource:
             self.used = {}
 
     def _refusal(self, entry: Entry, version: int) -> str | None:
-        record = entry.record
-        if isinstance(record, SchemaError):
+        summary = entry.summary
+        if isinstance(summary, SchemaError):
             return "schema"
-        if record.meta.scheduler_fingerprint != self.fingerprint:
+        if summary.meta.scheduler_fingerprint != self.fingerprint:
             return "fingerprint"
-        if version - record.meta.weights_version > self.settings.max_staleness:
+        if version - summary.meta.weights_version > self.settings.max_staleness:
             return "stale"
         return None

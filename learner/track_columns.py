@@ -65,7 +65,7 @@ def unpack(columns: Mapping[str, Tensor]) -> tuple[Tracks, str | None]:
     )
     values = columns["values"].contiguous().numpy()
     blob = columns["image_ids"].contiguous().numpy().tobytes()
-    starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
+    starts = np.concatenate([np.zeros(1, np.int64), ends])[:-1]
     if len(counts) != len(ends):
         raise _error("track_counts", f"holds {len(counts)} images, image_ends {len(ends)}")
     if (ends < starts).any() or (int(ends[-1]) if len(ends) else 0) != len(blob):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -64,10 +65,13 @@ class Ledger:
         return by_group
 
     def write(self, path: Path) -> None:
-        """Write JSON, whole or not at all."""
-        temporary = path.with_name(path.name + ".new")
-        temporary.write_text(json.dumps({"format": LEDGER_FORMAT, **asdict(self)}, indent=1))
-        temporary.replace(path)
+        """Write JSON, whole or not at all, also while another process writes the same file."""
+        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.new")
+        try:
+            temporary.write_text(json.dumps({"format": LEDGER_FORMAT, **asdict(self)}, indent=1))
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     @classmethod
     def read(cls, path: Path) -> Ledger:

@@ -1,42 +1,52 @@
-"""The reading end of the stream: which entries have been handed out, and their records."""
+"""The reading end of the stream: which entries have been handed out, and the summaries that they carry."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import redis
 
 from trajectories.client import StoreClient
-from trajectories.errors import SchemaError, StoreError
-from trajectories.schema import Trajectories, decode
-from trajectories.scripts import GROUP, Keys
+from trajectories.errors import SchemaError, StaleEpoch, StoreError
+from trajectories.schema import Summary, decode_summary, other_version
+from trajectories.scripts import CLAIM, GROUP, READ, Keys
 
-FETCH_BYTES = 16 << 20  # payload asked for in one go; the server holds that much in its output buffer
 PAGE = 256  # entries, ids or pending records in one command
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A group as the consumer gets it. `record` is a SchemaError when it can't be read: settle it as dropped."""
+    """A group as the consumer gets it, without its latents.
+
+    Attributes:
+        rows, nbytes: trajectories and bytes of the record that `TrajectoryStream.fetch` gives.
+        summary: a SchemaError when it can't be read or disagrees with the entry: settle it as dropped.
+    """
 
     entry_id: str
     group_id: str
     rows: int
     nbytes: int
-    record: Trajectories | SchemaError
+    summary: Summary | SchemaError
 
 
 @dataclass(frozen=True)
 class RawEntry:
-    """An entry before decoding; `payload` is None when not fetched or gone."""
+    """An entry as it is in the stream."""
 
     entry_id: str
-    group_id: str
-    rows: int
-    nbytes: int
-    payload: bytes | None = None
+    fields: Mapping[bytes, bytes]
+
+    @property
+    def group_id(self) -> str:
+        return self.fields.get(b"g", b"").decode(errors="replace")
+
+    def number(self, name: bytes) -> int:
+        value = self.fields.get(name, b"")
+        return int(value) if value.isdigit() else 0
 
 
 def entry_order(entry_id: str) -> tuple[int, int]:
@@ -46,121 +56,137 @@ def entry_order(entry_id: str) -> tuple[int, int]:
 
 
 class Deliveries:
-    """Hands each entry out once a consumer name, and finds those whose hand-out was interrupted."""
+    """Hands each entry out once a consumer name, and finds those whose hand-out was interrupted. Thread-safe."""
 
     def __init__(self, client: StoreClient, keys: Keys, run_id: str) -> None:
         self._client, self._keys, self._run_id = client, keys, run_id
+        self._lock = threading.Lock()
         self._delivered: dict[str, set[str]] = {}
         self._scanned: set[str] = set()  # consumers whose own pending entries have all been handed out
 
-    def deliver(self, consumer: str, what: str, exchange: Callable[[redis.Redis], list[RawEntry]]) -> list[Entry]:
-        """Run an exchange (repeated when the connection breaks), remember and decode what it gave, in order."""
-        try:
-            raws = self._client.call(what, exchange)
-        except StoreError:
-            self._scanned.discard(consumer)
-            raise
-        self._delivered.setdefault(consumer, set()).update(raw.entry_id for raw in raws)
-        return [self._decode(raw) for raw in sorted(raws, key=lambda raw: entry_order(raw.entry_id))]
+    def read(self, consumer: str, count: int, own_first: bool, epoch: int | None) -> tuple[list[Entry], str]:
+        """Own unsettled entries first, then new ones; without any, also the id behind which to wait for more."""
+        with self._lock:
+            try:
+                raws, last = self._client.call("read", lambda r: self._read(r, consumer, count, own_first, epoch))
+            except StoreError:
+                self._scanned.discard(consumer)
+                raise
+            return self._hand_out(consumer, raws), last
+
+    def claim_others(self, consumer: str, epoch: int | None) -> list[Entry]:
+        """Take over what other consumers have read and not settled, a bounded page at a time."""
+        found: list[RawEntry] = []
+        first: bytes | str = "-"
+        with self._lock:
+            scanned = consumer in self._scanned
+            self._scanned.discard(consumer)  # should a later page fail, `read` must find the earlier ones
+            while first:
+                page, last = self._client.call("reclaim", self._claim_page(consumer, first, epoch))
+                found += page
+                first = b"(" + last if last else ""
+            if scanned:
+                self._scanned.add(consumer)
+            return self._hand_out(consumer, found)
 
     def forget(self, consumer: str) -> None:
         """Hand out this consumer's unsettled entries again."""
-        self._delivered.pop(consumer, None)
-        self._scanned.discard(consumer)
+        with self._lock:
+            self._delivered.pop(consumer, None)
+            self._scanned.discard(consumer)
 
     def settled(self, entry_ids: Iterable[str]) -> None:
-        for delivered in self._delivered.values():
-            delivered.difference_update(entry_ids)
+        with self._lock:
+            for delivered in self._delivered.values():
+                delivered.difference_update(entry_ids)
 
-    def read(self, r: redis.Redis, consumer: str, count: int, block: int | None, own_first: bool) -> list[RawEntry]:
-        """One attempt: own unsettled entries first, then new ones; waits `block` ms only if there are none."""
+    def _hand_out(self, consumer: str, raws: list[RawEntry]) -> list[Entry]:
+        self._delivered.setdefault(consumer, set()).update(raw.entry_id for raw in raws)
+        return [self._decode(raw) for raw in sorted(raws, key=lambda raw: entry_order(raw.entry_id))]
+
+    def _read(
+        self, r: redis.Redis, consumer: str, count: int, own_first: bool, epoch: int | None
+    ) -> tuple[list[RawEntry], str]:
+        """One attempt."""
         found: list[RawEntry] = []
         if own_first and consumer not in self._scanned:
-            cursor = "0"
+            cursor: bytes | str = "0"
             while len(found) < count:
-                page = _entries(r.xreadgroup(GROUP, consumer, {self._keys.entries: cursor}, count=PAGE))
+                page, _ = self._fenced(r, READ, "reading", consumer, epoch, cursor, PAGE)
                 if not page:
                     self._scanned.add(consumer)
                     break
-                cursor = page[-1][0].decode()
-                found += self.undelivered(consumer, page)
+                cursor = page[-1][0]
+                found += self._undelivered(consumer, page)
         if len(found) >= count:
-            return self.fetch(r, found[:count])
+            return found[:count], ""
         # Were the answer lost, its entries would be this consumer's already: the next attempt must look there.
         scanned = consumer in self._scanned
         self._scanned.discard(consumer)
-        wait = None if found else block
-        new = r.xreadgroup(GROUP, consumer, {self._keys.entries: ">"}, count=count - len(found), block=wait)
-        raws = self.fetch(r, found + self.undelivered(consumer, _entries(new)))
+        new, last = self._fenced(r, READ, "reading", consumer, epoch, ">", count - len(found))
         if scanned:
             self._scanned.add(consumer)
-        return raws
+        return found + self._undelivered(consumer, new), last.decode()
 
-    def claim_idle(self, r: redis.Redis, consumer: str, min_idle_ms: int, count: int) -> list[RawEntry]:
-        """Take over entries idle for at least `min_idle_ms`."""
-        cursor: Any = b"0-0"
-        found: list[RawEntry] = []
-        while len(found) < count:
-            wanted = count - len(found)
-            answer: Any = r.xautoclaim(self._keys.entries, GROUP, consumer, min_idle_ms, cursor, count=wanted)
-            cursor = answer[0]
-            found += self.undelivered(consumer, answer[1])
-            if cursor == b"0-0":
-                break
-        return self.fetch(r, found)
+    def _claim_page(
+        self, consumer: str, first: bytes | str, epoch: int | None
+    ) -> Callable[[redis.Redis], tuple[list[RawEntry], bytes]]:
+        own = 0
 
-    def claim_from(self, r: redis.Redis, dead: str, consumer: str, count: int | None) -> list[RawEntry]:
-        """Take over what `dead` has read."""
-        found: list[RawEntry] = []
-        while count is None or len(found) < count:
-            page = PAGE if count is None else min(PAGE, count - len(found))
-            owned: Any = r.xpending_range(self._keys.entries, GROUP, "-", "+", page, consumername=dead)
-            if not owned:
-                break
-            ids = [pending["message_id"] for pending in owned]
-            claimed: Any = r.xclaim(self._keys.entries, GROUP, consumer, 0, ids)
-            found += self.undelivered(consumer, claimed)
-        return self.fetch(r, found)
+        def exchange(r: redis.Redis) -> tuple[list[RawEntry], bytes]:
+            nonlocal own
+            again, own = own, 1  # were the answer lost, the page's entries would be this consumer's already
+            page, last = self._fenced(r, CLAIM, "reclaiming", consumer, epoch, first, PAGE, again)
+            return self._undelivered(consumer, page), last
 
-    def undelivered(self, consumer: str, entries: Iterable[Any]) -> list[RawEntry]:
-        delivered, raws = self._delivered.get(consumer, set()), []
-        for entry_id, fields in entries:
-            # An entry deleted by hand while pending has no fields; the audit reports it.
-            if fields and entry_id.decode() not in delivered:
-                rows, nbytes = (int(v) if (v := fields.get(name, b"")).isdigit() else 0 for name in (b"r", b"n"))
-                raws.append(RawEntry(entry_id.decode(), fields.get(b"g", b"").decode(errors="replace"), rows, nbytes))
-        return raws
+        return exchange
 
-    def fetch(self, r: redis.Redis, raws: list[RawEntry]) -> list[RawEntry]:
-        """Add the payloads, a bounded number of bytes at a time."""
-        fetched: list[RawEntry] = []
-        while len(fetched) < len(raws):
-            batch, size = list[RawEntry](), 0
-            for raw in raws[len(fetched) :]:
-                if batch and size + raw.nbytes > FETCH_BYTES:
-                    break
-                batch.append(raw)
-                size += raw.nbytes
-            with r.pipeline(transaction=False) as pipe:
-                for raw in batch:
-                    pipe.get(self._keys.payload(raw.group_id))
-                answers = pipe.execute()
-            fetched += [replace(raw, payload=payload) for raw, payload in zip(batch, answers, strict=True)]
-        return fetched
+    def _fenced(
+        self, r: redis.Redis, script: str, what: str, consumer: str, epoch: int | None, *arguments: Any
+    ) -> tuple[list[Any], bytes]:
+        keys = self._keys.state
+        head = (GROUP, consumer, "" if epoch is None else epoch)
+        answer: Any = r.eval(script, len(keys), *keys, *head, *arguments)
+        if answer[0] == b"epoch":
+            raise stale_epoch(f"{what} as {consumer!r}", self._run_id, epoch, answer[1])
+        return answer[1], answer[2]
+
+    def _undelivered(self, consumer: str, entries: Iterable[Any]) -> list[RawEntry]:
+        delivered = self._delivered.get(consumer, set())
+        # An entry deleted by hand while pending has no fields; the audit reports it.
+        return [
+            RawEntry(entry_id.decode(), dict(zip(fields[::2], fields[1::2], strict=True)))
+            for entry_id, fields in entries
+            if fields and entry_id.decode() not in delivered
+        ]
 
     def _decode(self, raw: RawEntry) -> Entry:
-        record: Trajectories | SchemaError
+        summary: Summary | SchemaError
+        rows, nbytes = raw.number(b"r"), raw.number(b"n")
         try:
-            if raw.payload is None:
-                raise SchemaError("its record is not in the store (not published by RestoRL, or already settled)")
-            record = decode(raw.payload)
-            if (record.meta.group_id, record.meta.run_id, record.rows) != (raw.group_id, self._run_id, raw.rows):
-                raise SchemaError(f"its record names group {record.meta.group_id!r} of run {record.meta.run_id!r}")
+            summary = decode_summary(_summary_bytes(raw.fields))
+            meta = summary.meta
+            if (meta.group_id, meta.run_id, summary.rows) != (raw.group_id, self._run_id, rows):
+                raise SchemaError(
+                    f"its summary names group {meta.group_id!r} of run {meta.run_id!r} with {summary.rows} "
+                    f"trajectories, the entry has {rows}"
+                )
         except SchemaError as error:
-            record = SchemaError(f"entry {raw.entry_id}, group {raw.group_id!r}: {error}")
-        return Entry(raw.entry_id, raw.group_id, raw.rows, raw.nbytes, record)
+            summary = SchemaError(f"entry {raw.entry_id}, group {raw.group_id!r}: {error}")
+        return Entry(raw.entry_id, raw.group_id, rows, nbytes, summary)
 
 
-def _entries(answer: Any) -> list[Any]:
-    """Entries of the one stream in an XREADGROUP answer."""
-    return list(answer[0][1]) if answer else []
+def _summary_bytes(fields: Mapping[bytes, bytes]) -> bytes:
+    if b"s" in fields:
+        return fields[b"s"]
+    if {b"g", b"n", b"r"} <= fields.keys():  # what version 1 wrote
+        raise SchemaError(f"entry carries no summary, as of schema version {other_version('1')}")
+    names = ", ".join(sorted(repr(name.decode(errors="replace")) for name in fields))
+    raise SchemaError(f"entry has the fields {names}: it was not published by RestoRL; drop it")
+
+
+def stale_epoch(what: str, run_id: str, given: int | None, current: bytes) -> StaleEpoch:
+    return StaleEpoch(
+        f"{what}: epoch {given} of run {run_id!r} is not the current epoch {int(current)}; this process was replaced "
+        "and must stop"
+    )

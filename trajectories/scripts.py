@@ -2,8 +2,9 @@
 
 Keys of a run (one hash tag, so they share a slot of a Redis cluster):
 
-    entries     stream: one small entry a group (g group id, n bytes, r rows); consumer group `learner`
+    entries     stream: one small entry a group (g group id, n bytes, r rows, s summary); consumer group `learner`
     payload:G   string: the Arrow record of group G, present from publication to settlement
+    arriving:U  string: a record inside the exchange that publishes it, where it is renamed or deleted
     groups      hash: group id -> entry id
     published   hash: entry id -> "group TAB rows TAB bytes TAB epoch"
     settled     hash: entry id -> lines "token TAB outcome"; a second line is a double settlement
@@ -11,7 +12,8 @@ Keys of a run (one hash tag, so they share a slot of a Redis cluster):
     epoch       the fencing token
 
 Why the payload is no field of the stream entry: a script (needed, because publication checks before it writes) would
-copy megabytes into Lua and out again, while SET keeps the received buffer. MULTI makes the two one.
+copy megabytes into Lua and out again, while SET keeps the received buffer. MULTI makes the two one. The record arrives
+under a name of its own, so that no publication can put another's record in the place of one that is lost.
 
 A script runs atomically and writes either all or nothing, also into the append-only file. `allow-oom` lets the ledger
 be written when the server is at its memory limit: settlements free memory, and a payload already set must not lack
@@ -31,7 +33,7 @@ class Keys:
         self.entries, self.groups, self.published, self.settled, self.bytes, self.epoch = (
             prefix + name for name in ("entries", "groups", "published", "settled", "bytes", "epoch")
         )
-        self.payload_prefix = prefix + "payload:"
+        self.payload_prefix, self.arriving_prefix = prefix + "payload:", prefix + "arriving:"
 
     def payload(self, group_id: str) -> str:
         return self.payload_prefix + group_id
@@ -48,12 +50,19 @@ local entries, groups, published, settled, bytes, epoch =
 local function number(key) return tonumber(redis.call('GET', key) or '0') end
 """
 
-# ARGV: group, payload key, bytes, epoch, max entries, max bytes, [rows]
+_FENCE = """
+local function stale(given)
+  local current = number(epoch)
+  if given ~= '' and tonumber(given) ~= current then return {'epoch', tostring(current)} end
+end
+"""
+
+# ARGV: group, payload key, bytes, epoch, max entries, max bytes, [rows, arriving key, summary]
 _CHECK = """
 local group, payload, size = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local function verdict()
-  local current = number(epoch)
-  if tonumber(ARGV[4]) ~= current then return {'epoch', tostring(current)} end
+  local refused = stale(ARGV[4])
+  if refused then return refused end
   local known = redis.call('HGET', groups, group)
   if known then return {'known', known} end
   local count, held = redis.call('XLEN', entries), number(bytes)
@@ -63,34 +72,92 @@ local function verdict()
 end
 """
 
-ADMIT = _HEADER + _CHECK + "return verdict() or {'room'}"
+ADMIT = _HEADER + _FENCE + _CHECK + "return verdict() or {'room'}"
 """May this group be published now? Asked before megabytes are sent."""
 
 COMMIT = (
     _HEADER
+    + _FENCE
     + _CHECK
     + """
 local refused = verdict()
 if refused then
-  -- The payload was set just before (NX): take it away, unless it is that of the group's earlier publication.
-  local known = redis.call('HGET', groups, group)
-  if not known or redis.call('HEXISTS', settled, known) == 1 then redis.call('UNLINK', payload) end
+  redis.call('UNLINK', ARGV[8])
   return refused
 end
-local id = redis.call('XADD', entries, '*', 'g', group, 'n', ARGV[3], 'r', ARGV[7])
+redis.call('RENAME', ARGV[8], payload)
+local id = redis.call('XADD', entries, '*', 'g', group, 'n', ARGV[3], 'r', ARGV[7], 's', ARGV[9])
 redis.call('HSET', groups, group, id)
 redis.call('HSET', published, id, table.concat({group, ARGV[7], ARGV[3], ARGV[4]}, '\\t'))
 redis.call('INCRBY', bytes, ARGV[3])
 return {'published', id}
 """
 )
-"""Second half of a publication, in one MULTI with `SET payload NX`."""
+"""Second half of a publication, in one MULTI with `SET arriving`."""
+
+READ = (
+    _HEADER
+    + _FENCE
+    + """
+-- ARGV: consumer group, consumer, epoch or '', '>' or an id, count
+local refused = stale(ARGV[3])
+if refused then return refused end
+local answer = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', ARGV[5], 'STREAMS', entries, ARGV[4])
+if answer and #answer[1][2] > 0 then return {'ok', answer[1][2], ''} end
+for _, info in ipairs(redis.call('XINFO', 'GROUPS', entries)) do
+  local group = {}
+  for i = 1, #info, 2 do group[info[i]] = info[i + 1] end
+  if group['name'] == ARGV[1] then return {'ok', {}, group['last-delivered-id']} end
+end
+return {'ok', {}, '0'}
+"""
+)
+"""New entries of a consumer ('>'), or those behind an id that it has read before; nothing is read in an old epoch.
+
+Without entries, the answer's last part is the id behind which to wait for new ones.
+"""
+
+CLAIM = (
+    _HEADER
+    + _FENCE
+    + """
+-- ARGV: consumer group, consumer, epoch or '', first id, most entries looked at, '1' to give the consumer's own too
+local refused = stale(ARGV[3])
+if refused then return refused end
+local page, ids, last = redis.call('XPENDING', entries, ARGV[1], ARGV[4], '+', ARGV[5]), {}, ''
+for _, pending in ipairs(page) do
+  if pending[2] ~= ARGV[2] or ARGV[6] == '1' then ids[#ids + 1] = pending[1] end
+  last = pending[1]
+end
+if #ids == 0 then return {'ok', {}, last} end
+return {'ok', redis.call('XCLAIM', entries, ARGV[1], ARGV[2], 0, unpack(ids)), last}
+"""
+)
+"""A page of what other consumers have read and not settled, made this consumer's; and the last id looked at."""
+
+WAITING = (
+    _HEADER
+    + """
+-- ARGV: first id, most entries
+local found, last = {}, ''
+for _, entry in ipairs(redis.call('XRANGE', entries, ARGV[1], '+', 'COUNT', ARGV[2])) do
+  for i = 1, #entry[2], 2 do
+    if entry[2][i] == 'g' then found[#found + 1], found[#found + 2] = entry[2][i + 1], entry[1] end
+  end
+  last = entry[1]
+end
+return {found, last}
+"""
+)
+"""A page of the unsettled entries without their summaries: group id, entry id, ...; and the last id looked at."""
 
 SETTLE = (
     _HEADER
+    + _FENCE
     + """
 -- ARGV: consumer group, payload prefix, token, outcome, epoch or '', entry ids
-if ARGV[5] ~= '' and tonumber(ARGV[5]) ~= number(epoch) then return {'epoch', tostring(number(epoch))} end
+local refused = stale(ARGV[5])
+if refused then return refused end
 local token, results = ARGV[3], {'ok'}
 for i = 6, #ARGV do
   local id = ARGV[i]

@@ -5,12 +5,19 @@ We start the binary ourselves, because that package offers neither a password no
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import json
 import logging
+import os
 import secrets
+import select
+import signal
 import socket
 import subprocess
+import sys
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,13 +26,15 @@ from typing import IO
 
 import redis
 
+from trajectories import watched
 from trajectories.client import StoreClient
 from trajectories.errors import StoreError, StoreUnreachable
 from trajectories.settings import StoreAddress, StoreSettings
 
 logger = logging.getLogger(__name__)
 ADDRESS_FILE = "store.json"
-_CONFIG, _LOCK, _LOG = "valkey.conf", "store.lock", "server.log"
+_CONFIG, _LOG = "valkey.conf", "server.log"
+_OWNER_LOCK, _SERVER_LOCK = "store.lock", "server.lock"
 _PORT_ATTEMPTS = 5
 
 
@@ -46,7 +55,11 @@ class EmbeddedServer:
 
     Every answered write is on disk (`appendfsync always`), so a killed server loses nothing. `folder/store.json`
     (readable by the owner only) tells other processes the address while the server runs. One process at a time may
-    own a folder; a server whose owner was killed is stopped and replaced by the next `start`.
+    own a folder.
+
+    The server ends when its owner does, however that dies: `watched.py` stands between the two. A second lock is held
+    by the server itself, so that a `start` right after the owner's death waits until the old server is gone: two
+    servers on one append-only file would destroy it.
 
         with EmbeddedServer(run_folder / "store", settings) as server:
             stream = TrajectoryStream(server.address, run_id, settings)
@@ -54,10 +67,11 @@ class EmbeddedServer:
 
     def __init__(self, folder: Path, settings: StoreSettings | None = None) -> None:
         self.folder, self.settings = folder.absolute(), settings or StoreSettings()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None  # watched.py
+        self._pid: int | None = None  # of the server
         self._address: StoreAddress | None = None
         self._port = 0
-        self._lock: IO[str] | None = None
+        self._locks: list[IO[str]] = []  # of the owner, of the server
 
     @property
     def address(self) -> StoreAddress:
@@ -68,7 +82,8 @@ class EmbeddedServer:
 
     @property
     def pid(self) -> int | None:
-        return None if self._process is None else self._process.pid
+        """Process id of the server; None before `start` and after `stop`."""
+        return self._pid
 
     def start(self) -> EmbeddedServer:
         """Start, load the append-only file and wait until the server answers.
@@ -79,9 +94,10 @@ class EmbeddedServer:
         if self._process is not None:
             raise StoreError(f"embedded store in {self.folder} is already started")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._take_lock()
+        self._locks.append(self._lock_of_owner())
         try:
             self._stop_orphan()
+            self._locks.append(self._lock_of_server())
             for attempt in range(_PORT_ATTEMPTS):
                 self._port, password = _free_port(), secrets.token_urlsafe(32)
                 self._address = StoreAddress(f"redis://127.0.0.1:{self._port}", password=password)
@@ -91,6 +107,7 @@ class EmbeddedServer:
                 except StoreUnreachable:  # another program may have taken the port in between
                     if attempt + 1 == _PORT_ATTEMPTS or "Address already in use" not in self._log_tail():
                         raise
+                    self._end_process()
         except BaseException:
             self.stop()
             raise
@@ -120,9 +137,8 @@ class EmbeddedServer:
         self._end_process()
         (self.folder / ADDRESS_FILE).unlink(missing_ok=True)
         self._address = None
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        while self._locks:
+            self._locks.pop().close()
 
     def __enter__(self) -> EmbeddedServer:
         return self.start() if self._process is None else self
@@ -139,15 +155,32 @@ class EmbeddedServer:
         config.write_text(self._config())
         # An own session, so that Ctrl-C reaches the driver only, which still has to talk to the server.
         self._process = subprocess.Popen(
-            [str(server_binary()), f"./{_CONFIG}"],
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            [sys.executable, "-I", "-S", watched.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            pass_fds=[self._locks[1].fileno()],
         )
+        command = [str(server_binary()), f"./{_CONFIG}"]
+        self._pid = self._ask(command)
         self._wait_until_ready()
-        self.address.write(self.folder / ADDRESS_FILE, pid=self._process.pid)
+        self.address.write(self.folder / ADDRESS_FILE, pid=self._pid)
+
+    def _ask(self, command: list[str]) -> int:
+        """Have `watched.py` run the command; the command's process id."""
+        assert self._process is not None and self._process.stdin is not None and self._process.stdout is not None
+        request = {"parent": os.getpid(), "command": command, "folder": str(self.folder)}
+        answer = b""
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin, self._process.stdout as stdout:
+            stdin.write(json.dumps(request).encode() + b"\n")
+            stdin.flush()
+            if select.select([stdout], [], [], self.settings.start_timeout_s)[0]:
+                answer = stdout.readline()
+        if not answer.strip().isdigit():
+            reason = answer.decode(errors="replace").strip() or "no answer"
+            raise StoreError(f"embedded store in {self.folder}: {command[0]} can't be run ({reason})")
+        return int(answer)
 
     def _config(self) -> str:
         return "\n".join(
@@ -203,25 +236,40 @@ class EmbeddedServer:
         if self._process is None:
             return
         if self._process.poll() is None:
-            self._process.terminate()
+            self._process.terminate()  # handed on to the server
             try:
-                self._process.wait(10)
+                self._process.wait(watched.PATIENCE_S)
             except subprocess.TimeoutExpired:
+                if self._pid is not None:  # not reaped, so that the id is the server's
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(self._pid, signal.SIGKILL)
                 self._process.kill()
         self._process.wait()
-        self._process = None
+        self._process = self._pid = None
 
-    def _take_lock(self) -> None:
-        lock = (self.folder / _LOCK).open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+    def _lock_of_owner(self) -> IO[str]:
+        lock = (self.folder / _OWNER_LOCK).open("w")
+        if not _locked(lock):
             lock.close()
-            raise StoreError(f"{self.folder}: another process runs the store of this run; stop it first") from error
-        self._lock = lock
+            raise StoreError(f"{self.folder}: another process runs the store of this run; stop it first")
+        _held.add(lock)
+        return lock
+
+    def _lock_of_server(self) -> IO[str]:
+        """Wait for the end of a server whose owner has died."""
+        lock, deadline = (self.folder / _SERVER_LOCK).open("w"), time.monotonic() + self.settings.start_timeout_s
+        while not _locked(lock):
+            if time.monotonic() > deadline:
+                lock.close()
+                raise StoreError(
+                    f"{self.folder}: the server that an earlier run left behind did not end within start_timeout_s="
+                    f"{self.settings.start_timeout_s:g}; end the valkey-server of this folder by hand"
+                )
+            time.sleep(0.02)
+        return lock
 
     def _stop_orphan(self) -> None:
-        """Two servers on one append-only file would destroy it, so end the one a killed owner left behind."""
+        """Ask the server of an owner that was killed to end at once; `_lock_of_server` waits for it."""
         path = self.folder / ADDRESS_FILE
         if not path.exists():
             return
@@ -230,15 +278,11 @@ class EmbeddedServer:
             client.call("looking for an old server", lambda r: r.ping(), retry_s=0)
             logger.warning("%s: stopping the server that an earlier run left behind", self.folder)
             client.redis.shutdown(nosave=True)
-            deadline = time.monotonic() + self.settings.start_timeout_s
-            while time.monotonic() < deadline:
-                client.call("waiting for the old server to end", lambda r: r.ping(), retry_s=0)
-                time.sleep(0.02)
-            raise StoreError(f"{self.folder}: the server that an earlier run left behind does not stop")
-        except (StoreUnreachable, redis.ConnectionError):
-            path.unlink(missing_ok=True)  # gone
+        except (StoreError, redis.RedisError):
+            pass  # gone, or another server has its port
         finally:
             client.close()
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -253,6 +297,27 @@ def open_store(settings: StoreSettings, folder: Path) -> Iterator[tuple[StoreAdd
         return
     with EmbeddedServer(folder, settings) as server:
         yield server.address, server
+
+
+def _locked(file: IO[str]) -> bool:
+    """Whether the lock was free and is taken."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+_held: weakref.WeakSet[IO[str]] = weakref.WeakSet()
+
+
+def _give_up_locks() -> None:
+    """A fork of the owner is not the owner: should it stay longer, the folder must not stay locked."""
+    for lock in _held:
+        lock.close()
+
+
+os.register_at_fork(after_in_child=_give_up_locks)
 
 
 def _free_port() -> int:

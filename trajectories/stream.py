@@ -1,8 +1,11 @@
 """The stream between actors and learner: publish, read, settle, reclaim, account.
 
 One entry is one group (K rollouts of one image). An entry lives from `publish` to `settle`; in between it belongs
-to the consumer that read it, and passes to another one by `reclaim`. All operations have deadlines and may be
+to the consumer that read it, and passes to another one by `reclaim_others`. All operations have deadlines and may be
 repeated after a broken connection without effect on the count: nothing is lost and nothing is used twice.
+
+Fencing: a process that was replaced may go on for a while. Whatever changes the stream for others (publish, read,
+reclaim, settle) can be given the run's epoch, and is refused as `StaleEpoch` in another one.
 """
 
 from __future__ import annotations
@@ -12,7 +15,6 @@ import time
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,13 +24,14 @@ import redis
 
 from trajectories.audit import AuditReport, Ledger, audit, ledger_from_snapshot
 from trajectories.client import StoreClient
-from trajectories.consumer import PAGE, Deliveries, Entry
-from trajectories.errors import BackPressureTimeout, RecordTooLarge, SchemaError, StaleEpoch
-from trajectories.schema import Trajectories, encode_buffer
-from trajectories.scripts import ADMIT, COMMIT, GROUP, SETTLE, SNAPSHOT, Keys
+from trajectories.consumer import PAGE, Deliveries, Entry, stale_epoch
+from trajectories.errors import BackPressureTimeout, RecordTooLarge, SchemaError
+from trajectories.payloads import fetch
+from trajectories.schema import Trajectories, encode_both
+from trajectories.scripts import ADMIT, COMMIT, GROUP, SETTLE, SNAPSHOT, WAITING, Keys
 from trajectories.settings import StoreAddress, StoreSettings
 
-_OUTCOME = re.compile(r"(consumed|dropped):[ -~]+")
+_OUTCOME = re.compile(r"(consumed|dropped):[^\s:].*")
 _TOKEN = re.compile(r"[!-~]{1,200}")
 
 
@@ -56,7 +59,7 @@ class Depth:
 
 
 class TrajectoryStream:
-    """A run's stream in the store at `address`. Use one instance a process; threads may share it to publish.
+    """A run's stream in the store at `address`. Use one instance a process; threads may share it.
 
     An instance remembers which entries it has handed to which consumer, so that `read` gives each once. A new
     instance (a restarted process) starts with the entries its consumer has read and not settled.
@@ -93,7 +96,7 @@ class TrajectoryStream:
     # epochs (fencing)
 
     def begin_epoch(self) -> int:
-        """Start a new epoch and return it: publishers and settlers of earlier ones are refused from now on."""
+        """Start a new epoch and return it: whoever publishes, reads or settles in an earlier one is refused."""
         return int(self.client.call("beginning an epoch", lambda r: r.incr(self.keys.epoch)))  # type: ignore[arg-type]
 
     def epoch(self) -> int:
@@ -119,10 +122,17 @@ class TrajectoryStream:
                 f"group {record.meta.group_id!r} is of run {record.meta.run_id!r}, the stream of {self.run_id!r}"
             )
         meta = record.meta
-        return self.publish_payload(meta.group_id, encode_buffer(record), record.rows, meta.epoch, timeout_s)
+        payload, summary = encode_both(record)
+        return self.publish_payload(meta.group_id, payload, summary, record.rows, meta.epoch, timeout_s)
 
     def publish_payload(
-        self, group_id: str, payload: bytes | pa.Buffer, rows: int, epoch: int, timeout_s: float | None = None
+        self,
+        group_id: str,
+        payload: bytes | pa.Buffer,
+        summary: bytes | pa.Buffer,
+        rows: int,
+        epoch: int,
+        timeout_s: float | None = None,
     ) -> Receipt:
         """`publish` for a record that is already encoded; the bytes are not looked at."""
         data = memoryview(payload)
@@ -131,13 +141,14 @@ class TrajectoryStream:
                 f"group {group_id!r} has {data.nbytes} bytes, the whole stream may hold max_bytes="
                 f"{self.settings.max_bytes}: raise store.max_bytes, or use fewer rollouts or float16 storage"
             )
-        settings, key = self.settings, self.keys.payload(group_id)
-        argv = [group_id, key, data.nbytes, epoch, settings.max_entries, settings.max_bytes, rows]
+        settings, arriving = self.settings, self.keys.arriving_prefix + uuid.uuid4().hex
+        argv = [group_id, self.keys.payload(group_id), data.nbytes, epoch, settings.max_entries, settings.max_bytes]
+        more = [rows, arriving, memoryview(summary)]
 
         def commit(r: redis.Redis) -> Any:
             with r.pipeline(transaction=True) as pipe:
-                pipe.set(key, data, nx=True)  # type: ignore[arg-type]
-                pipe.eval(COMMIT, len(self.keys.state), *self.keys.state, *argv)  # type: ignore[arg-type]
+                pipe.set(arriving, data)  # type: ignore[arg-type]
+                pipe.eval(COMMIT, len(self.keys.state), *self.keys.state, *argv, *more)  # type: ignore[arg-type]
                 return pipe.execute()[1]
 
         start, pause = time.monotonic(), 0.005
@@ -152,7 +163,7 @@ class TrajectoryStream:
             if verdict in (b"published", b"known"):
                 return Receipt(details[0].decode(), verdict == b"known", waited)
             if verdict == b"epoch":
-                raise self._stale(f"publishing group {group_id!r}", epoch, details[0])
+                raise stale_epoch(f"publishing group {group_id!r}", self.run_id, epoch, details[0])
             if waited + pause > limit:
                 raise BackPressureTimeout(
                     f"no room for group {group_id!r} ({data.nbytes} bytes) in {waited:.1f} s: the stream holds "
@@ -164,8 +175,10 @@ class TrajectoryStream:
 
     # learner
 
-    def read(self, consumer: str, count: int, block_ms: int = 0, own_pending_first: bool = True) -> list[Entry]:
-        """Up to `count` entries for `consumer`, in the order of publication.
+    def read(
+        self, consumer: str, count: int, block_ms: int = 0, own_pending_first: bool = True, epoch: int | None = None
+    ) -> list[Entry]:
+        """Up to `count` entries for `consumer`, in the order of publication; no payload is moved, see `fetch`.
 
         First come entries that this consumer has read but not settled and that this instance has not handed out
         yet (a restart, or an answer that was lost); then new ones. Waits up to `block_ms` for the first entry
@@ -173,23 +186,36 @@ class TrajectoryStream:
 
         Args:
             own_pending_first: False reads new entries only.
+            epoch: read nothing unless it is the current one (a reader that was replaced).
 
         Raises:
-            StoreUnreachable, StoreAuthError, StoreError.
+            StaleEpoch, StoreUnreachable, StoreAuthError, StoreError.
         """
         if count < 1:
             raise ValueError(f"count={count}: at least 1")
         deadline = time.monotonic() + block_ms / 1000
         while True:
+            entries, last = self._deliveries.read(consumer, count, own_pending_first, epoch)
             # Well below the socket's deadline, which would otherwise end the wait as an error.
             slice_ms = min(1000 * (deadline - time.monotonic()), 500 * self.settings.op_timeout_s)
-            wait = int(slice_ms) if slice_ms >= 1 else None
-            attempt = partial(
-                self._deliveries.read, consumer=consumer, count=count, block=wait, own_first=own_pending_first
-            )
-            entries = self._deliveries.deliver(consumer, "read", attempt)
-            if entries or wait is None:
+            if entries or slice_ms < 1:
                 return entries
+            # Waiting takes nothing: what comes is read by the script, which looks at the epoch first.
+            self._wait(last, int(slice_ms))
+
+    def fetch(self, group_ids: Sequence[str]) -> list[Trajectories | SchemaError]:
+        """The whole records of unsettled groups, in the order asked for, a bounded number of bytes at a time.
+
+        Needs no reading before and changes nothing, so that any process or thread may call it, beside the reader.
+
+        Returns:
+            For each group its record, or a SchemaError that names the group and says what is wrong: it is gone
+            (settled, never published), corrupt, or its record is of another group or run.
+
+        Raises:
+            StoreUnreachable, StoreAuthError, StoreError.
+        """
+        return fetch(self.client, self.keys, self.run_id, group_ids)
 
     def settle(
         self, entry_ids: Iterable[str], outcome: str, token: str | None = None, epoch: int | None = None
@@ -197,7 +223,8 @@ class TrajectoryStream:
         """Acknowledge and delete entries and note their outcome. Call it when the outcome is durable.
 
         Args:
-            outcome: `consumed:...` (`consumed:step=12`) or `dropped:REASON` (`dropped:stale`).
+            outcome: `consumed:...` (`consumed:step=12`) or `dropped:REASON` (`dropped:stale`), more may follow behind
+                another colon (`dropped:picture:a.png is missing`); one line.
             token: names this settlement. A second call with the same token changes nothing, so a learner resumed
                 from a checkpoint repeats the checkpoint's settlement safely with a token such as `step=12`.
                 Default: a new one, so that settling an entry in two calls shows in the audit.
@@ -210,8 +237,8 @@ class TrajectoryStream:
         Raises:
             StaleEpoch, StoreUnreachable, StoreError; ValueError for a malformed outcome or token.
         """
-        if not _OUTCOME.fullmatch(outcome):
-            raise ValueError(f"outcome={outcome!r}: write consumed:... or dropped:REASON")
+        if not _OUTCOME.fullmatch(outcome) or not outcome.isprintable():
+            raise ValueError(f"outcome={outcome!r}: write consumed:... or dropped:REASON on one line")
         token = uuid.uuid4().hex if token is None else token
         if not _TOKEN.fullmatch(token):
             raise ValueError(f"token={token!r}: 1 to 200 printable characters without spaces")
@@ -221,33 +248,24 @@ class TrajectoryStream:
             head = [GROUP, self.keys.payload_prefix, token, outcome, "" if epoch is None else epoch]
             verdict, *details = self._eval("settle", SETTLE, [*head, *page])
             if verdict == b"epoch":
-                raise self._stale(f"settling {len(ids)} entries", epoch, details[0])
+                raise stale_epoch(f"settling {len(ids)} entries", self.run_id, epoch, details[0])
             results += [d.decode() for d in details]
         self._deliveries.settled(ids)
         return results
 
-    def reclaim(self, consumer: str, min_idle_ms: int, count: int = 64) -> list[Entry]:
-        """Take over entries that other consumers read at least `min_idle_ms` ago and never settled (they died).
+    def reclaim_others(self, consumer: str, epoch: int | None = None) -> list[Entry]:
+        """Take over everything that any other consumer has read and not settled, in the order of publication.
 
-        Choose `min_idle_ms` above the longest time from read to settle, or live consumers lose their entries too.
-        """
+        For the one reader of a new epoch, whose predecessors have other names: it calls this once, before it reads,
+        and nothing that they took is lost.
 
-        return self._deliveries.deliver(
-            consumer, "reclaim", lambda r: self._deliveries.claim_idle(r, consumer, min_idle_ms, count)
-        )
-
-    def reclaim_from(self, dead: str, consumer: str, count: int | None = None) -> list[Entry]:
-        """Take over all (up to `count`) unsettled entries of a consumer that is known to be dead, at once.
+        Args:
+            epoch: take nothing unless it is the current one.
 
         Raises:
-            ValueError: `dead` is `consumer`; use `read` with its name instead.
+            StaleEpoch, StoreUnreachable, StoreAuthError, StoreError.
         """
-        if dead == consumer:
-            raise ValueError(f"consumer {consumer!r} can't reclaim from itself; read() gives its unsettled entries")
-
-        return self._deliveries.deliver(
-            consumer, "reclaim", lambda r: self._deliveries.claim_from(r, dead, consumer, count)
-        )
+        return self._deliveries.claim_others(consumer, epoch)
 
     def rewind(self, consumer: str) -> None:
         """Let `read` hand out this consumer's unsettled entries again (learner went back to a checkpoint)."""
@@ -276,6 +294,40 @@ class TrajectoryStream:
         entries, held, pending = self.client.call("counting", count)
         return Depth(int(entries), int(held or 0), int(pending["pending"]))
 
+    def unsettled(self) -> dict[str, str]:
+        """Group id -> entry id of everything that is published and not settled, in the order of publication.
+
+        The truth for admission control: a group published twice is in it once, a dropped one is not in it. Costs time
+        in proportion to what is unsettled (at most `max_entries`), not to the history of the run; no summary and no
+        payload is moved. Entries that `publish` did not put there are not in it.
+
+        It is read in pages: each entry's state is that of some instant during the call.
+        """
+        found: dict[str, str] = {}
+        first: bytes | str = "-"
+        while first:
+            answer = self._eval("listing unsettled groups", WAITING, [first, PAGE])
+            texts = [text.decode() for text in answer[0]]
+            found |= dict(zip(texts[::2], texts[1::2], strict=True))
+            first = b"(" + answer[1] if answer[1] else ""
+        return found
+
+    def published_groups(self) -> set[str]:
+        """Ids of all groups ever published in this run, settled or not: what a resumed run need not roll out again.
+
+        Costs time and memory in proportion to the run's history (some 100 bytes a group); call it once, at a start.
+        """
+        groups: set[str] = set()
+        cursor = 0
+        while True:
+            cursor, page = self.client.call(
+                "listing published groups",
+                lambda r, cursor=cursor: r.hscan(self.keys.groups, cursor, count=10 * PAGE),  # type: ignore[misc]
+            )
+            groups.update(name.decode() for name in page)
+            if not cursor:
+                return groups
+
     def ledger(self) -> Ledger:
         """All publications and settlements up to this instant."""
         answer = self._eval("reading the ledger", SNAPSHOT, [GROUP, self.keys.payload_prefix])
@@ -285,9 +337,18 @@ class TrajectoryStream:
         """Check that each published group was consumed once, dropped with a reason, or is pending."""
         return audit(self.ledger())
 
-    def export_ledger(self, path: Path) -> AuditReport:
-        """Write the ledger as JSON for `audit_file`, and return its audit."""
+    def export_ledger(self, path: Path, epoch: int | None = None) -> AuditReport:
+        """Write the ledger as JSON for `audit_file`, and return its audit.
+
+        Args:
+            epoch: write nothing unless it is the current one (the successor's newer ledger may be there already).
+
+        Raises:
+            StaleEpoch, StoreUnreachable, StoreError; OSError when it can't be written.
+        """
         ledger = self.ledger()
+        if epoch is not None and epoch != ledger.epoch:
+            raise stale_epoch(f"writing {path}", self.run_id, epoch, b"%d" % ledger.epoch)
         ledger.write(path)
         return audit(ledger)
 
@@ -298,11 +359,9 @@ class TrajectoryStream:
         keys = self.keys.state
         return self.client.call(what, lambda r: r.eval(script, len(keys), *keys, *argv))  # type: ignore[arg-type,return-value]
 
-    def _stale(self, what: str, given: int | None, current: bytes) -> StaleEpoch:
-        return StaleEpoch(
-            f"{what}: epoch {given} of run {self.run_id!r} is not the current epoch {int(current)}; this process was "
-            "replaced and must stop"
-        )
+    def _wait(self, last: str, milliseconds: int) -> None:
+        """Until there is an entry behind `last`, or the time is over."""
+        self.client.call("waiting", lambda r: r.xread({self.keys.entries: last}, count=1, block=milliseconds))
 
     def _create_group(self, r: redis.Redis) -> None:
         try:

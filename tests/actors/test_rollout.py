@@ -149,7 +149,7 @@ def test_the_enhanced_action_is_the_mean_of_the_better_estimate_with_the_same_no
     condition = model.condition(batch().lq).repeat_interleave(3)
     steps = result.schedule.steps
     for position in range(len(steps) - 2):
-        step, x_t, action = steps[position], result.states[:, position], result.actions[:, position]
+        step, x_t, action = steps[position], result.states[:, position], result.states[:, position + 1]
         here = transition(step, model.denoise(x_t, step.timestep, condition, 1.0), x_t, action=action)
         after = steps[position + 1]
         better = transition(after, model.denoise(action, after.timestep, condition, 1.0), action, action=action).x0
@@ -162,8 +162,7 @@ def test_the_enhanced_action_is_the_mean_of_the_better_estimate_with_the_same_no
 
 def test_with_sampled_targets_the_trained_action_is_the_next_state() -> None:
     result = rolled(action_target="sampled")
-    assert torch.equal(result.targets, result.actions)
-    assert torch.equal(result.actions[:, :-1], result.states[:, 1:])
+    assert torch.equal(result.targets[:, :-1], result.states[:, 1:])
     assert result.shift.abs().max() == 0
 
 
@@ -174,9 +173,9 @@ def test_log_probs_are_densities_of_the_transition() -> None:
     with torch.no_grad():
         condition = model.condition(batch().lq).repeat_interleave(3)
         mean = transition(step, model.denoise(x_t, step.timestep, condition, 1.0), x_t, action=x_t).mean
-    density = torch.distributions.Normal(mean, step.std).log_prob(result.actions[:, 0]).flatten(1).mean(1)
+    density = torch.distributions.Normal(mean, step.std).log_prob(result.states[:, 1]).flatten(1).mean(1)
     torch.testing.assert_close(result.log_probs[:, 0], density, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(gaussian_log_prob(result.actions[:, 0], mean, step.std), density)
+    torch.testing.assert_close(gaussian_log_prob(result.states[:, 1], mean, step.std), density)
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def roll_out_group(
     lq, gt = (image[:, 4 : 4 + SIZE, :SIZE][None] for image in fake_pairs(image_id))
     condition = model.condition(lq).repeat_interleave(rollouts)
     x = torch.randn(rollouts, 3, SIZE // 4, SIZE // 4, generator=generator)
-    states, actions, targets, log_probs = [], [], [], []
+    states, targets, log_probs = [], [], []
     for step in schedule.decisions:
         output = model.denoise(x, step.timestep, condition, sampler.guidance_scale)
         sampled = transition(step, output, x, noise=torch.randn(x.shape, generator=generator))
@@ -148,7 +148,6 @@ def roll_out_group(
         )
         target = enhanced_action(step, x, sampled.x0, better, sampled.action)
         states.append(x)
-        actions.append(sampled.action)
         targets.append(target)
         log_probs.append(transition(step, output, x, action=target).log_prob)
         x = sampled.action
@@ -163,7 +162,6 @@ def roll_out_group(
         rewards[:, step_index] = float("nan")
     group_id = f"{image_id}-{seed}"
     meta = RecordMeta(
-        schema_version=1,
         run_id="test",
         epoch=0,
         weights_version=0,
@@ -180,8 +178,8 @@ def roll_out_group(
     return Trajectories(
         meta=meta,
         trajectory_ids=[f"{group_id}/{k}" for k in range(rollouts)],
+        latent=tuple(x.shape[1:]),
         states=torch.stack(states, 1),
-        actions=torch.stack(actions, 1),
         targets=torch.stack(targets, 1),
         step_index=torch.tensor([s.index for s in schedule.decisions], dtype=torch.int32),
         log_probs=torch.stack(log_probs, 1),

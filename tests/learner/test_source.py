@@ -11,7 +11,7 @@ from learner.source import BatchSource, BatchTimeout, SourceSettings
 from tests.conftest import OpenStream
 from tests.trajectories.records import make_record
 from tests.trajectories.test_schema import with_metadata
-from trajectories.schema import encode
+from trajectories.schema import encode, encode_summary
 from trajectories.stream import TrajectoryStream
 
 FINGERPRINT = "ddim-5"  # of make_record, whose weights_version is 7
@@ -43,8 +43,9 @@ def test_a_batch_is_ordered_by_group_whoever_arrived_first(stream: TrajectoryStr
 def test_groups_that_cannot_be_trained_on_are_dropped_with_their_reason(stream: TrajectoryStream) -> None:
     publish(stream, "old", weights_version=5)
     publish(stream, "other", scheduler_fingerprint="ddim-9")
-    payload = with_metadata(encode(make_record("past", run_id=stream.run_id)), schema_version=b"0")
-    stream.publish_payload("past", payload, rows=2, epoch=0)
+    past = make_record("past", run_id=stream.run_id)
+    summary = with_metadata(encode_summary(past), schema_version=b"0")
+    stream.publish_payload("past", encode(past), summary, rows=2, epoch=0)
     publish(stream, "g0", "g1")
     batch = source(stream).collect(version=7)
     assert [g.meta.group_id for g in batch.groups] == ["g0", "g1"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from trajectories.schema import STORAGE_DTYPES, RecordMeta, Trajectories
+from trajectories.schema import STORAGE_DTYPES, RecordMeta, Summary, Trajectories
 
 
 def make_record(
@@ -46,8 +46,8 @@ def make_record(
     content: dict[str, Any] = dict(
         meta=meta,
         trajectory_ids=[f"{group_id}/{k}" for k in range(rows)],
+        latent=shape[2:],
         states=latent(),
-        actions=latent(),
         targets=latent(),
         step_index=torch.arange(steps, dtype=torch.int32),
         log_probs=torch.randn(rows, steps, generator=generator),
@@ -62,16 +62,15 @@ def make_record(
     return Trajectories(**{**content, **fields})
 
 
-TENSORS = (
-    *("states", "actions", "targets", "step_index", "log_probs", "rewards", "scored", "final_reward"),
-    *("error_l1", "error_l2", "shift"),
-)
+SMALL = ("step_index", "rewards", "scored", "final_reward", "error_l1", "error_l2", "shift")
+LARGE = ("states", "targets", "log_probs")
 
 
-def assert_same(a: Trajectories, b: Trajectories) -> None:
-    """Every field exactly equal."""
-    assert (a.meta, a.trajectory_ids, a.gt_reward) == (b.meta, b.trajectory_ids, b.gt_reward)
-    for name in TENSORS:
+def assert_same(a: Summary, b: Summary) -> None:
+    """The same kind of record, and every field exactly equal."""
+    assert type(a) is type(b)
+    assert (a.meta, a.trajectory_ids, a.latent, a.gt_reward) == (b.meta, b.trajectory_ids, b.latent, b.gt_reward)
+    for name in SMALL + (LARGE if isinstance(a, Trajectories) else ()):
         left, right = getattr(a, name), getattr(b, name)
         assert left.dtype == right.dtype and left.shape == right.shape, name
         assert repr(left.tolist()) == repr(right.tolist()), name  # repr, so that NaN equals NaN

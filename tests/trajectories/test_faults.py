@@ -16,9 +16,8 @@ import pytest
 from tests.conftest import OpenStream
 from tests.trajectories.proxy import CuttingProxy
 from tests.trajectories.records import make_record
-from tests.trajectories.test_stream import groups, ids, publish
+from tests.trajectories.test_stream import fetch, groups, ids, publish
 from trajectories.errors import StoreAuthError, StoreError, StoreFull, StoreUnreachable
-from trajectories.schema import Trajectories
 from trajectories.server import EmbeddedServer
 from trajectories.settings import StoreAddress, StoreSettings
 from trajectories.stream import TrajectoryStream
@@ -57,25 +56,60 @@ def test_a_settlement_whose_answer_is_lost_is_not_counted_twice(proxy: CuttingPr
     assert proxy.cuts == 1 and through.audit().ok and through.audit().consumed == 1
 
 
-@pytest.mark.parametrize("command", [b"XREADGROUP", b"GET\r\n"])
 def test_a_read_whose_answer_is_lost_gives_the_same_entries_in_order(
-    proxy: CuttingProxy, through: TrajectoryStream, command: bytes
+    proxy: CuttingProxy, through: TrajectoryStream
 ) -> None:
     publish(through, *"abcd")
     assert groups(through.read("rank0", 1)) == ["a"]
-    proxy.cut_when = lambda request: command in request
+    proxy.cut_when = lambda request: b"XREADGROUP" in request
     assert groups(through.read("rank0", 2)) == ["b", "c"]
     assert proxy.cuts == 1 and groups(through.read("rank0", 2)) == ["d"]
 
 
-def test_entries_reclaimed_with_a_lost_answer_come_with_the_next_read(
+@pytest.mark.parametrize("command", [b"STRLEN", b"GET\r\n"])
+def test_a_fetch_whose_answer_is_lost_is_repeated(
+    proxy: CuttingProxy, through: TrajectoryStream, command: bytes
+) -> None:
+    publish(through, *"abc")
+    proxy.cut_when = lambda request: command in request
+    assert [record.meta.group_id for record in fetch(through, *"cab")] == list("cab")
+    assert proxy.cuts == 1
+
+
+def test_entries_reclaimed_with_a_lost_answer_are_given_all_the_same(
     proxy: CuttingProxy, through: TrajectoryStream
 ) -> None:
     publish(through, *"abc")
     through.read("dead", 3)
-    proxy.cut_when = lambda request: b"XAUTOCLAIM" in request
-    found = through.reclaim("rank0", min_idle_ms=0)
-    assert groups(found or through.read("rank0", 9)) == ["a", "b", "c"]
+    proxy.cut_when = lambda request: b"XCLAIM" in request
+    assert groups(through.reclaim_others("rank0")) == ["a", "b", "c"]
+    assert proxy.cuts == 1 and through.read("rank0", 9) == []
+
+
+def test_entries_reclaimed_before_the_store_went_away_come_with_the_next_read(
+    own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trajectories.consumer.PAGE", 2)
+    settings = replace(own_server.settings, reconnect_timeout_s=0.1)
+    with TrajectoryStream(own_server.address, "run", settings) as stream:
+        publish(stream, *"abcd")
+        stream.read("dead", 4)
+        stream.read("rank0", 1)  # has looked for entries of its own
+        claim, pages = stream._deliveries._claim_page, list[object]()
+
+        def die_after_one_page(*arguments: object) -> object:
+            pages.append(arguments)
+            if len(pages) == 2:
+                kill(own_server)
+                time.sleep(0.1)
+            return claim(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(stream._deliveries, "_claim_page", die_after_one_page)
+        with pytest.raises(StoreUnreachable):
+            stream.reclaim_others("rank0")
+        own_server.restart()
+        assert groups(stream.read("rank0", 9)) == ["a", "b"]
+        assert groups(stream.reclaim_others("rank0")) == ["c", "d"]
 
 
 def test_a_killed_server_restarts_with_everything_it_had_confirmed(own_server: EmbeddedServer) -> None:
@@ -110,7 +144,7 @@ def test_work_goes_on_across_repeated_kills_and_nothing_is_lost_or_used_twice(ow
         with TrajectoryStream(own_server.address, "run", own_server.settings) as stream:
             while len(used) < total:
                 entries = stream.read("rank0", 4, block_ms=200)
-                assert all(isinstance(entry.record, Trajectories) for entry in entries)
+                fetch(stream, *groups(entries))
                 stream.settle(ids(entries), "consumed:step=1")
                 used.extend(groups(entries))
 

@@ -16,7 +16,17 @@ from hypothesis import strategies as st
 from tests.trajectories.records import assert_same, make_record
 from trajectories import errors
 from trajectories.errors import SchemaError
-from trajectories.schema import SCHEMA_VERSION, STORAGE_DTYPES, Trajectories, decode, encode, encode_buffer
+from trajectories.schema import (
+    SCHEMA_VERSION,
+    STORAGE_DTYPES,
+    Summary,
+    decode,
+    decode_summary,
+    encode,
+    encode_both,
+    encode_buffer,
+    encode_summary,
+)
 
 
 @pytest.mark.parametrize("dtype", STORAGE_DTYPES)
@@ -25,6 +35,7 @@ def test_a_record_of_any_dtype_comes_back_bit_for_bit_without_warnings(dtype: st
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert_same(decode(encode(record)), record)
+        assert_same(decode_summary(encode_summary(record)), record.summary())
 
 
 @settings(max_examples=60, deadline=None)
@@ -40,7 +51,22 @@ def test_a_record_of_any_shape_and_names_comes_back_bit_for_bit(
     shape: Any, dtype: str, seed: int, gt_reward: float | None, name: str, epoch: int
 ) -> None:
     record = make_record(name, epoch=epoch, dtype=dtype, shape=shape, seed=seed, gt_reward=gt_reward)
-    assert_same(decode(encode(record)), record)
+    payload, summary = encode_both(record)
+    assert_same(decode(payload), record)
+    assert_same(decode_summary(summary), record.summary())
+
+
+def test_a_summary_is_a_few_kilobytes_whatever_the_size_of_the_latents() -> None:
+    record = make_record(shape=(8, 50, 4, 32, 32))
+    payload, summary = encode_both(record)
+    assert summary.size < 8 << 10 < payload.size / 1000
+    assert summary.to_pybytes() == encode_summary(record.summary()) and payload.to_pybytes() == encode(record)
+
+
+def test_a_record_holds_each_latent_once() -> None:
+    record = make_record(shape=(8, 4, 4, 32, 32))
+    latents = record.states.nbytes + record.targets.nbytes
+    assert latents < len(encode(record)) < 1.01 * latents
 
 
 def test_views_and_gradients_are_encoded_as_their_values() -> None:
@@ -86,12 +112,20 @@ def with_metadata(payload: bytes, **changes: bytes | None) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
-def test_another_schema_version_is_refused_naming_both_versions() -> None:
-    with pytest.raises(SchemaError, match=f"schema version 0, this RestoRL reads version {SCHEMA_VERSION}"):
-        decode(with_metadata(encode(make_record()), schema_version=b"0"))
+@pytest.mark.parametrize(("write", "read"), [(encode, decode), (encode_summary, decode_summary)])
+def test_another_schema_version_is_refused_naming_both_versions(write: Any, read: Any) -> None:
+    with pytest.raises(SchemaError, match=f"schema version 1, this RestoRL reads version {SCHEMA_VERSION}: drop it"):
+        read(with_metadata(write(make_record()), schema_version=b"1"))
     record = make_record()
-    with pytest.raises(SchemaError, match="can't write schema version 2"):
-        encode(replace(record, meta=replace(record.meta, schema_version=2)))
+    with pytest.raises(SchemaError, match="can't write schema version 1"):
+        write(replace(record, meta=replace(record.meta, schema_version=1)))
+
+
+def test_a_record_is_no_summary_and_a_summary_no_record() -> None:
+    with pytest.raises(SchemaError, match="Arrow fields of the summary"):
+        decode_summary(encode(make_record()))
+    with pytest.raises(SchemaError, match="Arrow fields of the record"):
+        decode(encode_summary(make_record()))
 
 
 @pytest.mark.parametrize(
@@ -109,27 +143,30 @@ def test_another_schema_version_is_refused_naming_both_versions() -> None:
     ],
 )
 def test_bytes_that_are_no_record_raise_a_schema_error(payload: bytes) -> None:
-    with pytest.raises(SchemaError):
-        decode(payload)
+    for read in (decode, decode_summary):
+        with pytest.raises(SchemaError):
+            read(payload)
 
 
-def test_a_truncated_record_raises_a_schema_error_wherever_it_is_cut() -> None:
-    payload = encode(make_record())
+@pytest.mark.parametrize(("write", "read"), [(encode, decode), (encode_summary, decode_summary)])
+def test_a_truncated_record_raises_a_schema_error_wherever_it_is_cut(write: Any, read: Any) -> None:
+    payload = write(make_record())
     end_of_stream = 8  # the marker behind the batch carries nothing
     for length in range(0, len(payload) - end_of_stream, 7):
         with pytest.raises(SchemaError):
-            decode(payload[:length])
+            read(payload[:length])
 
 
-def test_flipped_bits_give_a_schema_error_or_a_record_but_never_another_failure() -> None:
-    payload, random = encode(make_record(shape=(1, 1, 1, 1, 1))), np.random.default_rng(0)
+@pytest.mark.parametrize(("write", "read"), [(encode, decode), (encode_summary, decode_summary)])
+def test_flipped_bits_give_a_schema_error_or_a_record_but_never_another_failure(write: Any, read: Any) -> None:
+    payload, random = write(make_record(shape=(1, 1, 1, 1, 1))), np.random.default_rng(0)
     refused = 0
     for _ in range(1500):
         damaged = bytearray(payload)
         for place in random.integers(0, len(payload), random.integers(1, 4)):
             damaged[place] ^= 1 << random.integers(0, 8)
         try:
-            assert isinstance(decode(bytes(damaged)), Trajectories)
+            assert isinstance(read(bytes(damaged)), Summary)
         except SchemaError:
             refused += 1
     assert refused > 150
@@ -149,9 +186,14 @@ def broken(**fields: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (broken(states=torch.zeros(2, 3, 2, 4, 5)), "actions is .* wanted"),
-        (broken(states=torch.zeros(3, 3, 2, 4, 4)), r"states have shape .* wanted \[K=2"),
-        (broken(states=torch.zeros(2, 0, 2, 4, 4)), "states have shape"),
+        (broken(states=torch.zeros(2, 3, 2, 4, 5)), r"states is .* wanted .*\[2, 3, 2, 4, 4\]"),
+        (broken(states=torch.zeros(3, 3, 2, 4, 4)), "states is .* wanted .*K=2"),
+        (broken(states=torch.zeros(2, 0, 2, 4, 4)), "states is"),
+        (broken(latent=(2, 4, 5)), r"states is .* wanted .*\[2, 3, 2, 4, 5\]"),
+        (broken(latent=(2, 4)), "latent must be"),
+        (broken(latent=(2, 4, 0)), "latent must be"),
+        (broken(latent=(2, 4, 4.0)), "latent must be"),
+        (broken(step_index=torch.zeros(0, dtype=torch.int32)), "step_index has shape"),
         (broken(targets=torch.zeros(2, 3, 2, 4, 4).half()), "targets is torch.float16"),
         (broken(step_index=torch.arange(3)), "step_index is torch.int64"),
         (broken(step_index=torch.tensor([-1, 0, 1], dtype=torch.int32)), "step_index must be >= 0"),
@@ -168,6 +210,20 @@ def broken(**fields: Any) -> dict[str, Any]:
 def test_a_record_that_breaks_a_rule_is_refused_naming_group_and_field(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(SchemaError, match=f"group 'g0': .*{message}"):
         encode(make_record(**fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (broken(shift=torch.full((2, 3), torch.inf)), "shift holds NaN or infinity"),
+        (broken(rewards=torch.zeros(2, 3), scored=torch.zeros(2, 3, dtype=torch.bool)), "rewards must be"),
+        (broken(error_l1=torch.zeros(3)), "error_l1 is"),
+        (broken(latent=(0, 4, 4)), "latent must be"),
+    ],
+)
+def test_a_summary_that_breaks_a_rule_is_refused_too(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(SchemaError, match=f"group 'g0': .*{message}"):
+        encode_summary(make_record(**fields).summary())
 
 
 @pytest.mark.parametrize(

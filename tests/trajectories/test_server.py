@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -8,14 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 
 from tests.trajectories.records import make_record
-from tests.trajectories.test_stream import ids
+from tests.trajectories.test_stream import ids, publish
 from trajectories.errors import StoreAuthError, StoreError, StoreUnreachable
 from trajectories.server import ADDRESS_FILE, EmbeddedServer, open_store
 from trajectories.settings import StoreAddress, StoreSettings
@@ -71,20 +74,119 @@ def test_two_owners_of_one_folder_are_refused(own_server: EmbeddedServer) -> Non
     assert own_server.alive()
 
 
-def test_the_server_of_a_killed_owner_is_replaced_and_its_data_kept(tmp_path: Path) -> None:
-    code = (
-        "import os, sys; from pathlib import Path; from trajectories.server import EmbeddedServer\n"
-        "server = EmbeddedServer(Path(sys.argv[1])).start()\n"
-        "import redis; redis.Redis.from_url(server.address.url_with_password).set('k', 'v')\n"
-        "os.kill(os.getpid(), 9)"
-    )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60)
-    old = StoreAddress.read(tmp_path / ADDRESS_FILE)
-    assert redis.Redis.from_url(old.url_with_password).get("k") == b"v"  # it has outlived its owner
-    with EmbeddedServer(tmp_path) as server:
-        assert redis.Redis.from_url(server.address.url_with_password).get("k") == b"v"
-        with pytest.raises(redis.ConnectionError):
-            redis.Redis.from_url(old.url_with_password).ping()
+OWNER = """
+import sys, threading, time
+from pathlib import Path
+import redis
+from trajectories.server import EmbeddedServer
+server = EmbeddedServer(Path(sys.argv[1]))
+starter = threading.Thread(target=server.start)  # a thread that ends, as that which restarts a dead server may
+starter.start(); starter.join()
+client = redis.Redis.from_url(server.address.url_with_password)
+client.incr("k")
+if "fork" in sys.argv:
+    import os
+    if os.fork() == 0:  # a sibling that has inherited every file, and stays
+        time.sleep(60)
+        os._exit(0)
+print(server.pid, server._process.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@contextmanager
+def owner(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], psutil.Process, psutil.Process]]:
+    """A process that owns the server of `folder`: (it, the server, the process that watches it)."""
+    command = [sys.executable, "-c", OWNER, str(folder), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        family = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+        forked = [p for p in psutil.Process(process.pid).children() if p not in family]
+        try:
+            yield process, family[0], family[1]
+        finally:
+            for other in (process, *family, *forked):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    other.kill()
+
+
+def runs(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def ended(*processes: psutil.Process, within: float = 5.0) -> bool:
+    deadline = time.monotonic() + within
+    while any(runs(process) for process in processes):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def counted(server: EmbeddedServer) -> int:
+    return int(redis.Redis.from_url(server.address.url_with_password).get("k") or 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [(), ("fork",)])
+def test_the_server_ends_with_a_killed_owner_and_its_data_is_there_at_the_next_start(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    with owner(tmp_path, *options) as (process, server, watcher):
+        time.sleep(1.5)  # the thread that started it has ended long ago
+        assert runs(server) and runs(watcher)
+        process.kill()
+        process.wait()
+        assert ended(server, watcher)
+        with EmbeddedServer(tmp_path) as again:
+            assert counted(again) == 1
+
+
+def test_a_start_at_once_after_the_owner_was_killed_meets_no_second_server(tmp_path: Path) -> None:
+    with owner(tmp_path) as (process, server, _):
+        process.kill()
+        process.wait()
+        with EmbeddedServer(tmp_path) as again:
+            assert not runs(server) and counted(again) == 1
+
+
+def test_a_start_waits_for_an_orphan_of_which_no_address_is_left(tmp_path: Path) -> None:
+    with owner(tmp_path) as (process, server, watcher):
+        watcher.suspend()  # so that the server stays
+        process.kill()
+        process.wait()
+        (tmp_path / ADDRESS_FILE).unlink()
+        with pytest.raises(StoreError, match="left behind did not end within start_timeout_s=0.3"):
+            EmbeddedServer(tmp_path, StoreSettings(start_timeout_s=0.3)).start()
+        assert runs(server)
+        watcher.resume()
+        with EmbeddedServer(tmp_path) as again:
+            assert not runs(server) and counted(again) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's parent death signal")
+def test_a_server_whose_watcher_was_killed_ends_and_can_be_restarted(own_server: EmbeddedServer) -> None:
+    assert own_server.pid is not None and own_server._process is not None
+    server = psutil.Process(own_server.pid)
+    with TrajectoryStream(own_server.address, "run") as stream:
+        publish(stream, "a")
+        own_server._process.kill()
+        assert ended(server) and not own_server.alive()
+        own_server.restart()
+        assert stream.unsettled().keys() == {"a"} and own_server.pid != server.pid
+
+
+def test_the_process_list_shows_one_valkey_server_which_is_the_server(own_server: EmbeddedServer) -> None:
+    descendants = psutil.Process().children(recursive=True)
+    found = [
+        p.pid for p in descendants if "valkey-server" in " ".join(p.cmdline()) and p.cwd() == str(own_server.folder)
+    ]
+    assert found == [own_server.pid]
+
+
+def test_a_server_that_can_not_be_run_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trajectories.server.server_binary", lambda: tmp_path / "nothing")
+    with pytest.raises(StoreError, match="nothing can't be run .error: .*No such file"):
+        EmbeddedServer(tmp_path).start()
 
 
 def test_a_server_that_can_not_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +214,7 @@ def work(settings: StoreSettings, folder: Path) -> TrajectoryStream:
         for name in names:
             stream.publish(make_record(name, run_id="external", epoch=epoch))
         stream.read("dead", 2)
-        entries = stream.read("rank0", 9) + stream.reclaim_from("dead", "rank0")
+        entries = stream.read("rank0", 9) + stream.reclaim_others("rank0")
         assert sorted(entry.group_id for entry in entries) == names
         assert stream.settle(ids(entries), "consumed:step=1", epoch=epoch) == ["settled"] * 4
         assert stream.audit().ok and stream.audit().consumed == stream.audit().published
