@@ -22,6 +22,7 @@ class Statistics:
         self._sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in _SUMS}
         self._least = torch.full((), math.inf, dtype=torch.float64, device=device)
         self._most = torch.full((), -math.inf, dtype=torch.float64, device=device)
+        self._first = torch.zeros((), dtype=torch.float64, device=device)
 
     def add(self, parts: dict[str, Tensor]) -> None:
         """`parts`: per-item values of one micro-batch, see `Replay`."""
@@ -36,13 +37,19 @@ class Statistics:
         if "l_diff" in parts:
             self._sums["samples"] += len(parts["l_diff"])
 
+    def add_first(self, deviation: Tensor) -> None:
+        """`deviation`: |ratio - 1| of decisions before any update, 0 for those of older weights."""
+        self._first = torch.maximum(self._first, deviation.double().max())
+
     def reduce(self, updates: int) -> dict[str, float | None]:
         """Collective: metrics over all ranks; losses are means over the `updates`. None: that term isn't used."""
         sums = torch.stack([self._sums[name] for name in _SUMS])
-        extremes = torch.stack([-self._least, self._most])
+        extremes = torch.stack([-self._least, self._most, self._first])
         dist.all_reduce(sums)
         dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
-        s = dict(zip(_SUMS, sums.tolist(), strict=True))
+        values = torch.cat([sums, extremes]).tolist()
+        s = dict(zip(_SUMS, values, strict=False))
+        least, most, first = values[len(_SUMS) :]
         pairs, samples = s["pairs"], s["samples"]
 
         def mean(name: str, count: float) -> float | None:
@@ -54,8 +61,9 @@ class Statistics:
             "loss_sft": s["sft"] / updates,
             "loss_kl": s["kl_loss"] / updates,
             "ratio_mean": mean("ratio", pairs),
-            "ratio_min": -float(extremes[0]) if pairs else None,
-            "ratio_max": float(extremes[1]) if pairs else None,
+            "ratio_min": -least if pairs else None,
+            "ratio_max": most if pairs else None,
+            "ratio_first": first if pairs else None,
             "clip_fraction": mean("clipped", pairs),
             "ess": effective_sample_size(s["ratio"], s["ratio_square"], pairs) if pairs else None,
             "approx_kl": mean("approx_kl", pairs),
