@@ -161,7 +161,7 @@ class RolloutActor:
         with self.denoising, self._weights(weights):
             rows = evaluate_pairs(
                 self.model,
-                of.data,
+                _Part(of.data, image_ids),
                 self.spec.sampler,
                 {"reward": score, **self.judges, **APPEARANCE},
                 of.protocol,
@@ -170,7 +170,6 @@ class RolloutActor:
                 device=self.spec.device,
                 known=known,
                 on_image=on_image,
-                only=image_ids,
             )
         return rows, kept
 
@@ -236,6 +235,13 @@ class RolloutActor:
             )
             for n, place in enumerate(rolled.batch.places)
         ]
+
+
+class _Part:
+    """Some of the pairs of a folder."""
+
+    def __init__(self, data: PairedFolder, image_ids: Sequence[str]) -> None:
+        self.pairs, self.load = [data.pair(i) for i in image_ids], data.load
 
 
 def seed_of(seed: int, index: int) -> int:

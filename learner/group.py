@@ -188,7 +188,7 @@ class LearnerGroup:
                 f"{group.start_timeout_s:g} s; it has {ray.cluster_resources()}, free {ray.available_resources()}"
             )
         maker = model if callable(model) else functools.partial(_load_model, str(model))
-        process = ray.remote(concurrency_groups={"io": 2})(_RankProcess)
+        process: Any = ray.remote(concurrency_groups={"io": 2})(_RankProcess)  # type: ignore[call-overload]
         for rank in range(group.ranks):
             options = process.options(
                 num_cpus=group.cpus_per_rank,

@@ -20,7 +20,7 @@ from learner.advantage import RewardTracks
 from learner.batch import BatchError, GlobalBatch, PairLoader, PolicyItem, Refused, SftItem, Work, assemble
 from learner.engine import Engine, allow_compile, join, send_bytes
 from learner.loader import Loader
-from learner.prepared import Fetch, Part, Preparation, Summary, parts_of, works_of
+from learner.prepared import Fetch, Part, Preparation, parts_of, works_of
 from learner.replay import PolicyMicro, Replay, SftMicro
 from learner.settings import LearnerSettings
 from learner.snapshot import AVERAGE_FILE, STATE_FILES, Snapshot
@@ -30,7 +30,7 @@ from restoration.average import WeightAverage
 from restoration.base_models.interface import BaseModel
 from restoration.precision import enable_tf32, set_frozen_dtype
 from restoration.weights import WeightsInfo, to_bytes
-from trajectories.schema import Trajectories, decode
+from trajectories.schema import Summary, Trajectories, decode
 
 __all__ = ["AVERAGE_FILE", "STATE_FILES", "LearnerRank", "Snapshot"]
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from restoration.activations import acting, training
+from restoration.footprint import Counts, Setup, actor_bytes, counts_of, rank_bytes
 
 from cluster.config.recipe import RunConfig
 from cluster.run.flow import Flow, Size
-from restoration.activations import acting, training
 from restoration.base_models import ModelFacts
-from restoration.footprint import Counts, Setup, actor_bytes, counts_of, rank_bytes
 from restoration.precision import DTYPES
 
 GPU = 80e9  # bytes of what the shipped recipes are written for

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,13 +113,15 @@ class Run:
 Start = Callable[..., Run]
 
 
-def starter(workplace: Path, folder: Path, environment: dict[str, str] | None = None) -> Iterator[Start]:
+def starter(
+    workplace: Path, folder: Path, environment: dict[str, str] | None = None, always: Sequence[str] = ()
+) -> Iterator[Start]:
     runs: list[Run] = []
 
     def begin(name: str, *overrides: str, resume: bool = False) -> Run:
         target, log = folder / name, folder / f"{name}-{len(runs)}.log"
         where = ["--resume", str(target)] if resume else [str(workplace / "recipe.yaml"), "--run", str(target)]
-        command = [sys.executable, "-m", "cluster.cli", "train", *where, *overrides]
+        command = [sys.executable, "-m", "cluster.cli", "train", *where, *always, *overrides]
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=environment

@@ -60,9 +60,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 def start(workplace: Path, tmp_path: Path, cluster: Cluster) -> Iterator[Start]:
-    for begin in starter(workplace, tmp_path, cluster.environment):
-        where = [f"cluster.address={cluster.address}", "cluster.auth=disabled"]
-        yield lambda name, *overrides, **more: begin(name, *where, *overrides, **more)
+    where = [f"cluster.address={cluster.address}", "cluster.auth=disabled"]
+    yield from starter(workplace, tmp_path, cluster.environment, where)
 
 
 def rewards(run: Run) -> list[float]:
