@@ -76,7 +76,6 @@ POLICY: dict[str, tuple[Kind, str, str]] = {
     "ObjectFetchTimedOutError": (T, "object", ""),
     "ReferenceCountingAssertionError": (T, "object", ""),
     "ObjectStoreFullError": (F, "memory", "raise cluster.object_store_mb"),
-    "CallTimedOut": (T, "timeout", "raise stall_timeout_s if calls may take so long"),
     # configuration, data as a whole, code
     "MemoryError": (F, "memory", _MEMORY),
     "FloatingPointError": (F, "diverged", "resume with a lower optimiser.lr or objective.rl_coef"),

@@ -72,7 +72,7 @@ def test_what_ray_says_of_dead_processes_is_transient(error: Exception) -> None:
 
 def test_every_class_of_the_policy_exists() -> None:
     rooms = ("trajectories.errors", "reward_service.errors", "learner.batch", "learner.group", "learner.source")
-    rooms += ("learner.checkpoint", "restoration.images", "ray.exceptions", "builtins", "torch", "cluster.run.failures")
+    rooms += ("learner.checkpoint", "restoration.images", "ray.exceptions", "builtins", "torch")
     known = {name for room in rooms for name, _ in inspect.getmembers(importlib.import_module(room), inspect.isclass)}
     assert POLICY.keys() <= known
 
