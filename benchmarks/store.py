@@ -80,10 +80,11 @@ def make_latents(shape: tuple[int, ...]) -> list[torch.Tensor]:
 
 def produce_ours(address: StoreAddress, run_id: str, shape: tuple[int, ...], count: int, ready: Any) -> None:
     latents = make_latents(shape)
+    records = [make_record(run_id, f"g{n}", latents) for n in range(count)]  # they share the latents
     with TrajectoryStream(address, run_id, SETTINGS) as stream:
         ready.wait()
-        for n in range(count):
-            stream.publish(make_record(run_id, f"g{n}", latents))
+        for record in records:
+            stream.publish(record)
 
 
 def consume_ours(address: StoreAddress, run_id: str, shape: tuple[int, ...], count: int, ready: Any) -> float:

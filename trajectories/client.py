@@ -14,11 +14,11 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from trajectories.bulk import InPlaceParser
 from trajectories.errors import StoreAuthError, StoreError, StoreFull, StoreUnreachable
 from trajectories.settings import StoreAddress, StoreSettings, needed_memory
 
 T = TypeVar("T")
-READ_SIZE = 1 << 20  # bytes a socket read asks for; redis-py's 64 KiB costs a system call each
 MINIMUM_VERSION = (7, 0)
 
 
@@ -36,9 +36,9 @@ class StoreClient:
                 password=address.password or None,
                 socket_timeout=timeout,
                 **tcp_only,
-                socket_read_size=READ_SIZE,
                 decode_responses=False,
                 protocol=2,
+                parser_class=InPlaceParser,
                 retry=Retry(NoBackoff(), 0),  # `call` retries, with one deadline over all attempts
             )
         except (redis.RedisError, ValueError) as error:

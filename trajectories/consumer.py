@@ -63,6 +63,7 @@ class Deliveries:
         self._lock = threading.Lock()
         self._delivered: dict[str, set[str]] = {}
         self._scanned: set[str] = set()  # consumers whose own pending entries have all been handed out
+        self._end = ""  # id behind which there was nothing to read, at the last look
 
     def read(self, consumer: str, count: int, own_first: bool, epoch: int | None) -> tuple[list[Entry], str]:
         """Own unsettled entries first, then new ones; without any, also the id behind which to wait for more."""
@@ -72,7 +73,13 @@ class Deliveries:
             except StoreError:
                 self._scanned.discard(consumer)
                 raise
+            self._end = last or (raws[-1].entry_id if 0 < len(raws) < count else "")
             return self._hand_out(consumer, raws), last
+
+    def drained_at(self, consumer: str) -> str:
+        """Id behind which `read` found nothing last time, or empty when it may find something without waiting."""
+        with self._lock:
+            return self._end if consumer in self._scanned else ""
 
     def claim_others(self, consumer: str, epoch: int | None) -> list[Entry]:
         """Take over what other consumers have read and not settled, a bounded page at a time."""

@@ -19,7 +19,9 @@ FETCH_BYTES = 16 << 20  # payload asked for in one go; the server holds that muc
 def fetch(client: StoreClient, keys: Keys, run_id: str, group_ids: Sequence[str]) -> list[Trajectories | SchemaError]:
     """The records of these groups, in order; see `TrajectoryStream.fetch`."""
     names = [keys.payload(group_id) for group_id in group_ids]
-    sizes: list[int] = client.call("looking up records", partial(_pipelined, command="STRLEN", names=names))
+    sizes = [0]  # a single record is fetched whatever its size
+    if len(names) > 1:
+        sizes = client.call("looking up records", partial(_pipelined, command="STRLEN", names=names))
     records: list[Trajectories | SchemaError] = []
     while len(records) < len(names):
         begin, size = len(records), 0

@@ -10,7 +10,6 @@ latents and log-probs. Nothing is ever unpickled, and Arrow's own reader checks 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -203,7 +202,7 @@ def _checked_metadata(record: Summary) -> dict[bytes, bytes]:
             f"this is RestoRL with version {SCHEMA_VERSION}"
         )
     group = {
-        "meta": asdict(record.meta),
+        "meta": vars(record.meta),
         "step_index": record.step_index.tolist(),
         "latent": list(record.latent),
         "gt_reward": record.gt_reward,

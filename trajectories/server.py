@@ -266,6 +266,7 @@ class EmbeddedServer:
                     f"{self.settings.start_timeout_s:g}; end the valkey-server of this folder by hand"
                 )
             time.sleep(0.02)
+        _held.add(lock)
         return lock
 
     def _stop_orphan(self) -> None:

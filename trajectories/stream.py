@@ -194,14 +194,16 @@ class TrajectoryStream:
         if count < 1:
             raise ValueError(f"count={count}: at least 1")
         deadline = time.monotonic() + block_ms / 1000
+        last = self._deliveries.drained_at(consumer)  # one exchange less, where nothing can have been missed
         while True:
-            entries, last = self._deliveries.read(consumer, count, own_pending_first, epoch)
             # Well below the socket's deadline, which would otherwise end the wait as an error.
             slice_ms = min(1000 * (deadline - time.monotonic()), 500 * self.settings.op_timeout_s)
+            if last and slice_ms >= 1:
+                # Waiting takes nothing: what comes is read by the script, which looks at the epoch first.
+                self._wait(last, int(slice_ms))
+            entries, last = self._deliveries.read(consumer, count, own_pending_first, epoch)
             if entries or slice_ms < 1:
                 return entries
-            # Waiting takes nothing: what comes is read by the script, which looks at the epoch first.
-            self._wait(last, int(slice_ms))
 
     def fetch(self, group_ids: Sequence[str]) -> list[Trajectories | SchemaError]:
         """The whole records of unsettled groups, in the order asked for, a bounded number of bytes at a time.

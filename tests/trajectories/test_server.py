@@ -137,7 +137,7 @@ def test_the_server_ends_with_a_killed_owner_and_its_data_is_there_at_the_next_s
         process.kill()
         process.wait()
         assert ended(server, watcher)
-        with EmbeddedServer(tmp_path) as again:
+        with EmbeddedServer(tmp_path, StoreSettings(start_timeout_s=10)) as again:
             assert counted(again) == 1
 
 
@@ -151,6 +151,7 @@ def test_a_start_at_once_after_the_owner_was_killed_meets_no_second_server(tmp_p
 
 def test_a_start_waits_for_an_orphan_of_which_no_address_is_left(tmp_path: Path) -> None:
     with owner(tmp_path) as (process, server, watcher):
+        assert str(tmp_path / "server.lock") in {file.path for file in server.open_files()}
         watcher.suspend()  # so that the server stays
         process.kill()
         process.wait()
