@@ -65,7 +65,9 @@ class WorkSequence:
             raise ValueError("work: there are no training images; check data.train")
         if images_per_batch < 1:
             raise ValueError(f"rollout.images_per_batch={images_per_batch}: at least 1")
-        self.image_ids, self.images_per_batch, self.seed = sorted(image_ids), images_per_batch, seed
+        # A tuple of texts, unlike a list, is not walked through by every full garbage collection.
+        self.image_ids = tuple(sorted(image_ids))
+        self.images_per_batch, self.seed = images_per_batch, seed
         self._passes: dict[int, np.ndarray] = {}  # the last used comes last
 
     def item(self, index: int) -> WorkItem:

@@ -43,6 +43,7 @@ def write(root: Path, step: int, files: Mapping[str, Content], keep: int = 3, pr
     """Write `files` as checkpoint `step` below `root`, then delete all but the newest `keep`; returns its folder.
 
     Writing a step that exists replaces it. Steps in `protect` are never deleted, and don't count as kept.
+    One writer at a time: what another has not finished is taken for the leftovers of one that was killed, and goes.
 
     Raises:
         CheckpointError: disk full or not writable; nothing of this checkpoint is left behind.
