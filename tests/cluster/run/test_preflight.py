@@ -36,12 +36,13 @@ class Facts:
     missing_embeddings: tuple[str, ...] = ()
 
     def schedule(self, sampler: SamplerSettings) -> Schedule:
-        if self.kind == "tsdsr":
+        if self.kind in ("tsdsr", "pisa"):
             made = one_step_schedule(0, 1, -1, sampler.sigma)
-        elif self.kind == "controlnet_sd3":
+        elif self.kind in ("controlnet_sd3", "controlnet_flux"):
             made = flow_schedule([1 - i / sampler.steps for i in range(sampler.steps + 1)], sampler.noise_level)
         else:
-            made = ddim_schedule(scaled_linear_alphas(), sampler.steps, sampler.eta, "epsilon", sampler.spacing)  # type: ignore[arg-type]
+            alphas, spacing = scaled_linear_alphas(), sampler.spacing
+            made = ddim_schedule(alphas, sampler.steps, sampler.eta, "epsilon", spacing, sampler.steps_offset)  # type: ignore[arg-type]
         if not made.decisions:
             raise ValueError(f"sampler.steps={len(made)}: no step is left to be trained; choose at least 2 steps")
         return made
