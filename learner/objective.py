@@ -90,3 +90,18 @@ def approximate_kl(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
     """Per item k3 estimate of KL(old || now) per dimension: w - 1 - log w, never negative; float32 [M]."""
     log_ratio = (log_prob.detach() - old_log_prob).float()
     return torch.expm1(log_ratio) - log_ratio
+
+
+def ratio_alarm(ratio_first: float | None, clip: float) -> str | None:
+    """What to say when groups of the current version leave the clip before any update; None if they don't.
+
+    Args:
+        ratio_first: largest |ratio - 1| of their decisions, None without such groups.
+    """
+    if ratio_first is None or ratio_first <= clip:
+        return None
+    return (
+        f"log-probs of rollout and replay differ by more than the clip ({ratio_first:.2g} > objective.clip={clip:g}): "
+        "match dtypes and batch shapes (rollout.denoise_dtype with learner.dtype, images_per_batch x "
+        "rollouts_per_image with learner.micro_batch), or set learner.old_log_probs=recompute"
+    )

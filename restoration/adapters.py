@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from restoration.base_models.interface import BaseModel
+from restoration.precision import resolve
 
 _STATE = "_restorl_adapted"
 _ADAPTER = "default"
@@ -36,6 +37,10 @@ class AdaptSettings:
         rank, alpha: of the LoRA; its update is scaled by alpha / rank.
         targets: regular expression over module names in the policy, None for the model's own `lora_targets`.
         seed: of the LoRA's initial values, so that every rank and actor starts from the same ones.
+        frozen_dtype: of the weights that RL leaves as they are (those of the policy, VAE, cleaner and text), on actors
+            and learner ranks; what is trained stays float32. "bfloat16" halves their room, needs bfloat16 for the
+            products of rollout and learner, and rounds conditions too; "auto" is bfloat16 wherever the products are
+            and the device multiplies it in hardware, else float32. See `frozen_type`.
     """
 
     mode: Literal["lora", "full"] = "lora"
@@ -43,8 +48,11 @@ class AdaptSettings:
     alpha: float = 8.0
     targets: str | None = None
     seed: int = 0
+    frozen_dtype: Literal["auto", "float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
+        if self.frozen_dtype not in ("auto", "float32", "bfloat16"):
+            raise ValueError(f"adapt.frozen_dtype={self.frozen_dtype!r}: choose auto, float32 or bfloat16")
         if self.mode not in ("lora", "full"):
             raise ValueError(f"adapt.mode={self.mode!r}: choose lora or full")
         if self.rank < 1:
@@ -104,6 +112,22 @@ def make_trainable(model: BaseModel, settings: AdaptSettings, keep_reference: bo
     # A plain attribute: a registered copy would show up in state_dict and be sharded by ZeRO.
     object.__setattr__(policy, _STATE, _Adapted(settings, parameters, slots, frozen))
     return list(parameters.values())
+
+
+def frozen_type(settings: AdaptSettings, device: torch.device | str, compute: torch.dtype) -> torch.dtype:
+    """What `settings.frozen_dtype` means where products are taken in `compute`, for `precision.set_frozen_dtype`.
+
+    Raises:
+        ValueError: bfloat16 weights for float32 products, which would only look exact.
+    """
+    if compute == torch.float32:
+        if settings.frozen_dtype == "bfloat16":
+            raise ValueError(
+                "adapt.frozen_dtype=bfloat16 with products in float32: the networks' other operands are float32; set "
+                "rollout.denoise_dtype=bfloat16 and learner.dtype=bfloat16, or frozen_dtype float32 or auto"
+            )
+        return torch.float32
+    return resolve(settings.frozen_dtype, device)
 
 
 def enable_checkpointing(model: BaseModel) -> None:

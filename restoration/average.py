@@ -25,10 +25,14 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, weights: Mapping[str, Tensor]) -> None:
-        """Take the weights of an iteration in; float32, on any device, kept where they are first."""
+        """Take the weights of an iteration in; float32, on any device, kept where they are first.
+
+        Makes new tensors, one by one, so that a copy of the dictionary `weights` stays what it is.
+        """
         if not self.weights:
             self.weights = {name: value.detach().clone() for name, value in weights.items()}
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         for name, value in weights.items():
-            self.weights[name].lerp_(value.to(self.weights[name].device), 1 - decay)
+            before = self.weights[name]
+            self.weights[name] = before.lerp(value.to(before.device), 1 - decay)

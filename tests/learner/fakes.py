@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -189,3 +191,9 @@ def roll_out_group(
         error_l2=error.square().sum(1).sqrt(),
         shift=torch.zeros(rollouts, steps),
     )
+
+
+def summary_of(record: Trajectories) -> Any:
+    """All of a record but its large tensors, as the learner's driver hands it round."""
+    fields = {k: v for k, v in vars(record).items() if k not in ("states", "actions", "targets", "log_probs")}
+    return SimpleNamespace(**fields, latent=tuple(record.states.shape[2:]), rows=record.rows, steps=record.steps)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import sys
+import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from learner import checkpoint, engine
 from learner.advantage import AdvantageSettings
 from learner.batch import BatchError
 from learner.engine import without_compiler
 from learner.learner import LearnerRank
 from learner.objective import ObjectiveSettings
 from learner.settings import LearnerSettings, OptimiserSettings
-from restoration.adapters import AdaptSettings, make_trainable
-from tests.learner.fakes import SAMPLER, FakeModel, fake_pairs, roll_out_group
+from restoration.adapters import AdaptSettings, make_trainable, trained_parameters
+from restoration.precision import set_frozen_dtype
+from tests.learner.fakes import SAMPLER, FakeModel, fake_pairs, roll_out_group, summary_of
 from trajectories.schema import Trajectories, encode
 
 BASE = LearnerSettings(
@@ -28,6 +32,7 @@ BASE = LearnerSettings(
     norms_every=2,
     threads=1,
 )
+FROZEN = replace(BASE, dtype="bfloat16", adapt=replace(BASE.adapt, frozen_dtype="bfloat16"))
 VARIANTS = {
     **{f"zero{stage}": replace(BASE, optimiser=replace(BASE.optimiser, zero_stage=stage)) for stage in range(3)},
     "zero3": replace(BASE, optimiser=replace(BASE.optimiser, zero_stage=3, ema=0.2)),
@@ -59,9 +64,24 @@ VARIANTS = {
         advantage=AdvantageSettings(deviation_of="batch", batch_scope="same_image"),
     ),
     "diff_sft": replace(BASE, objective=ObjectiveSettings(recipe="diff_sft")),
+    "offload1": replace(BASE, optimiser=replace(BASE.optimiser, zero_stage=1, offload="cpu")),
+    "offload2": replace(BASE, optimiser=replace(BASE.optimiser, zero_stage=2, offload="cpu", bucket_mb=0.001)),
+    "offload3": replace(BASE, optimiser=replace(BASE.optimiser, zero_stage=3, offload="cpu", bucket_mb=0.001)),
+    "full3": replace(
+        BASE,
+        adapt=AdaptSettings("full"),
+        objective=ObjectiveSettings(clip=1e-3),
+        optimiser=replace(BASE.optimiser, zero_stage=3, offload="cpu"),
+    ),
+    "recompute": replace(BASE, old_log_probs="recompute", updates_per_batch=2, inner_epochs=2),
+    "recompute3": replace(BASE, old_log_probs="recompute", optimiser=replace(BASE.optimiser, zero_stage=3)),
+    "frozen": FROZEN,
+    "frozen2": replace(FROZEN, optimiser=replace(BASE.optimiser, zero_stage=2)),
+    "frozen3": replace(FROZEN, optimiser=replace(BASE.optimiser, zero_stage=3)),
+    "compiled": replace(BASE, compile="eager"),
     "track": replace(BASE, advantage=AdvantageSettings(), inner_epochs=2, updates_per_batch=2),
 }
-ONE_RANK_ONLY = ("micro1", "micro64", "full0", "bf16", "switches", "l1", "diff_sft")
+ONE_RANK_ONLY = ("micro1", "micro64", "full0", "bf16", "frozen", "recompute", "compiled", "switches", "l1", "diff_sft")
 UNSCORED = {"switches": (0, 1), "l1": (1,)}  # steps without a reward
 STEPS = 3
 
@@ -71,6 +91,8 @@ def batches(variant: str) -> list[list[Trajectories]]:
     settings, unscored = VARIANTS[variant], UNSCORED.get(variant, ())
     model = FakeModel()
     make_trainable(model, settings.adapt)
+    if settings.adapt.frozen_dtype == "bfloat16":
+        set_frozen_dtype(model, torch.bfloat16, keep=trained_parameters(model))
     sizes = [(3, 3), (2, 3), (1, 1)]
     with torch.autocast("cpu", torch.bfloat16, enabled=settings.dtype == "bfloat16"):
         return [
@@ -122,18 +144,26 @@ def faults(port: int) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     groups = batches("zero0")[0]
-    learner = LearnerRank(BASE, FakeModel(), broken, port=port)
+    learner = LearnerRank(BASE, FakeModel(), fake_pairs, port=port)
     before, tracks = learner.engine.weights(), learner.tracks.state_dict()
+    stem = learner.model.policy.get_parameter("stem.weight")
+    kept = stem.clone()
+    stem.data.fill_(float("nan"))
     try:
         learner.step(groups)
     except FloatingPointError as error:
         found["not_finite"] = str(error)
     found["weights_kept"] = all(torch.equal(before[n], w) for n, w in learner.engine.weights().items())
+    stem.data.copy_(kept)
     learner = LearnerRank(BASE, FakeModel(), fake_pairs, port=port)
-    try:
-        learner.step([groups[0], groups[0]])
-    except BatchError as error:
-        found["twice"] = str(error)
+    for name, given in (("twice", [groups[0], groups[0]]), ("picture", None)):
+        try:
+            if given is None:
+                LearnerRank(BASE, FakeModel(), broken, port=port).step(groups)
+            else:
+                learner.step(given)
+        except BatchError as error:
+            found[name] = str(error)
     found["tracks_kept"] = learner.tracks.state_dict() == tracks
     found["goes_on"] = learner.step(groups)["iteration"]
     averaging = replace(BASE, optimiser=replace(BASE.optimiser, ema=0.5))
@@ -144,6 +174,98 @@ def faults(port: int) -> dict[str, Any]:
     return found
 
 
+def duties(rank: int, world: int, port: int, folder: Path) -> dict[str, Any]:
+    """What each rank copies to the host, reads and refuses."""
+    copied, read, found = [], [], {}
+    to_host, read_checkpoint = engine.to_host, checkpoint.read
+
+    def counted(tensor: torch.Tensor) -> torch.Tensor:
+        copied.append(tensor.numel())
+        return to_host(tensor)
+
+    def counted_read(path: Path) -> dict[str, bytes]:
+        read.append(path)
+        return read_checkpoint(path)
+
+    engine.to_host, checkpoint.read = counted, counted_read  # type: ignore[assignment]
+    try:
+        for variant in ("zero0", "zero2", "zero3"):
+            settings = replace(VARIANTS[variant], optimiser=replace(VARIANTS[variant].optimiser, ema=0.5))
+            learner = LearnerRank(settings, FakeModel(), fake_pairs, rank, world, port=port)
+            tensors = len(learner.engine.trained)
+            records = batches(variant)[0]
+            learner.step(records)
+            learner.trainable_bytes(epoch=1)
+            learner.trainable_bytes(epoch=1, averaged=True)
+            weights = len(copied)
+            snapshot = learner.snapshot()
+            before = None if snapshot is None else snapshot.files()
+            found[variant] = {
+                "tensors": tensors,
+                "weights": weights,
+                "all": len(copied),
+                "snapshot": snapshot is not None,
+            }
+            copied.clear()
+            saved = learner.save(folder / variant)
+            learner.step(records)  # leaves the snapshot as it was
+            found[variant]["kept"] = before is None or snapshot.files() == before  # type: ignore[union-attr]
+            box = [saved and str(saved)]
+            torch.distributed.broadcast_object_list(box, src=0)
+            again = LearnerRank(settings, FakeModel(), fake_pairs, rank, world, port=port)
+            read.clear()
+            files = again.load(Path(str(box[0])))
+            found[variant] |= {"reads": len(read), "files": sorted(files), "version": again.weights_version}
+            copied.clear()
+        try:
+            again.load(folder / "nowhere")
+        except checkpoint.CheckpointError as error:
+            found["nowhere"] = str(error)
+        found["refused"] = refusals(again, rank)
+    finally:
+        engine.to_host, checkpoint.read = to_host, read_checkpoint
+    return found
+
+
+def refusals(learner: LearnerRank, rank: int) -> dict[str, Any]:
+    """Both ranks prepare in a thread; one of them can't, and the step is refused by both."""
+    records = batches("zero3")[0]
+    by_id = {r.meta.group_id: r for r in records}
+    good, iteration = learner.preparation.pairs, learner.iteration
+
+    def missing(image_id: str) -> tuple[torch.Tensor, torch.Tensor]:
+        raise FileNotFoundError(image_id)
+
+    learner.preparation.pairs = missing if rank else good
+    refused: list[Any] = []
+
+    def prepare() -> None:
+        refused.extend(learner.prepare(records, lambda ids: [by_id[i] for i in ids]))
+
+    thread = threading.Thread(target=prepare)
+    thread.start()
+    thread.join()
+    summaries = [summary_of(r) for r in records]
+    tracks = learner.tracks.state_dict()
+    try:
+        learner.step(summaries)
+        message, blamed = "", ()
+    except BatchError as error:
+        message, blamed = str(error), error.groups
+    kept = learner.tracks.state_dict() == tracks and learner.iteration == iteration
+    learner.preparation.pairs = good
+    again = learner.prepare(summaries, lambda ids: [by_id[i] for i in ids])
+    metrics = learner.step(summaries)
+    return {
+        "refused": [r.reason for r in refused],
+        "message": message,
+        "blamed": list(blamed),
+        "kept": kept,
+        "again": len(again),
+        "iteration": metrics["iteration"],
+    }
+
+
 def main(rank: int, world: int, port: int, result: str) -> None:
     torch.set_num_threads(1)
     names = [n for n in VARIANTS if world == 1 or n not in ONE_RANK_ONLY]
@@ -152,6 +274,8 @@ def main(rank: int, world: int, port: int, result: str) -> None:
     results["extensions"] = sorted(m for m in sys.modules if "shm_comm" in m)
     if world == 1:
         results["faults"] = faults(port)
+    else:
+        results["duties"] = duties(rank, world, port, Path(result).parent / "checkpoints")
     torch.save(results, result)
 
 

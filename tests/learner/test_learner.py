@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,13 +164,19 @@ def test_the_gradient_was_clipped_and_reported_unclipped(results: dict[str, Any]
 
 
 def test_rl_and_sft_gradient_norms_are_measured_apart(results: dict[str, Any]) -> None:
-    for who in ("one", "two0"):
-        first, second = results[who]["zero2"]["metrics"][:2]
-        assert first["grad_norm_rl"] > 0 and first["grad_norm_sft"] > 0
-        assert abs(first["grad_norm_rl"] - first["grad_norm_sft"]) <= first["grad_norm"] * (1 + 1e-4)
-        assert first["grad_norm"] <= (first["grad_norm_rl"] + first["grad_norm_sft"]) * (1 + 1e-4)
-        assert second["grad_norm_rl"] is None
-        assert results[who]["zero3"]["metrics"][0]["grad_norm_rl"] is None
+    settings = VARIANTS["zero0"]
+    apart = {}
+    for name, coefficients in (("rl", {"sft_coef": 0.0}), ("sft", {"rl_coef": 0.0, "kl_beta": 0.0})):
+        method = Method(replace(settings, objective=replace(settings.objective, **coefficients)))
+        reference = Reference(FakeModel(), method)
+        records = [as_group(r, reference.model, settings, fake_pairs) for r in batches("zero0")[0]]
+        apart[name] = reference.step(records)["grad_norm"]
+    for who in ("one", "two0", "two1"):
+        first, second = results[who]["zero0"]["metrics"][:2]
+        assert first["grad_norm_rl"] == pytest.approx(apart["rl"], rel=1e-4)
+        assert first["grad_norm_sft"] == pytest.approx(apart["sft"], rel=1e-4)
+        assert second["grad_norm_rl"] is second["grad_norm_sft"] is None
+        assert results[who]["zero2"]["metrics"][0]["grad_norm_rl"] is None
 
 
 @pytest.mark.parametrize("who", ["one", "two0", "two1"])
@@ -232,4 +239,48 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(results: dict[str, Any]
 
 def test_a_refused_batch_leaves_the_learner_as_it_was(results: dict[str, Any]) -> None:
     found = results["one"]["faults"]
-    assert "twice" in found["twice"] and found["tracks_kept"] and found["goes_on"] == 1
+    assert (
+        "twice" in found["twice"]
+        and "ground truth holds NaN" in found["picture"]
+        and found["tracks_kept"]
+        and found["goes_on"] == 1
+    )
+
+
+@pytest.mark.parametrize("variant", ["zero0", "zero2", "zero3"])
+def test_average_publication_and_checkpoint_share_one_copy_of_the_weights_and_only_rank_0_makes_it(
+    results: dict[str, Any], variant: str
+) -> None:
+    first, second = (results[who]["duties"][variant] for who in ("two0", "two1"))
+    tensors = first["tensors"]
+    assert first["weights"] == tensors and first["all"] == tensors * 3  # the moments are two more
+    assert second["weights"] == second["all"] == 0
+    assert first["snapshot"] and not second["snapshot"]
+
+
+@pytest.mark.parametrize("variant", ["zero0", "zero2", "zero3"])
+def test_a_snapshot_stays_what_it_was_while_the_learner_goes_on(results: dict[str, Any], variant: str) -> None:
+    assert results["two0"]["duties"][variant]["kept"]
+
+
+@pytest.mark.parametrize("variant", ["zero0", "zero2", "zero3"])
+def test_only_rank_0_reads_a_checkpoint_and_every_rank_continues_from_it(results: dict[str, Any], variant: str) -> None:
+    first, second = (results[who]["duties"][variant] for who in ("two0", "two1"))
+    assert (first["reads"], second["reads"]) == (1, 0)
+    assert len(first["files"]) == 5 and second["files"] == []
+    assert first["version"] == second["version"] == 1
+
+
+def test_a_checkpoint_that_rank_0_cannot_read_is_refused_by_every_rank(results: dict[str, Any]) -> None:
+    for who in ("two0", "two1"):
+        assert "nowhere is no complete checkpoint" in results[who]["duties"]["nowhere"]
+
+
+def test_what_one_rank_cannot_train_on_no_rank_waits_for_and_the_next_list_is_learned_from(
+    results: dict[str, Any],
+) -> None:
+    first, second = (results[who]["duties"]["refused"] for who in ("two0", "two1"))
+    assert first["refused"] == [] and set(second["refused"]) == {"picture"}
+    for found in (first, second):
+        assert "rank 1 holds no batch" in found["message"] and found["blamed"] == [] and found["kept"]
+        assert found["again"] == 0 and found["iteration"] == 2
