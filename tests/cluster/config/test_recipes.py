@@ -93,7 +93,7 @@ def test_a_recipe_for_gpus_has_neither_problems_nor_warnings_on_pictures_of_lol(
     facts = Facts(kind, latent_channels=channels)
     config = load_config(RunConfig, path, ["model=models/x"])
     assert Checked.of(of_config(config, Machine(8))) == Checked((), ())
-    assert Checked.of(of_model(config, facts, LOL)) == Checked((), ())
+    assert Checked.of(of_model(config, facts, LOL, LOL)) == Checked((), ())
     assert (config.rollout.denoise_dtype, config.rollout.decode_dtype, config.learner.dtype) == ("bfloat16",) * 3
     assert config.learner.gradient_checkpointing and not config.learner.norms_every
     assert config.checkpoint_every == 10 and config.evaluation.batch <= 4
