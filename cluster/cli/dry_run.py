@@ -43,7 +43,9 @@ def show_plan(config: RunConfig, shape: str | None = None, resumed: Path | None 
         except ConfigError as error:
             problems += error.problems
     if isinstance(facts, ModelFacts) and isinstance(pictures, Pictures) and not problems:
-        print(plan_of(config, facts, pictures.train, pictures.heldout), end="\n\n")
+        text, tight = plan_of(config, facts, pictures.train, pictures.heldout)
+        print(text, end="\n\n")
+        warnings += tight
     for line in (*(f"problem: {p}" for p in problems), *(f"warning: {w}" for w in warnings)):
         print(line)
     if not problems:

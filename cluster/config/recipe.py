@@ -12,7 +12,7 @@ from actors.rollout import RolloutSettings
 from cluster.jobs import ClusterSettings
 from learner.advantage import AdvantageSettings
 from learner.objective import ObjectiveSettings
-from learner.settings import LearnerSettings, OptimiserSettings, StepSettings, check_reference
+from learner.settings import LearnerSettings, OptimiserSettings, StepSettings
 from learner.source import SourceSettings
 from restoration.adapters import AdaptSettings
 from restoration.base_models.interface import SamplerSettings
@@ -141,7 +141,7 @@ class RunConfig(BaseModel):
                 f"rollout.denoise_dtype={self.rollout.denoise_dtype} but learner.dtype={self.learner.dtype}: the ratio "
                 "would compare two precisions; set both to the same"
             )
-        check_reference(self.adapt, self.optimiser, self.objective)
+        self.learner_settings()  # which refuses what a rank can't do together
         needs_groups = self.advantage.batch_scope == "same_image" or self.advantage.stats == "track"
         if needs_groups and self.rollout.rollouts_per_image < 2:
             raise ValueError("rollout.rollouts_per_image=1 leaves no other rollout of an image to compare with")

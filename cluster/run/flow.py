@@ -10,6 +10,7 @@ from trajectories.schema import STORAGE_DTYPES
 
 SLOTS_PER_ACTOR = 2  # one item denoises while another waits for its scores
 LATENTS = 2  # of a decision in a record: state and target
+GPU = 80e9  # bytes of what the shipped recipes are written for
 MAX_RECORD = 512 << 20  # bytes of a value in Redis and Valkey
 
 Size = tuple[int, int]
@@ -87,3 +88,8 @@ def rolled_sizes(config: RunConfig, sizes: Sequence[Size], multiple: int) -> lis
         return [(side, side)]
     floored = {(h // multiple * multiple, w // multiple * multiple) for h, w in sizes}
     return sorted(floored, key=lambda size: (size[0] * size[1], size))
+
+
+def padded(size: Size, multiple: int) -> Size:
+    """The next multiples."""
+    return -(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple

@@ -21,6 +21,7 @@ def idle_keys(config: RunConfig) -> Iterator[str]:
     cases: list[tuple[bool, str, tuple[str, ...], str]] = [
         (config.adapt.mode == "full", "adapt", ("rank", "alpha", "targets"), "adapt.mode=full trains no LoRA"),
         (not replayed, "objective", ("clip",), f"objective.recipe={objective.recipe} replays no decision"),
+        (not replayed, "learner", ("old_log_probs",), f"objective.recipe={objective.recipe} replays no decision"),
         (objective.recipe != "ours", "objective", ("rl_coef", "kl_beta"), f"objective.recipe={objective.recipe}"),
         (objective.recipe == "base", "objective", ("sft_coef", "use_weights"), "objective.recipe=base trains nothing"),
         (not objective.use_weights, "objective", ("difficulty_norm",), "objective.use_weights=false"),
@@ -35,6 +36,7 @@ def idle_keys(config: RunConfig) -> Iterator[str]:
         ),
         (not local, "cluster", OF_LOCAL, f"cluster.address={config.cluster.address} is a cluster that runs already"),
         (local, "cluster", ("token_path",), "a local cluster makes its own token"),
+        (not config.optimiser.zero_stage, "optimiser", ("bucket_mb",), "optimiser.zero_stage=0 sends nothing by ZeRO"),
         (not external, "store", ("password_env",), "the embedded store makes its own password"),
         (external, "store", ("embedded_maxmemory", "start_timeout_s"), "store.url names a server of yours"),
         (config.evaluation.every > config.iterations, "evaluation", ("every",), "iterations are fewer: ends only"),
@@ -42,10 +44,10 @@ def idle_keys(config: RunConfig) -> Iterator[str]:
     for holds, section, names, why in cases:
         if holds:
             yield from _set(getattr(config, section), section, names, why)
-    if config.optimiser.zero_stage == 3 and config.learner.norms_every:
+    if config.optimiser.zero_stage and config.learner.norms_every:
         yield (
-            f"learner.norms_every={config.learner.norms_every}: gradient norms of the parts can't be measured under "
-            "optimiser.zero_stage=3; set learner.norms_every=0"
+            f"learner.norms_every={config.learner.norms_every}: the gradient norms of RL and SFT are not measured "
+            f"under ZeRO (optimiser.zero_stage={config.optimiser.zero_stage}); set learner.norms_every=0"
         )
     if config.optimiser.zero_stage and config.ranks.count == 1:
         yield (

@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from restoration.activations import acting, training
-from restoration.footprint import Counts, Setup, actor_bytes, counts_of, rank_bytes
 
 from cluster.config.recipe import RunConfig
-from cluster.run.flow import Flow, Size
+from cluster.run.flow import Flow, Size, padded
+from restoration.activations import acting, training
 from restoration.base_models import ModelFacts
+from restoration.footprint import Counts, Setup, actor_bytes, counts_of, rank_bytes
 from restoration.precision import DTYPES
 
-GPU = 80e9  # bytes of what the shipped recipes are written for
 CONTEXT = 1 << 30  # of CUDA and its libraries, about
 AHEAD = 2  # batches that a rank holds: the one it steps on, and the next, which is fetched meanwhile
 
@@ -56,24 +55,29 @@ def setup_of(config: RunConfig) -> Setup:
     return Setup(
         mode=config.adapt.mode,
         rank=config.adapt.rank,
+        frozen_bytes=2 if frozen_type(config) == torch.bfloat16 else 4,
         compute_bytes=2 if reduced else 4,
         zero_stage=config.optimiser.zero_stage,
         ranks=config.ranks.count,
+        offload=config.optimiser.offload == "cpu",
         reference=config.objective.needs_reference,
         average=config.optimiser.ema > 0,
     )
 
 
-def padded(size: Size, multiple: int) -> Size:
-    """The next multiples."""
-    return -(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple
+def frozen_type(config: RunConfig) -> torch.dtype:
+    """Of weights that aren't trained; `auto` as a GPU takes it."""
+    reduced = config.rollout.denoise_dtype == config.learner.dtype == "bfloat16"
+    chosen = config.adapt.frozen_dtype
+    return torch.bfloat16 if chosen == "bfloat16" or (chosen == "auto" and reduced) else torch.float32
 
 
 def _actor(
     config: RunConfig, facts: ModelFacts, counts: Counts, setup: Setup, moved: Flow, heldout: Sequence[Size]
 ) -> RoleMemory:
     rollout, guidance = config.rollout, config.sampler.guidance_scale
-    types = (torch.float32, DTYPES[rollout.denoise_dtype], DTYPES[rollout.decode_dtype])
+    frozen = frozen_type(config)
+    types = (frozen, DTYPES[rollout.denoise_dtype], DTYPES[rollout.decode_dtype])
     rolled = acting(
         facts.skeleton,
         rollout.images_per_batch,
@@ -95,10 +99,10 @@ def _actor(
     height, width = padded(max(heldout, key=lambda s: s[0] * s[1]), facts.size_multiple)
     batch = min(config.evaluation.batch, len(heldout))
     judged = acting(
-        facts.skeleton, batch, 1, height, width, guidance_scale=guidance, decoded=batch, dtypes=(torch.float32,) * 3
+        facts.skeleton, batch, 1, height, width, guidance_scale=guidance, decoded=batch, dtypes=(frozen,) * 3
     )
     passes["evaluation"] = max(judged[k] for k in ("condition", "denoise", "decode")) + judged["held"]
-    host = {"records of a batch": rollout.images_per_batch * moved.group_bytes, "while loading": _loaded(counts)}
+    host = {"records of a batch": rollout.images_per_batch * moved.group_bytes, "while loading": _loaded(counts, setup)}
     return RoleMemory("actor", actor_bytes(counts, setup), passes, host)
 
 
@@ -118,9 +122,9 @@ def _rank(config: RunConfig, facts: ModelFacts, counts: Counts, setup: Setup, mo
         )
     share = -(-config.source.groups_per_step // config.ranks.count)
     groups = AHEAD * share * moved.group_bytes
-    return RoleMemory("rank", kept, passes, host | {"groups": groups, "while loading": _loaded(counts)})
+    return RoleMemory("rank", kept, passes, host | {"groups": groups, "while loading": _loaded(counts, setup)})
 
 
-def _loaded(counts: Counts) -> int:
+def _loaded(counts: Counts, setup: Setup) -> int:
     """Weights pass through main memory on their way to a device."""
-    return (counts.policy + counts.frozen_beside) * 4
+    return setup.frozen(counts) * setup.frozen_bytes + setup.trained(counts) * 4

@@ -6,22 +6,26 @@ from collections.abc import Sequence
 
 from cluster.cli.output import table_lines
 from cluster.config.recipe import RunConfig
-from cluster.run.flow import Flow, Size, flow, rolled_sizes
-from cluster.run.memory_plan import CONTEXT, GPU, RoleMemory, memory_plan
+from cluster.run.flow import GPU, Flow, Size, flow, rolled_sizes
+from cluster.run.memory_plan import CONTEXT, RoleMemory, memory_plan
 from cluster.run.preflight import demands
 from restoration.base_models import ModelFacts
 
 GIB = 2**30
 
 
-def plan_of(config: RunConfig, facts: ModelFacts, train: Sequence[Size], heldout: Sequence[Size]) -> str:
-    """The plan of a run whose configuration was checked; pictures by their sizes."""
+def plan_of(
+    config: RunConfig, facts: ModelFacts, train: Sequence[Size], heldout: Sequence[Size]
+) -> tuple[str, list[str]]:
+    """The plan of a run whose configuration was checked, and warnings about its memory; pictures by their sizes."""
     schedule = facts.schedule(config.sampler)
     largest = rolled_sizes(config, train, facts.size_multiple)[-1]
     moved = flow(config, largest, facts.vae_factor, facts.latent_channels, len(schedule.decisions))
     roles = memory_plan(config, facts, moved, heldout)
     parts = [_model(config, facts, moved, len(train), len(heldout)), _roles(config), _flow(config, moved)]
-    return "\n\n".join("\n".join(lines) for lines in (*parts, *map(_memory, roles), [NOTE]))
+    text = "\n\n".join("\n".join(lines) for lines in (*parts, *map(_memory, roles), [NOTE]))
+    shares = (config.actors.num_gpus, config.ranks.num_gpus)
+    return text, [w for w in map(too_large, roles, shares) if w]
 
 
 NOTE = (
@@ -71,6 +75,18 @@ def _flow(config: RunConfig, moved: Flow) -> list[str]:
         f"{config.checkpoint_every} iterations",
         f"reward: {moved.scored} images a group, {moved.scored * config.source.groups_per_step} an iteration",
     ]
+
+
+def too_large(role: RoleMemory, share: float) -> str:
+    """A warning where a role needs more than `share` of a GPU of 80 GB, or nothing."""
+    room = min(share, 1.0) * GPU
+    if not share or role.device_bytes + CONTEXT <= room:
+        return ""
+    worst = max(role.passes, key=lambda name: role.passes[name])
+    return (
+        f"{role.role}: about {_gib(role.device_bytes + CONTEXT)} GiB at its worst ({worst}), and num_gpus={share:g} "
+        f"of an 80 GB GPU is {_gib(room)}; lower the batches or crops of that, or reserve more"
+    )
 
 
 def _memory(role: RoleMemory) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from cluster.config.configure import ConfigError
 from cluster.config.recipe import RunConfig
 from cluster.config.tree import Problem
-from cluster.run.flow import MAX_RECORD, Flow, Size, flow, held_groups, rolled_sizes
+from cluster.run.flow import GPU, MAX_RECORD, Flow, Size, flow, held_groups, padded, rolled_sizes
 from cluster.run.idle_keys import idle_keys
 from cluster.run.machine import Machine, this_machine
 from cluster.run.roles import feeding, placement, precision
@@ -24,6 +24,11 @@ from restoration.datasets.paired import PairedFolder
 from restoration.metrics import protocol
 from restoration.transition import Schedule
 from reward_service.scorers import SCORERS
+
+DECODER_BYTES = (
+    3072  # a pixel: at full side, in float32, 2 x 256 and 2 x 128 channels of the VAEs of SD, SDXL, SD 3, Flux
+)
+FREE_SHARE = 0.7  # of a GPU beside weights
 
 Finding = Problem | str
 """What stops a run, or a warning in a sentence."""
@@ -114,7 +119,7 @@ def examine(config: RunConfig, pictures: Pictures, facts: Facts | Problem, machi
     if isinstance(facts, Problem):
         findings.append(facts)
     else:
-        findings += of_model(config, facts, pictures.train)
+        findings += of_model(config, facts, pictures.train, pictures.heldout)
     findings += embeddings(config, pictures.ids)
     return Checked.of(findings)
 
@@ -128,7 +133,7 @@ def of_config(config: RunConfig, machine: Machine) -> Iterator[Finding]:
     yield from idle_keys(config)
 
 
-def of_model(config: RunConfig, facts: Facts, train: Sequence[Size]) -> Iterator[Finding]:
+def of_model(config: RunConfig, facts: Facts, train: Sequence[Size], heldout: Sequence[Size]) -> Iterator[Finding]:
     """What the model and the sizes of the pictures tell besides."""
     schedule, found = chain(config, facts)
     yield from found
@@ -138,6 +143,7 @@ def of_model(config: RunConfig, facts: Facts, train: Sequence[Size]) -> Iterator
     if schedule is not None and min(rolled[-1]) >= facts.vae_factor:
         moved = flow(config, rolled[-1], facts.vae_factor, facts.latent_channels, len(schedule.decisions))
         yield from store(config, moved)
+    yield from evaluation(config, facts.size_multiple, heldout)
     if schedule is not None:
         yield from idle_keys_of_sampler(config.sampler, facts, schedule)
 
@@ -229,6 +235,20 @@ def store(config: RunConfig, moved: Flow) -> Iterator[Finding]:
             "store.max_bytes",
             f"{about}; {why} of them may wait for a step or its checkpoint, and {room} into {_mib(limit)}",
             f"set store.max_bytes={needed} ({_mib(needed)}), or {others}, or a lower checkpoint_every",
+        )
+
+
+def evaluation(config: RunConfig, multiple: int, sizes: Sequence[Size]) -> Iterator[str]:
+    """What an evaluation decodes at once on a GPU."""
+    height, width = padded(max(sizes, key=lambda size: size[0] * size[1]), multiple)
+    batch = min(config.evaluation.batch, len(sizes))
+    each = height * width * DECODER_BYTES
+    fits = max(1, int(FREE_SHARE * GPU / each))
+    if config.actors.num_gpus and batch > fits:
+        yield (
+            f"evaluation.batch={config.evaluation.batch}: the decoder holds about {batch * each / 2**30:.0f} GiB for "
+            f"pictures of {width}x{height}, of the {GPU / 2**30:.1f} GiB of an 80 GB GPU; set evaluation.batch={fits} "
+            "or below"
         )
 
 

@@ -95,25 +95,37 @@ def _own_machine(config: RunConfig, machine: Machine, used: list[str]) -> Iterat
 def precision(config: RunConfig) -> Iterator[Problem | str]:
     """Number types against devices and the clip."""
     rollout, learner = config.rollout, config.learner
+    types = {
+        "rollout.denoise_dtype": rollout.denoise_dtype,
+        "rollout.decode_dtype": rollout.decode_dtype,
+        "learner.dtype": learner.dtype,
+    }
     slow = [
         key
-        for key, dtype, gpus in (
-            ("rollout.denoise_dtype", rollout.denoise_dtype, config.actors.num_gpus),
-            ("rollout.decode_dtype", rollout.decode_dtype, config.actors.num_gpus),
-            ("learner.dtype", learner.dtype, config.ranks.num_gpus),
-        )
-        if gpus and dtype == "float32"
+        for key, dtype in types.items()
+        if dtype == "float32" and (config.ranks if key.startswith("learner") else config.actors).num_gpus
     ]
     if slow:
         yield f"{', '.join(slow)}: float32 on a GPU takes several times as long as bfloat16 (configs/gpu.yaml)"
+    full = [k for k, v in types.items() if v == "float32" and k != "rollout.decode_dtype"]
+    if config.adapt.frozen_dtype == "bfloat16" and full:
+        what = f"bfloat16, and {', '.join(full)} float32: products of two types"
+        yield Problem("adapt.frozen_dtype", what, "set it to float32, or these to bfloat16")
+    on_gpu = {bool(config.actors.num_gpus), bool(config.ranks.num_gpus)}
+    if config.adapt.frozen_dtype == "auto" and not full and len(on_gpu) > 1:
+        yield (
+            "adapt.frozen_dtype=auto: actors and ranks compute on different devices, where it may mean different types "
+            "and another policy; set it to float32 or bfloat16"
+        )
     rows = rollout.images_per_batch * rollout.rollouts_per_image
     reduced = rollout.denoise_dtype == "bfloat16" and config.objective.needs_policy
-    if reduced and config.objective.clip < CLIP_OF_BF16 and rows != learner.micro_batch:
+    recomputed = learner.old_log_probs == "recompute"
+    if reduced and not recomputed and config.objective.clip < CLIP_OF_BF16 and rows != learner.micro_batch:
         yield (
             f"objective.clip={config.objective.clip:g} in bfloat16, with rollouts of {rows} rows (rollout."
             f"images_per_batch x rollouts_per_image) and learner.micro_batch={learner.micro_batch}: other batch shapes "
-            "round otherwise, so that the ratio of a first replay may lie outside the clip; watch ratio_first in "
-            "metrics.jsonl"
+            "round otherwise, so that the ratio of a first replay may lie outside the clip; make them equal, or set "
+            "learner.old_log_probs=recompute"
         )
 
 

@@ -17,6 +17,7 @@ OURS = Path(__file__).parents[3] / "configs" / "ours.yaml"
         (["store.max_entries=8"], "between two checkpoints"),
         (["rollout.denoise_dtype=bfloat16"], "two precisions"),
         (["adapt.mode=full", "optimiser.zero_stage=3", "objective.kl_beta=0.1"], "no reference policy"),
+        (["learner.compile=inductor", "optimiser.zero_stage=3"], "use compile none or zero_stage 2"),
         (["rollout.rollouts_per_image=1", "advantage.stats=track"], "no other rollout"),
         (["advantage.clamp_to_gt=true", "rollout.fidelity_coef=0.5"], "not comparable"),
     ],

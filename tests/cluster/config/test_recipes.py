@@ -6,11 +6,15 @@ from typing import Any
 import pytest
 
 from benchmarks.study import ARMS, RECIPE, Arm
-from cluster.config.configure import load_config
+from cluster.config.configure import load_config, value_of
 from cluster.config.recipe import RunConfig
+from cluster.run.machine import Machine
+from cluster.run.preflight import Checked, of_config, of_model
 from cluster.run.single import method_of
+from restoration.base_models import KINDS, class_of
 from restoration.pretrain.run import PretrainRecipe
 from restoration.pretrain.sft import SftRecipe
+from tests.cluster.run.test_preflight import LOL, Facts
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 ABLATIONS = {
@@ -33,6 +37,12 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def given(path: Path) -> list[str]:
+    """The model, which recipes for a model of one's own leave open."""
+    named = value_of("model", path) is not None
+    return [] if named else ["model=models/demo"]
+
+
 def recipe(name: str) -> dict[str, Any]:
     return flat(load_config(RunConfig, CONFIGS / f"{name}.yaml", ["model=models/demo"]).model_dump())
 
@@ -44,7 +54,7 @@ def test_every_shipped_recipe_loads(path: Path) -> None:
     elif path.stem == "sft":
         load_config(SftRecipe, path, ["model=models/demo", "data.root=data/demo/rain"])
     else:
-        load_config(RunConfig, path, [] if "model" in path.read_text() else ["model=models/demo"])
+        load_config(RunConfig, path, given(path))
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
@@ -69,3 +79,40 @@ def test_an_arm_of_the_study_loads_and_differs_from_ours_in_what_it_names(name: 
     ours, other = flat(loaded["ours"].model_dump()), flat(loaded[name].model_dump())
     changed = {line.partition("=")[0] for line in ARMS[name]}
     assert {key for key in other if ours[key] != other[key]} == changed
+
+
+GPU = sorted((CONFIGS / "gpu").glob("*.yaml"))
+# Where a recipe differs from its model's class on purpose; each says why.
+OWN_CHAIN = {"diffbir": "50 linspace, guidance 4", "stablesr": "50 of 200 steps", "controlnet": "no authors"}
+
+
+@pytest.mark.parametrize("path", [CONFIGS / "gpu.yaml", *GPU], ids=lambda p: p.stem)
+def test_a_recipe_for_gpus_has_neither_problems_nor_warnings_on_pictures_of_lol(path: Path) -> None:
+    kind = {"sdxl": "controlnet", "sd3": "controlnet_sd3", "flux": "controlnet_flux"}.get(path.stem, path.stem)
+    channels = 16 if kind in ("controlnet_sd3", "controlnet_flux", "tsdsr") else 4
+    facts = Facts(kind, latent_channels=channels)
+    config = load_config(RunConfig, path, ["model=models/x"])
+    assert Checked.of(of_config(config, Machine(8))) == Checked((), ())
+    assert Checked.of(of_model(config, facts, LOL, LOL)) == Checked((), ())
+    assert (config.rollout.denoise_dtype, config.rollout.decode_dtype, config.learner.dtype) == ("bfloat16",) * 3
+    assert config.learner.gradient_checkpointing and not config.learner.norms_every
+    assert config.checkpoint_every == 10 and config.evaluation.batch <= 4
+    assert config.actors.num_gpus == config.ranks.num_gpus == config.reward.num_gpus == 1
+
+
+def test_every_kind_of_base_model_has_a_recipe_for_gpus_with_its_own_chain() -> None:
+    files = {"controlnet_sd3": "sd3", "controlnet_flux": "flux"}
+    for kind in KINDS:
+        config = load_config(RunConfig, CONFIGS / "gpu" / f"{files.get(kind, kind)}.yaml", ["model=models/x"])
+        if kind not in OWN_CHAIN:
+            assert config.sampler == class_of(kind).SAMPLER, kind
+    assert {p.stem for p in GPU} == {files.get(kind, kind) for kind in KINDS} | {"sdxl"}
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in sorted(CONFIGS.rglob("*.yaml")) if p.parent.name != "gpu"], ids=lambda p: p.stem
+)
+def test_every_shipped_recipe_passes_the_checks_that_need_no_model(path: Path) -> None:
+    if path.stem not in ("sft", "pretrain_demo", "gpu"):
+        config = load_config(RunConfig, path, given(path))
+        assert Checked.of(of_config(config, Machine())).problems == ()

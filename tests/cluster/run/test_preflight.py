@@ -36,12 +36,13 @@ class Facts:
     missing_embeddings: tuple[str, ...] = ()
 
     def schedule(self, sampler: SamplerSettings) -> Schedule:
-        if self.kind == "tsdsr":
+        if self.kind in ("tsdsr", "pisa"):
             made = one_step_schedule(0, 1, -1, sampler.sigma)
-        elif self.kind == "controlnet_sd3":
+        elif self.kind in ("controlnet_sd3", "controlnet_flux"):
             made = flow_schedule([1 - i / sampler.steps for i in range(sampler.steps + 1)], sampler.noise_level)
         else:
-            made = ddim_schedule(scaled_linear_alphas(), sampler.steps, sampler.eta, "epsilon", sampler.spacing)  # type: ignore[arg-type]
+            alphas, spacing = scaled_linear_alphas(), sampler.spacing
+            made = ddim_schedule(alphas, sampler.steps, sampler.eta, "epsilon", spacing, sampler.steps_offset)  # type: ignore[arg-type]
         if not made.decisions:
             raise ValueError(f"sampler.steps={len(made)}: no step is left to be trained; choose at least 2 steps")
         return made
@@ -52,7 +53,7 @@ def config_of(*overrides: str) -> RunConfig:
 
 
 def with_model(*overrides: str, facts: Facts | None = None, train: Sequence[Size] = LOL) -> Checked:
-    return Checked.of(of_model(config_of(*overrides), facts or Facts(), train))
+    return Checked.of(of_model(config_of(*overrides), facts or Facts(), train, train))
 
 
 def alone(*overrides: str, machine: Machine | None = None) -> Checked:
@@ -176,6 +177,16 @@ def test_a_folder_that_is_no_model_is_told_beside_the_other_problems(pairs: Pair
     assert "/nowhere is not a folder; give the folder that holds restorl_model.json" in str(caught.value)
 
 
+def test_pictures_that_an_evaluation_decodes_at_once_are_held_against_a_gpu_of_80_gb() -> None:
+    hd = [(1080, 1920)] * 20
+    (warning,) = with_model("actors.num_gpus=1", train=hd).warnings
+    assert warning.startswith("evaluation.batch=16: the decoder holds about 96 GiB for pictures of 1920x1088")
+    assert warning.endswith("set evaluation.batch=8 or below")
+    assert not with_model("actors.num_gpus=1", "evaluation.batch=8", train=hd).warnings
+    assert not with_model("actors.num_gpus=1", train=LOL).warnings and not with_model(train=hd).warnings
+    assert not with_model("actors.num_gpus=1", train=hd[:6]).warnings
+
+
 # -- store -------------------------------------------------------------------------------------------------------
 
 BIG = ("rollout.crop=512", "sampler.steps=50", "rollout.rollouts_per_image=8")
@@ -243,6 +254,11 @@ def test_actors_without_a_second_item_are_told_apart_from_idle_ones() -> None:
         (["actors.num_gpus=1.5", "ranks.num_gpus=1"], "actors.num_gpus", "a part of one GPU (below 1), or whole"),
         (["cluster.num_cpus=2"], "cluster.num_cpus", "2, and the roles ask for 3 (actors 1, ranks 1, reward 1)"),
         (["learner.updates_per_batch=9"], "learner.updates_per_batch", "9 updates of source.groups_per_step=8"),
+        (
+            ["adapt.frozen_dtype=bfloat16"],
+            "adapt.frozen_dtype",
+            "rollout.denoise_dtype, learner.dtype float32: products",
+        ),
         (["evaluation.protocol=matlab"], "evaluation.protocol", "lowlight_rgb"),
         (["reward.scorer=nima"], "reward.scorer", "no scorer named 'nima'; choose brisque, lite0_levels, piqe"),
     ],
@@ -283,7 +299,10 @@ def test_float32_on_a_gpu_and_bfloat16_with_other_batch_shapes_than_the_replays_
     assert warning.startswith("rollout.denoise_dtype, rollout.decode_dtype, learner.dtype: float32 on a GPU")
     reduced = ("rollout.denoise_dtype=bfloat16", "rollout.decode_dtype=bfloat16", "learner.dtype=bfloat16")
     (warning,) = alone(*gpus, *reduced, machine=Machine(2)).warnings
-    assert "rollouts of 32 rows" in warning and "learner.micro_batch=8" in warning and "ratio_first" in warning
+    assert (
+        "rollouts of 32 rows" in warning and "learner.micro_batch=8" in warning and "old_log_probs=recompute" in warning
+    )
+    assert not alone(*gpus, *reduced, "learner.old_log_probs=recompute", machine=Machine(2)).warnings
     assert not alone(*gpus, *reduced, "learner.micro_batch=32", machine=Machine(2)).warnings
     assert not alone(*gpus, *reduced, "objective.clip=0.01", machine=Machine(2)).warnings
 
@@ -299,6 +318,8 @@ def test_float32_on_a_gpu_and_bfloat16_with_other_batch_shapes_than_the_replays_
         (["store.password_env=X"], "store.password_env=X"),
         (["optimiser.zero_stage=3", "ranks.count=2"], "learner.norms_every=10"),
         (["optimiser.zero_stage=2"], "optimiser.zero_stage=2"),
+        (["optimiser.bucket_mb=50"], "optimiser.bucket_mb=50.0"),
+        (["objective.recipe=diff_sft", "learner.old_log_probs=recompute"], "learner.old_log_probs=recompute"),
     ],
 )
 def test_a_key_that_has_no_effect_is_told(overrides: list[str], key: str) -> None:
