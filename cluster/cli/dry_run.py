@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from restoration.footprint import stock
-
 from cluster.cli.errors import USER_MISTAKE, UserMistake
 from cluster.config.configure import ConfigError
 from cluster.config.recipe import RunConfig
@@ -17,6 +15,7 @@ from cluster.run.plan import plan_of
 from cluster.run.preflight import Pictures, examine, facts_of
 from restoration.base_models import ModelFacts
 from restoration.datasets.paired import DataError, discover
+from restoration.footprint import stock
 from restoration.images import ImageError
 
 
