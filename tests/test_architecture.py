@@ -80,6 +80,11 @@ RULES = (
         ("ray", "deepspeed", "redis"),
     ),
     Rule(
+        "the policies of a run are pure: failures, admission, the order of work",
+        ("cluster.run.failures", "cluster.run.admission", "cluster.run.work_queue"),
+        ("ray", "torch", "redis", "deepspeed", "numpy", *others("cluster", "actors")),
+    ),
+    Rule(
         "scorers and their training need neither a cluster nor a table format",
         ("reward_service.scorers", "reward_service.scorers.*", "reward_service.training.*"),
         ("ray", "redis", "deepspeed", "pyarrow", "pydantic"),

@@ -22,7 +22,7 @@ from trajectories.schema import encode
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
 import ray  # noqa: E402
 
-from learner.group import GroupSettings, LearnerDied, LearnerGroup, LearnerUnplaced  # noqa: E402
+from learner.group import GroupSettings, LearnerDied, LearnerFailed, LearnerGroup, LearnerUnplaced  # noqa: E402
 
 
 def give_pairs() -> PairLoader:
@@ -58,7 +58,7 @@ def test_a_group_learns_publishes_refuses_resumes_and_reports_a_killed_rank(
 ) -> None:
     first, second, _ = batches("zero0")
     with make_group(2) as group:
-        metrics = group.step([encode(g) for g in first])
+        metrics = group.step_records([encode(g) for g in first])
         assert metrics["weights_version"] == 1 and metrics["ratio_max"] == pytest.approx(1, abs=1e-6)
 
         message = group.publish()
@@ -66,13 +66,15 @@ def test_a_group_learns_publishes_refuses_resumes_and_reports_a_killed_rank(
         assert (message.version, message.epoch, info.version, info.epoch, info.run_id) == (1, 2, 1, 2, "run")
 
         with pytest.raises(BatchError, match="twice"):
-            group.step([encode(first[0])] * 2)
+            group.step_records([encode(first[0])] * 2)
 
-        folder = group.save(tmp_path)
-        expected = group.step([ray.put(memoryview(encode(g)).tobytes()) for g in second])
+        group.snapshot()
+        expected = group.step_records([encode(g) for g in second])  # the snapshot is of the instant it was taken
+        folder = group.write(tmp_path, 1, extra={"more.json": b"{}"})
+        assert (folder / "more.json").read_bytes() == b"{}"
         group.load(folder)
         assert group.weights_version == 1
-        again = group.step([encode(g) for g in second])
+        again = group.step_records([encode(g) for g in second])
         assert {k: v for k, v in again.items() if not k.endswith("_s")} == {
             k: v for k, v in expected.items() if not k.endswith("_s")
         }
@@ -80,15 +82,26 @@ def test_a_group_learns_publishes_refuses_resumes_and_reports_a_killed_rank(
         assert any(not torch.equal(state[name], value) for name, value in later.items())
 
         os.kill(group.pids()[1], signal.SIGKILL)
-        with pytest.raises(LearnerDied, match="rank 1"):
-            group.step([encode(g) for g in second])
-        with pytest.raises(LearnerDied, match="closed"):
-            group.step([encode(g) for g in second])
+        for _ in range(2):  # what ended the group is told again, not only that it is closed
+            with pytest.raises(LearnerDied, match="rank 1"):
+                group.step_records([encode(g) for g in second])
 
     with make_group(1) as alone:
         alone.load(folder)
-        metrics = alone.step([encode(g) for g in second])
+        metrics = alone.step_records([encode(g) for g in second])
         assert metrics["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+
+
+def test_what_a_rank_raises_is_told_with_its_cause_and_is_no_death(make_group: Callable[[int], LearnerGroup]) -> None:
+    """A NaN loss counted as a death and was started again for ever, its reason thrown away."""
+    first, _, _ = batches("zero0")
+    broken = [replace(g, states=torch.full_like(g.states, torch.nan)) for g in first]
+    with make_group(1) as group:
+        with pytest.raises(LearnerFailed, match="FloatingPointError") as raised:
+            group.step_records([encode(g) for g in broken])
+        assert isinstance(raised.value.cause, FloatingPointError)
+        with pytest.raises(LearnerFailed, match="FloatingPointError"):
+            group.publish()
 
 
 def test_a_cluster_without_room_is_reported(cluster: None) -> None:

@@ -1,7 +1,8 @@
 """A run whose parts are killed in every phase: python -m tests.system.saboteur RECIPE RUN PHASE:VICTIM ... [KEY=VALUE]
 
 Phases are told apart in the driver's process, where each begins with a call. A victim is killed once, a moment after
-its phase has begun for the second time (the first of those that come only once).
+its phase has begun for the second time (the first of those that come only once). With --stand-ins the actors are light
+ones that publish random latents.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ import cluster.run.actor_pool as actor_pool
 import learner.group as group
 from cluster.config.configure import load_config
 from cluster.config.recipe import RunConfig
-from cluster.run import driver, state
+from cluster.run import driver, state, topology
+from restoration.base_models import describe
+from tests.system.stand_in import remote_stand_in
 
 VICTIMS = {
     "actor": "ray::RolloutActor",
@@ -79,14 +82,18 @@ def watched(owner: type, name: str, method_of: Callable[..., str]) -> None:
 
 def main() -> None:
     recipe, folder, *rest = sys.argv[1:]
-    for word in (w for w in rest if ":" in w.split("=")[0]):
+    config = load_config(RunConfig, recipe, [w for w in rest if "=" in w])
+    for word in (w for w in rest if "=" not in w and ":" in w):
         phase, victim = word.split(":")
         plan.setdefault(phase, []).append(victim)
     watched(actor_pool.ActorPool, "call", lambda actor, method, *_: method)
     watched(group.LearnerGroup, "_call", lambda method, *_: method)
     watched(state.RunState, "finish", lambda *_: "finish")
-    overrides = [w for w in rest if ":" not in w.split("=")[0]]
-    driver.train(load_config(RunConfig, recipe, overrides), Path(folder))
+    if "--stand-ins" in rest:
+        schedule = describe(config.model).schedule(config.sampler)
+        topology.remote_actor = remote_stand_in(schedule.fingerprint, "contrast-1")
+        VICTIMS["actor"] = "ray::StandIn"
+    driver.train(config, Path(folder))
 
 
 if __name__ == "__main__":

@@ -23,10 +23,10 @@ def sabotaged(workplace: Path, folder: Path, *words: str) -> str:
     return done.stdout
 
 
-def complete(folder: Path, iterations: int) -> None:
+def complete(folder: Path, iterations: int, groups: int = 4) -> None:
     report, _ = audit_run(folder)
     assert report.ok, report.render()
-    assert report.consumed == iterations * 4 and report.pending == 0
+    assert report.consumed == iterations * groups and report.pending == 0
     assert report.published == report.consumed + sum(report.dropped.values())
     assert [r["iteration"] for r in read_metrics(folder, "train")] == list(range(1, iterations + 1))
     evaluations = [(r["iteration"], r["who"]) for r in read_metrics(folder, "eval")]
@@ -50,3 +50,14 @@ def test_a_run_survives_kills_in_every_phase(workplace: Path, tmp_path: Path, ki
         phase, victim = kill.split(":")
         assert f"SABOTAGE {phase}: {victim}" in told, told
     complete(tmp_path / "run", 6)
+
+
+def test_twelve_actors_that_die_all_the_time_cost_a_run_nothing(workplace: Path, tmp_path: Path) -> None:
+    kills = [
+        f"{phase}:actor" for phase in ("start", "rollout", "step", "publication", "checkpoint", "evaluation", "end")
+    ]
+    kills += ["rollout:actor", "rollout:actor", "evaluation:actor", "step:rank", "evaluation:store"]
+    words = ["--stand-ins", "actors.count=12", "iterations=8", "source.max_staleness=3", "source.groups_per_step=8"]
+    told = sabotaged(workplace, tmp_path / "run", *kills, *words, "evaluation.strips=0")
+    assert told.count("SABOTAGE") == len(kills) and "to be found" not in told, told
+    complete(tmp_path / "run", 8, groups=8)
