@@ -18,7 +18,6 @@ from learner.batch import (
     make_work,
     plan_updates,
     preview,
-    shape_of,
     share,
 )
 from learner.objective import ObjectiveSettings
@@ -140,10 +139,17 @@ def test_pictures_of_unequal_size_are_replayed_in_micro_batches_of_their_own() -
     for world in (1, 2, 3):
         for rank in range(world):
             for part in [*share(work.policy, rank, world, 5), *share(work.sft, rank, world, 5)]:
-                assert len({shape_of(batch.groups[i.group]) for i in part}) <= 1
+                assert len({batch.groups[i.group].states.shape[2:] for i in part}) <= 1
     # Whatever the order of the items, noise and difficulty keep to the place in the batch.
     assert sorted(i.index for i in work.sft) == list(range(8))
     assert all(i.weight == pytest.approx((1 - float(work.difficulty[i.index])) / 8) for i in work.sft)
+
+
+def test_equal_latents_of_unequal_crops_are_not_mixed_as_their_conditions_cannot_be_stacked() -> None:
+    first, second = groups(2)
+    padded = replace(second, meta=replace(second.meta, crop=(4, 0, 15, 16)))
+    work = make_work(assemble([first, padded], tracks(), FINGERPRINT), range(2), ObjectiveSettings())
+    assert [{i.group for i in part} for part in share(work.sft, 0, 1, 8)] == [{0}, {1}]
 
 
 def test_a_rank_knows_the_groups_it_needs_before_the_rewards_are_normalised() -> None:
