@@ -112,7 +112,6 @@ def make_group(number: int, generator: torch.Generator) -> Trajectories:
         meta=meta,
         trajectory_ids=[f"{group_id}/{k}" for k in range(ROLLOUTS)],
         states=latents,
-        actions=latents,
         targets=latents,
         step_index=torch.arange(STEPS, dtype=torch.int32),
         log_probs=torch.zeros(ROLLOUTS, STEPS),

@@ -86,7 +86,21 @@ def _find_checkpoint(run: Path, wanted: str) -> Path:
 def _load_trained(model: BaseModel, config: RunConfig, checkpoint: Path, averaged: bool) -> None:
     import safetensors.torch
 
-    from learner.checkpoint import CheckpointError, read
+    from learner.checkpoint import CheckpointError, read, sizes
+    from learner.learner import AVERAGE_FILE, STATE_FILES
+    from restoration.adapters import load_trainable, make_trainable
+
+    wanted = AVERAGE_FILE if averaged else STATE_FILES[0]
+    if wanted not in sizes(checkpoint):
+        advice = f"there are {there}" if there else "none is written yet"
+        raise CheckpointError(f"{root}: no checkpoint {wanted!r}, {advice}; choose one, latest or base")
+    return found
+
+
+def _load_trained(model: BaseModel, config: RunConfig, checkpoint: Path, averaged: bool) -> None:
+    import safetensors.torch
+
+    from learner.checkpoint import CheckpointError, read, sizes
     from learner.learner import AVERAGE_FILE, STATE_FILES
     from restoration.adapters import load_trainable, make_trainable
 
@@ -95,4 +109,4 @@ def _load_trained(model: BaseModel, config: RunConfig, checkpoint: Path, average
         advice = "train with optimiser.ema, or choose latest" if averaged else "choose another checkpoint"
         raise CheckpointError(f"{checkpoint} holds no {wanted}; {advice}")
     make_trainable(model, config.adapt)
-    load_trainable(model, safetensors.torch.load(files[wanted]))
+    load_trainable(model, safetensors.torch.load(read(checkpoint, [wanted])[wanted]))
