@@ -92,20 +92,6 @@ def _load_trained(model: BaseModel, config: RunConfig, checkpoint: Path, average
 
     wanted = AVERAGE_FILE if averaged else STATE_FILES[0]
     if wanted not in sizes(checkpoint):
-        advice = f"there are {there}" if there else "none is written yet"
-        raise CheckpointError(f"{root}: no checkpoint {wanted!r}, {advice}; choose one, latest or base")
-    return found
-
-
-def _load_trained(model: BaseModel, config: RunConfig, checkpoint: Path, averaged: bool) -> None:
-    import safetensors.torch
-
-    from learner.checkpoint import CheckpointError, read, sizes
-    from learner.learner import AVERAGE_FILE, STATE_FILES
-    from restoration.adapters import load_trainable, make_trainable
-
-    files, wanted = read(checkpoint), AVERAGE_FILE if averaged else STATE_FILES[0]
-    if wanted not in files:
         advice = "train with optimiser.ema, or choose latest" if averaged else "choose another checkpoint"
         raise CheckpointError(f"{checkpoint} holds no {wanted}; {advice}")
     make_trainable(model, config.adapt)

@@ -1,6 +1,5 @@
 import copy
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +21,7 @@ from learner.batch import (
 )
 from learner.objective import ObjectiveSettings
 from tests.learner.fakes import SAMPLER, FakeModel, roll_out_group
-from trajectories.schema import Trajectories
+from trajectories.schema import Summary, Trajectories, decode_summary, encode_summary
 
 MODEL = FakeModel()
 FINGERPRINT = MODEL.schedule(SAMPLER).fingerprint
@@ -35,13 +34,14 @@ def groups(count: int = 3, **options: object) -> list[Trajectories]:
 def resized(group: Trajectories, size: int) -> Trajectories:
     """The same group on a crop of another size."""
     new = {name: getattr(group, name)[..., :1, :1].expand(-1, -1, -1, size, size) for name in ("states", "targets")}
-    return replace(group, meta=replace(group.meta, crop=(0, 0, 4 * size, 4 * size)), **new)  # type: ignore[arg-type]
+    return replace(
+        group, meta=replace(group.meta, crop=(0, 0, 4 * size, 4 * size)), latent=(group.latent[0], size, size), **new
+    )  # type: ignore[arg-type]
 
 
-def summary_of(group: Trajectories) -> SimpleNamespace:
+def summary_of(group: Trajectories) -> Summary:
     """A record without its tensors of latent size."""
-    names = ("meta", "trajectory_ids", "step_index", "scored", "error_l1", "error_l2")
-    return SimpleNamespace(latent=tuple(group.states.shape[2:]), **{name: getattr(group, name) for name in names})
+    return decode_summary(encode_summary(group))
 
 
 def tracks() -> RewardTracks:
