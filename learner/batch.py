@@ -13,7 +13,7 @@ from torch import Tensor
 from learner.advantage import AdvantageError, AdvantageSettings, RewardRow, RewardTracks, trained_steps
 from learner.difficulty import difficulty_weights
 from learner.objective import ObjectiveSettings
-from trajectories.schema import Trajectories
+from trajectories.schema import Summary
 
 PairLoader = Callable[[str], tuple[Tensor, Tensor]]
 """image_id -> (lq, gt), float32 [3, H, W] in [0, 1]."""
@@ -23,7 +23,7 @@ Shape = tuple[int, ...]
 
 
 class BatchError(ValueError):
-    """Trajectories that can't be trained on together or at all; without `groups`, the ids to blame, they could."""
+    """Summary that can't be trained on together or at all; without `groups`, the ids to blame, they could."""
 
     def __init__(self, message: str, groups: Collection[str] = ()) -> None:
         super().__init__(message)
@@ -72,7 +72,7 @@ class SftItem:
 class GlobalBatch:
     """All groups of an iteration, sorted by group id, and for each its rows' advantages by step index."""
 
-    groups: tuple[Trajectories, ...]
+    groups: tuple[Summary, ...]
     advantages: tuple[tuple[dict[int, float], ...], ...]
     reward_version: str
 
@@ -94,7 +94,7 @@ class Work:
 Item = TypeVar("Item", PolicyItem, SftItem)
 
 
-def assemble(groups: Sequence[Trajectories], tracks: RewardTracks, fingerprint: str) -> GlobalBatch:
+def assemble(groups: Sequence[Summary], tracks: RewardTracks, fingerprint: str) -> GlobalBatch:
     """Check the groups and compute the advantages of all their rows; the rewards enter the tracks.
 
     Raises:
@@ -124,7 +124,7 @@ def assemble(groups: Sequence[Trajectories], tracks: RewardTracks, fingerprint: 
     return GlobalBatch(ordered, advantages, version)
 
 
-def preview(groups: Sequence[Trajectories], settings: AdvantageSettings) -> GlobalBatch:
+def preview(groups: Sequence[Summary], settings: AdvantageSettings) -> GlobalBatch:
     """What `assemble` will return, with advantages of 0: needs neither tracks nor the rewards' values.
 
     `make_work` makes the same items of it, in the same order, so a rank can fetch its share of a batch
@@ -219,15 +219,9 @@ def groups_of_rank(work: Work, rank: int, world: int, micro: int) -> list[int]:
     return list(dict.fromkeys([*_groups(work.policy, rank, world, micro), *_groups(work.sft, rank, world, micro)]))
 
 
-def shape_of(group: Trajectories) -> Shape:
+def shape_of(group: Summary) -> Shape:
     """What groups must agree in to stand in one micro-batch."""
-    return (*latent_shape(group), *group.meta.crop[2:])
-
-
-def latent_shape(group: Trajectories) -> tuple[int, ...]:
-    """(C, h, w) of a record, or of its summary, which has no tensors of that shape."""
-    latent = getattr(group, "latent", None)
-    return tuple(group.states.shape[2:]) if latent is None else tuple(latent)
+    return (*group.latent, *group.meta.crop[2:])
 
 
 def cut(image: Tensor, crop: tuple[int, int, int, int], flip: bool) -> Tensor:
@@ -243,7 +237,7 @@ def cut(image: Tensor, crop: tuple[int, int, int, int], flip: bool) -> Tensor:
     return part.flip(-1) if flip else part
 
 
-def _ordered(groups: Sequence[Trajectories]) -> tuple[Trajectories, ...]:
+def _ordered(groups: Sequence[Summary]) -> tuple[Summary, ...]:
     if not groups:
         raise BatchError("batch: no trajectories")
     ordered = tuple(sorted(groups, key=lambda g: g.meta.group_id))
@@ -254,7 +248,7 @@ def _ordered(groups: Sequence[Trajectories]) -> tuple[Trajectories, ...]:
     return ordered
 
 
-def _refuse_mixed_rewards(groups: Sequence[Trajectories], of_tracks: str | None) -> None:
+def _refuse_mixed_rewards(groups: Sequence[Summary], of_tracks: str | None) -> None:
     counts: dict[str, int] = {}
     for group in groups:
         counts[group.meta.reward_version] = counts.get(group.meta.reward_version, 0) + 1
@@ -296,7 +290,7 @@ def _chunks(items: Sequence[Item], micro: int) -> list[list[Item]]:
     return chunks
 
 
-def _reward_rows(group: Trajectories) -> list[RewardRow]:
+def _reward_rows(group: Summary) -> list[RewardRow]:
     steps = tuple(group.step_index.tolist())
     scored, rewards = group.scored.tolist(), group.rewards.tolist()
     gt = None if group.gt_reward is None else float(group.gt_reward)

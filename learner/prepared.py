@@ -35,8 +35,7 @@ from learner.batch import (
 from learner.settings import LearnerSettings
 from restoration.transition import Schedule
 from trajectories.errors import SchemaError
-from trajectories.schema import Trajectories
-from trajectories.schema import Trajectories as Summary
+from trajectories.schema import Summary, Trajectories
 
 Fetch = Callable[[Sequence[str]], Sequence[Trajectories | SchemaError]]
 """Group ids -> their records, or why one can't be read, in the same order."""
