@@ -23,7 +23,7 @@ Shape = tuple[int, ...]
 
 
 class BatchError(ValueError):
-    """Trajectories that can't be trained on together or at all; without `groups`, the ids to blame, they could."""
+    """Summary that can't be trained on together or at all; without `groups`, the ids to blame, they could."""
 
     def __init__(self, message: str, groups: Collection[str] = ()) -> None:
         super().__init__(message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import time
@@ -298,9 +299,9 @@ class LearnerRank:
         )
 
     def state_files(self) -> dict[str, bytes]:
-        """Collective: `Snapshot.files` of now on rank 0, {} elsewhere."""
+        """Collective: `Snapshot.files` of now, serialised, on rank 0, {} elsewhere."""
         snapshot = self.snapshot()
-        return {} if snapshot is None else snapshot.files()
+        return {} if snapshot is None else {name: _serialised(content) for name, content in snapshot.files().items()}
 
     def load_files(self, files: Mapping[str, bytes]) -> None:
         """Collective: continue from rank 0's `state_files`; bit-identical with the same number of ranks.
@@ -308,21 +309,26 @@ class LearnerRank:
         Raises:
             checkpoint.CheckpointError: a file is missing or doesn't fit this model and its adaptation.
         """
-        self._load(lambda: files)
+        self._load(lambda: dict(files))
 
-    def _load(self, read: Callable[[], Mapping[str, bytes]]) -> Mapping[str, bytes]:
-        """Collective. Only rank 0 calls `read`, and gets its answer back; a failure there is raised on every rank."""
-        files: Mapping[str, bytes] = {}
-        weights = optimiser = None
+    def _load(self, read: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
+        """Collective. Only rank 0 calls `read`, and gets what is not the learner's own back; a failure there is raised
+        on every rank, before anything has changed.
+        """
+        files: dict[str, bytes] = {}
+        weights = optimiser = averaged = None
         header, tracks = b"{}", b""
         if self.rank == 0:
             try:
                 files = read()
-                weights, optimiser = (safetensors.torch.load(files[name]) for name in STATE_FILES[:2])
-                self.engine.check(weights, optimiser)
                 progress, tracks = self._progress(files)
+                # Out of the dictionary, so that the bytes go as the tensors come.
+                weights, optimiser = (safetensors.torch.load(files.pop(name)) for name in STATE_FILES[:2])
+                self.engine.check(weights, optimiser)
+                saved = files.pop(AVERAGE_FILE, None)
+                if self.average is not None and saved is not None:
+                    averaged = safetensors.torch.load(saved)
                 header = json.dumps(progress).encode()
-                averaged = safetensors.torch.load(files[AVERAGE_FILE]) if AVERAGE_FILE in files else None
             except checkpoint.CheckpointError as error:
                 header = json.dumps({"error": str(error)}).encode()
             except (KeyError, ValueError, safetensors.SafetensorError) as error:
@@ -335,13 +341,10 @@ class LearnerRank:
         self.iteration, self.weights_version = found["iteration"], found["weights_version"]
         torch.set_rng_state(torch.tensor(found["torch_rng"], dtype=torch.uint8))
         self._gathered = None
-        if self.average is not None and self.rank == 0:
-            if averaged is None:  # saved without optimiser.ema: averaging begins here
-                assert weights is not None
-                self.average.load(weights, 0)
-            else:
-                self.average.load(averaged, found["averaged_updates"])
-        return files
+        if self.average is not None and weights is not None:
+            # Saved without optimiser.ema, averaging begins here.
+            self.average.load(*((weights, 0) if averaged is None else (averaged, found["averaged_updates"])))
+        return {name: content for name, content in files.items() if name not in STATE_FILES}
 
     def _progress(self, files: Mapping[str, bytes]) -> tuple[dict[str, Any], bytes]:
         """Counters and tracks (safetensors) of a checkpoint, checked.
@@ -363,13 +366,23 @@ class LearnerRank:
 
     def save(self, root: Path, keep: int = 3, extra: Mapping[str, bytes] | None = None) -> Path | None:
         """Collective: rank 0 writes a checkpoint, with the `extra` files, below `root` and returns its folder."""
-        files = {**self.state_files(), **(extra or {})}
-        return checkpoint.write(root, self.iteration, files, keep) if self.rank == 0 else None
+        snapshot = self.snapshot()
+        if snapshot is None:
+            return None
+        return checkpoint.write(root, self.iteration, {**snapshot.files(), **(extra or {})}, keep)
 
     def load(self, folder: Path) -> dict[str, bytes]:
-        """Collective: continue from a checkpoint, which only rank 0 reads; returns all its files there, {} elsewhere.
+        """Collective: continue from a checkpoint, which only rank 0 reads; returns the `extra` files, {} elsewhere.
 
         Raises:
             checkpoint.CheckpointError: on every rank; it is damaged, or of another model.
         """
-        return dict(self._load(lambda: checkpoint.read(folder)))
+        return self._load(lambda: checkpoint.read(folder))
+
+
+def _serialised(content: checkpoint.Content) -> bytes:
+    if not callable(content):
+        return bytes(content)
+    sink = io.BytesIO()
+    content(sink)
+    return sink.getvalue()

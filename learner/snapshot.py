@@ -6,8 +6,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import safetensors.torch
 from torch import Tensor
+
+from learner import checkpoint
+from learner.tensor_file import tensor_writer
 
 STATE_FILES = ("weights.safetensors", "optimiser.safetensors", "learner.json", "tracks.safetensors")
 AVERAGE_FILE = "average.safetensors"  # with optimiser.ema
@@ -34,21 +36,24 @@ class Snapshot:
     tracks: Mapping[str, Tensor]
     torch_rng: Tensor
 
-    def files(self) -> dict[str, bytes]:
-        """Contents by file name (`STATE_FILES`, `AVERAGE_FILE`), independent of ranks and ZeRO stage."""
+    def files(self) -> dict[str, checkpoint.Content]:
+        """Contents by file name (`STATE_FILES`, `AVERAGE_FILE`), independent of ranks and ZeRO stage; cheap.
+
+        Tensors are serialised when their writer is called, one at a time.
+        """
         progress = {
             "iteration": self.iteration,
             "weights_version": self.weights_version,
             "averaged_updates": self.averaged_updates,
             "torch_rng": self.torch_rng.tolist(),
         }
-        contents = (
-            safetensors.torch.save(dict(self.weights)),
-            safetensors.torch.save(dict(self.optimiser)),
+        contents: tuple[checkpoint.Content, ...] = (
+            tensor_writer(self.weights),
+            tensor_writer(self.optimiser),
             json.dumps(progress).encode(),
-            safetensors.torch.save(dict(self.tracks)),
+            tensor_writer(self.tracks),
         )
         files = dict(zip(STATE_FILES, contents, strict=True))
         if self.average:
-            files[AVERAGE_FILE] = safetensors.torch.save(dict(self.average))
+            files[AVERAGE_FILE] = tensor_writer(self.average)
         return files

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from restoration.transition import (
     scaled_linear_alphas,
     transition,
 )
-from trajectories.schema import RecordMeta, Trajectories
+from trajectories.schema import RecordMeta, Summary, Trajectories
 
 SIZE = 16
 SAMPLER = SamplerSettings(steps=4, eta=1.0)
@@ -193,7 +192,6 @@ def roll_out_group(
     )
 
 
-def summary_of(record: Trajectories) -> Any:
-    """All of a record but its large tensors, as the learner's driver hands it round."""
-    fields = {k: v for k, v in vars(record).items() if k not in ("states", "actions", "targets", "log_probs")}
-    return SimpleNamespace(**fields, latent=tuple(record.states.shape[2:]), rows=record.rows, steps=record.steps)
+def summary_of(record: Trajectories) -> Summary:
+    """What the learner's driver hands round of a record."""
+    return Summary(**{field.name: getattr(record, field.name) for field in fields(Summary)})

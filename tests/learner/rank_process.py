@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import threading
 from dataclasses import replace
@@ -14,7 +15,7 @@ from learner import checkpoint, engine
 from learner.advantage import AdvantageSettings
 from learner.batch import BatchError
 from learner.engine import without_compiler
-from learner.learner import LearnerRank
+from learner.learner import LearnerRank, Snapshot
 from learner.objective import ObjectiveSettings
 from learner.settings import LearnerSettings, OptimiserSettings
 from restoration.adapters import AdaptSettings, make_trainable, trained_parameters
@@ -76,12 +77,23 @@ VARIANTS = {
     "recompute": replace(BASE, old_log_probs="recompute", updates_per_batch=2, inner_epochs=2),
     "recompute3": replace(BASE, old_log_probs="recompute", optimiser=replace(BASE.optimiser, zero_stage=3)),
     "frozen": FROZEN,
-    "frozen2": replace(FROZEN, optimiser=replace(BASE.optimiser, zero_stage=2)),
     "frozen3": replace(FROZEN, optimiser=replace(BASE.optimiser, zero_stage=3)),
     "compiled": replace(BASE, compile="eager"),
     "track": replace(BASE, advantage=AdvantageSettings(), inner_epochs=2, updates_per_batch=2),
 }
-ONE_RANK_ONLY = ("micro1", "micro64", "full0", "bf16", "frozen", "recompute", "compiled", "switches", "l1", "diff_sft")
+ONE_RANK_ONLY = (
+    "micro1",
+    "micro64",
+    "full0",
+    "full3",
+    "bf16",
+    "frozen",
+    "recompute",
+    "compiled",
+    "switches",
+    "l1",
+    "diff_sft",
+)
 UNSCORED = {"switches": (0, 1), "l1": (1,)}  # steps without a reward
 STEPS = 3
 
@@ -126,7 +138,24 @@ def train(variant: str, rank: int, world: int, port: int) -> dict[str, Any]:
         "resumed_files_after": gathered(again),
         "published": learner.trainable_bytes(epoch=4),
         "average": dict(learner.average.weights) if learner.average else {},
+        "optimises": optimises(learner),
         "resumed_average": dict(again.average.weights) if again.average else {},
+    }
+
+
+def optimises(learner: LearnerRank) -> dict[str, Any]:
+    """What DeepSpeed was told, and where and in what type the parameters are."""
+    deepspeed = learner.engine._engine
+    offload = deepspeed.zero_offload_optimizer()
+    trained = {id(p) for p in learner.engine.trained.values()}
+    return {
+        "stage": deepspeed.zero_optimization_stage(),
+        "offload": None if offload is None else str(offload.device),
+        "bucket": deepspeed.zero_reduce_bucket_size(),
+        "forced": deepspeed.zero_force_ds_cpu_optimizer(),
+        "trained": sorted({str(p.dtype) for p in learner.engine.trained.values()}),
+        "frozen": sorted({str(p.dtype) for p in learner.model.policy.parameters() if id(p) not in trained}),
+        "frames": sum(torch._dynamo.utils.counters["frames"].values()) if learner.settings.compile != "none" else 0,
     }
 
 
@@ -166,11 +195,27 @@ def faults(port: int) -> dict[str, Any]:
             found[name] = str(error)
     found["tracks_kept"] = learner.tracks.state_dict() == tracks
     found["goes_on"] = learner.step(groups)["iteration"]
+    off = [replace(g, log_probs=g.log_probs + 0.002 * (-1) ** i) for i, g in enumerate(groups)]
+    for name in ("rollout", "recompute"):
+        settings = replace(BASE, old_log_probs=name)
+        found[name] = LearnerRank(settings, FakeModel(), fake_pairs, port=port).step(off)
+    stale = [replace(g, meta=replace(g.meta, weights_version=3)) for g in off]
+    found["stale"] = LearnerRank(BASE, FakeModel(), fake_pairs, port=port).step(stale)
     averaging = replace(BASE, optimiser=replace(BASE.optimiser, ema=0.5))
     late = LearnerRank(averaging, FakeModel(), fake_pairs, port=port)
     late.load_files(learner.state_files())
     found["late_average"] = late.trainable_bytes(epoch=1, averaged=True)
     found["late_weights"] = late.engine.weights()
+    return found
+
+
+def serialised(snapshot: Snapshot) -> dict[str, bytes]:
+    found = {}
+    for name, content in snapshot.files().items():
+        sink = io.BytesIO()
+        if callable(content):
+            content(sink)
+        found[name] = sink.getvalue() if callable(content) else bytes(content)
     return found
 
 
@@ -199,7 +244,7 @@ def duties(rank: int, world: int, port: int, folder: Path) -> dict[str, Any]:
             learner.trainable_bytes(epoch=1, averaged=True)
             weights = len(copied)
             snapshot = learner.snapshot()
-            before = None if snapshot is None else snapshot.files()
+            before = None if snapshot is None else serialised(snapshot)
             found[variant] = {
                 "tensors": tensors,
                 "weights": weights,
@@ -207,9 +252,9 @@ def duties(rank: int, world: int, port: int, folder: Path) -> dict[str, Any]:
                 "snapshot": snapshot is not None,
             }
             copied.clear()
-            saved = learner.save(folder / variant)
+            saved = learner.save(folder / variant, extra={"extra.json": b"{}"})
             learner.step(records)  # leaves the snapshot as it was
-            found[variant]["kept"] = before is None or snapshot.files() == before  # type: ignore[union-attr]
+            found[variant]["kept"] = before is None or serialised(snapshot) == before  # type: ignore[arg-type]
             box = [saved and str(saved)]
             torch.distributed.broadcast_object_list(box, src=0)
             again = LearnerRank(settings, FakeModel(), fake_pairs, rank, world, port=port)

@@ -21,7 +21,20 @@ from tests.learner.fakes import FakeModel, fake_pairs
 from tests.learner.rank_process import ONE_RANK_ONLY, VARIANTS, batches
 
 ROOT = Path(__file__).parents[2]
-TWO = ["zero0", "zero1", "zero2", "zero3", "full2", "track"]
+TWO = [
+    "zero0",
+    "zero1",
+    "zero2",
+    "zero3",
+    "full2",
+    "track",
+    "offload1",
+    "offload2",
+    "offload3",
+    "frozen3",
+    "recompute3",
+]
+OTHER = ("bf16", "frozen", "frozen3", "recompute", "recompute3")  # not what the reference computes
 
 
 def free_port() -> int:
@@ -82,7 +95,7 @@ def untimed(metrics: dict[str, float]) -> dict[str, float]:
 
 
 @pytest.mark.timeout(1000)
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "bf16"])
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v not in OTHER])
 def test_every_rank_zero_stage_and_switch_equals_the_reference_step_for_step(
     results: dict[str, Any], variant: str
 ) -> None:
@@ -117,7 +130,7 @@ def test_both_ranks_hold_the_same_weights_and_report_the_same(results: dict[str,
     assert untimed(first["metrics"][-1]) == untimed(second["metrics"][-1])
 
 
-@pytest.mark.parametrize("variant", ["zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("variant", ["zero1", "zero2", "zero3", "offload1", "offload2", "offload3"])
 def test_every_zero_stage_gives_the_update_of_stage_0(results: dict[str, Any], variant: str) -> None:
     for who in ("one", "two0"):
         for a, b in zip(results[who]["zero0"]["weights"], results[who][variant]["weights"], strict=True):
@@ -152,6 +165,63 @@ def test_bf16_computes_in_bf16_and_learns_nearly_the_same(results: dict[str, Any
     start = trained_parameters(model)
     moves = [torch.cat([(run["weights"][-1][n] - p).flatten() for n, p in start.items()]) for run in (full, half)]
     assert float(torch.cosine_similarity(*moves, dim=0)) > 0.6  # after three steps of Adam
+
+
+@pytest.mark.parametrize("variant", ["frozen", "frozen3"])
+def test_frozen_weights_in_bf16_learn_nearly_the_same_and_replay_with_ratio_1(
+    results: dict[str, Any], variant: str
+) -> None:
+    half, frozen = results["one"]["bf16"], results["one"][variant]
+    assert frozen["optimises"]["frozen"] == ["torch.bfloat16"] and frozen["optimises"]["trained"] == ["torch.float32"]
+    assert half["optimises"]["frozen"] == ["torch.float32"]
+    for a, b in zip(half["metrics"], frozen["metrics"], strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=0.02, abs=2e-3)
+    assert frozen["metrics"][0]["ratio_first"] <= 1e-4
+    start = trained_start(variant)
+    moves = [torch.cat([(run["weights"][-1][n] - p).flatten() for n, p in start.items()]) for run in (half, frozen)]
+    assert float(torch.cosine_similarity(*moves, dim=0)) > 0.9
+
+
+def trained_start(variant: str) -> dict[str, torch.Tensor]:
+    model = FakeModel()
+    make_trainable(model, VARIANTS[variant].adapt)
+    return {name: p.detach() for name, p in trained_parameters(model).items()}
+
+
+@pytest.mark.parametrize("who", ["one", "two0"])
+def test_the_optimiser_is_offloaded_and_buffers_are_as_small_as_asked(results: dict[str, Any], who: str) -> None:
+    for stage in (1, 2, 3):
+        told = results[who][f"offload{stage}"]["optimises"]
+        assert (told["stage"], told["offload"], told["forced"]) == (stage, "cpu", False)
+    assert results[who]["offload2"]["optimises"]["bucket"] == 1024  # elements; 0.001 MiB are 262
+    assert results[who]["zero2"]["optimises"]["bucket"] == 1024  # there are no more than 1,000 to send
+    assert results[who]["zero2"]["optimises"]["offload"] is None
+
+
+def test_the_policy_is_compiled_by_the_backend_that_is_named(results: dict[str, Any]) -> None:
+    assert results["one"]["compiled"]["optimises"]["frames"] > 0
+
+
+def test_old_log_probs_of_the_learner_s_own_make_the_first_replay_exact_whatever_was_recorded(
+    results: dict[str, Any],
+) -> None:
+    found = results["one"]["faults"]
+    assert found["rollout"]["ratio_first"] == pytest.approx(0.002, rel=0.01)
+    assert found["rollout"]["ratio_first"] > VARIANTS["zero0"].objective.clip
+    assert found["recompute"]["ratio_first"] == 0
+    assert found["recompute"]["loss"] == pytest.approx(results["one"]["zero0"]["metrics"][0]["loss"], abs=1e-6)
+
+
+def test_groups_of_older_weights_do_not_count_as_a_first_ratio(results: dict[str, Any]) -> None:
+    stale = results["one"]["faults"]["stale"]
+    assert stale["ratio_first"] is None and stale["ratio_max"] > 1.001
+
+
+@pytest.mark.parametrize("who", ["one", "two0"])
+def test_recomputed_old_log_probs_have_ratio_1_for_stale_groups_too(results: dict[str, Any], who: str) -> None:
+    for metrics in results[who]["recompute3"]["metrics"]:  # the later batches were rolled out with the first weights
+        assert metrics["ratio_max"] == pytest.approx(1, abs=1e-6) == metrics["ratio_min"]
+    assert results[who]["zero3"]["metrics"][1]["ratio_max"] > 1 + 1e-5
 
 
 def test_later_updates_of_a_batch_are_off_policy(results: dict[str, Any]) -> None:
@@ -267,7 +337,7 @@ def test_a_snapshot_stays_what_it_was_while_the_learner_goes_on(results: dict[st
 def test_only_rank_0_reads_a_checkpoint_and_every_rank_continues_from_it(results: dict[str, Any], variant: str) -> None:
     first, second = (results[who]["duties"][variant] for who in ("two0", "two1"))
     assert (first["reads"], second["reads"]) == (1, 0)
-    assert len(first["files"]) == 5 and second["files"] == []
+    assert first["files"] == ["extra.json"] and second["files"] == []
     assert first["version"] == second["version"] == 1
 
 

@@ -1,17 +1,24 @@
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from torch.distributions import Normal
 
 from learner.advantage import AdvantageSettings, RewardTracks
-from learner.batch import GlobalBatch, assemble, make_work
+from learner.batch import BatchError, GlobalBatch, assemble, make_work
 from learner.loader import Loader
 from learner.objective import ObjectiveSettings
 from learner.prepared import Preparation
-from learner.replay import Replay
+from learner.replay import Replay, sft_draw
 from learner.settings import LearnerSettings
+from learner.statistics import Statistics
 from restoration.adapters import AdaptSettings, enable_checkpointing, make_trainable, trained_parameters
 from restoration.base_models import load
+from restoration.base_models.interface import Condition
+from restoration.precision import set_frozen_dtype
 from restoration.transition import predict_x0, transition_mean
 from tests.learner.fakes import SAMPLER, FakeModel, fake_pairs, roll_out_group
 
@@ -125,3 +132,123 @@ def test_gradient_checkpointing_keeps_the_gradient_and_stores_less() -> None:
     assert checkpointed_bytes < plain_bytes / 2
     for a, b in zip(plain, checkpointed, strict=True):
         torch.testing.assert_close(a, b)
+
+
+class Counting(FakeModel):
+    """Counts the pictures of each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conditions: list[int] = []
+        self.encoded: list[int] = []
+
+    def condition(self, lq: torch.Tensor, image_ids: Sequence[str] = ()) -> Condition:
+        self.conditions.append(len(image_ids))
+        return Condition(clean=lq, latent=super().encode(lq))
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        self.encoded.append(len(images))
+        return super().encode(images)
+
+
+def test_conditions_and_latents_are_computed_in_batches_and_once_a_picture() -> None:
+    model = Counting()
+    make_trainable(model, AdaptSettings(rank=2))
+    names = ["a", "b", "a", "c", "d", "b", "e"]  # seven groups of five pictures
+    groups = [roll_out_group(model, name, seed=j) for j, name in enumerate(names)]
+    mirrored = replace(groups[0], meta=replace(groups[0].meta, flip=True, group_id="z"), trajectory_ids=["z/0", "z/1"])
+    tracks = RewardTracks(AdvantageSettings())
+    batch = assemble([*groups, mirrored], tracks, model.schedule(SAMPLER).fingerprint)
+    model.conditions.clear()
+    model.encoded.clear()
+    loader = opened(model, batch, condition_batch=4)
+    work = make_work(batch, range(8), OBJECTIVE)
+    for item in work.policy:
+        loader.policy([item])
+    for sample in work.sft:
+        loader.sft([sample], (0,))
+    assert model.conditions == model.encoded == [4, 2]
+
+
+def test_a_batch_of_conditions_is_what_single_ones_are() -> None:
+    model, _, loader, batch = setup()
+    work = make_work(batch, range(2), OBJECTIVE)
+    alone = opened(model, batch, condition_batch=1)
+    for one, other in ((loader.policy(work.policy), alone.policy(work.policy)),):
+        torch.testing.assert_close(one.condition.latent, other.condition.latent, rtol=0, atol=1e-6)
+    one_sft, other_sft = loader.sft(work.sft, (1,)), alone.sft(work.sft, (1,))
+    torch.testing.assert_close(one_sft.gt_latent, other_sft.gt_latent, rtol=0, atol=1e-6)
+
+
+WAITS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "nonzero")
+
+
+def test_no_micro_batch_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, replay, loader, batch = setup()
+    work, statistics = make_work(batch, range(2), OBJECTIVE), Statistics(torch.device("cpu"))
+    draws = {i.index: sft_draw((1, i.index), model.train_timesteps, torch.Size((3, 4, 4))) for i in work.sft}
+    # Draws are on the CPU whatever the device is.
+    monkeypatch.setattr("learner.loader.sft_draw", lambda seed, *_: draws[seed[-1]])
+    waited: list[str] = []
+    for name in WAITS:
+        original = getattr(torch.Tensor, name)
+
+        def spy(*arguments: object, _name: str = name, _original: Any = original, **options: object) -> Any:
+            waited.append(_name)
+            return _original(*arguments, **options)
+
+        monkeypatch.setattr(torch.Tensor, name, spy)
+    original_tensor = torch.tensor
+
+    def tensor(*arguments: Any, **options: Any) -> torch.Tensor:
+        if options.get("device") is not None:
+            waited.append("torch.tensor(device=...)")  # copies from memory that is not pinned
+        return original_tensor(*arguments, **options)
+
+    monkeypatch.setattr(torch, "tensor", tensor)
+    for micro in (loader.policy(work.policy[:5]), loader.policy(work.policy, True), loader.sft(work.sft, (1,))):
+        loss, parts = replay(micro)
+        loss.backward()
+        deviation = parts.pop("deviation", None)
+        statistics.add(parts)
+        if deviation is not None:
+            statistics.add_first(deviation)
+    assert waited == []
+    assert float(loss.detach()) and waited  # the spies do see
+
+
+def test_groups_of_other_weights_are_not_fresh() -> None:
+    model, _, _, batch = setup()
+    old = replace(batch.groups[1], meta=replace(batch.groups[1].meta, weights_version=4))
+    mixed = replace(batch, groups=(batch.groups[0], old))
+    micro = opened(model, mixed).policy(make_work(mixed, range(2), OBJECTIVE).policy)
+    assert micro.fresh is not None and micro.fresh.tolist() == [1.0] * 6 + [0.0] * 6
+
+
+def test_a_group_of_another_latent_shape_than_its_picture_s_is_refused() -> None:
+    model, _, _, batch = setup()
+    larger = replace(batch.groups[0], meta=replace(batch.groups[0].meta, crop=(0, 0, 20, 20)))
+    with pytest.raises(BatchError, match="states have shape"):
+        opened(model, replace(batch, groups=(larger, batch.groups[1])))
+
+
+def test_frozen_weights_in_bf16_leave_no_second_copy_for_the_backward() -> None:
+    copies = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model, replay, loader, batch = setup()
+        replay.autocast = torch.bfloat16
+        trained = trained_parameters(model)
+        set_frozen_dtype(model, dtype, keep=trained)
+        frozen = {p.data_ptr(): p for n, p in model.policy.named_parameters() if n not in trained}
+        shapes = {tuple(p.shape) for p in frozen.values() if p.ndim > 1} - {tuple(p.shape) for p in trained.values()}
+        found = []
+
+        def keep(t: torch.Tensor, frozen: Any = frozen, shapes: Any = shapes, found: Any = found) -> torch.Tensor:
+            if tuple(t.shape) in shapes and t.data_ptr() not in frozen:
+                found.append(t)
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            replay(loader.policy(make_work(batch, range(2), OBJECTIVE).policy))
+        copies[dtype] = len(found)
+    assert copies[torch.bfloat16] == 0 < copies[torch.float32]
