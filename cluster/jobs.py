@@ -22,13 +22,13 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cluster.local_ray import LocalRay, address_of_ray_start, folder_of_sessions, too_long_for_sockets
+from cluster.local_ray import LocalRay, address_of_ray_start, folder_of_sessions, on_loopback, too_long_for_sockets
 from cluster.run.interrupts import keep_handlers
 
 CONNECTION_FILE = "ray.json"
@@ -37,6 +37,8 @@ LOCK_FILE = "ray.lock"
 REACH_TIMEOUT_S = 5.0
 # Roles share cores: a spinning OpenMP thread of one would starve the others.
 WORKER_ENV = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+# The node is called 127.0.0.1, and listens there only; who joins must call it so too.
+LOOPBACK_ENV = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 LOCAL_ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_agent_register_timeout_ms": "120000",  # 30 s: a busy laptop's node would end before it is up
@@ -150,10 +152,11 @@ def connect(settings: ClusterSettings, folder: Path | None = None, env: Mapping[
         if own and path is not None:
             exits.callback(path.unlink, missing_ok=True)
         auth = _auth_variables(settings, address, path)
-        undo = _set_environment({**auth, **({**LOCAL_ENV, **variables} if own else {})})
-        exits.callback(_set_environment, undo)
         if not own:
             _require_reachable(address)
+        loopback = own or _is_only_on_loopback(address)
+        more = {**(LOOPBACK_ENV if loopback else {}), **({**LOCAL_ENV, **variables} if own else {})}
+        exits.callback(_set_environment, _set_environment({**auth, **more}))
 
         import ray
 
@@ -175,7 +178,7 @@ def connect(settings: ClusterSettings, folder: Path | None = None, env: Mapping[
                 exits.callback(cluster.stop)
                 context = cluster.start(options)
             else:
-                with keep_handlers():
+                with keep_handlers(), on_loopback() if loopback else nullcontext():
                     context = ray.init(address=address, **options)
         except Exception as error:
             ray.shutdown()
@@ -324,6 +327,23 @@ def _require_reachable(address: str) -> None:
         socket.create_connection(found, timeout=REACH_TIMEOUT_S).close()
     except OSError as error:
         raise ClusterError(_advice(address, error)) from None
+
+
+def _is_only_on_loopback(address: str) -> bool:
+    """Whether a cluster given by a loopback address is one that nothing but that reaches, as our own ones.
+
+    Ray puts the machine's own address in place of 127.0.0.1, where such a cluster doesn't answer.
+    """
+    found = _host_and_port(address)
+    if address.startswith("ray://") or found is None or found[0] not in ("127.0.0.1", "localhost", "::1"):
+        return False
+    import ray
+
+    try:
+        socket.create_connection((ray.util.get_node_ip_address(), found[1]), timeout=REACH_TIMEOUT_S).close()
+    except OSError:
+        return True
+    return False
 
 
 def _advice(address: str, error: BaseException) -> str:

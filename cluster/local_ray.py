@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import secrets
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ class LocalRay:
 
         for attempt in range(START_ATTEMPTS):
             try:
-                with marking(self.mark), keep_handlers():
+                with marking(self.mark), on_loopback(), keep_handlers():
                     return ray.init(address="local", **options)
             except BaseException as error:
                 ray.shutdown()
@@ -52,6 +54,25 @@ class LocalRay:
             end(self.mark, patience_s=STOP_PATIENCE_S)
         finally:
             self.guard.release()
+
+
+@contextlib.contextmanager
+def on_loopback() -> Iterator[None]:
+    """Ray's node is called 127.0.0.1 and listens there only, as it does by default where firewalls ask (macOS).
+
+    Its processes read a variable of their environment; this one has read it at import.
+    """
+    from ray._private import ray_constants
+
+    before = getattr(ray_constants, "ENABLE_RAY_CLUSTER", None)
+    if before is None:  # a private name: without it the node is called by its address, and listens there
+        yield
+        return
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def folder_of_sessions() -> Path:

@@ -300,13 +300,10 @@ def reward_scale(
 
     if (run is None) == (app_name is None):
         raise UserMistake("which service? give either --run RUN, or --app NAME with --address")
-    if run is not None:
-        app_name = reward_app_name(_run_id(run))
-    assert app_name is not None
     with attach(run) if run is not None else connect(ClusterSettings(address)):
         from reward_service import service
 
-        service.scale(app_name, replicas)
+        service.scale(app_name or reward_app_name(_run_id(run)), replicas)  # type: ignore[arg-type]
     print(f"reward replicas: {replicas}")
 
 

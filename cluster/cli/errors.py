@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
+from cluster.run.interrupts import Interrupts
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -82,7 +84,8 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return command(*args, **kwargs)
+            with Interrupts():
+                return command(*args, **kwargs)
         except KeyboardInterrupt as error:
             say(str(error) or "stopped")
             raise SystemExit(status_of(error)) from None

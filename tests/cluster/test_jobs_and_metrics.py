@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -12,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cluster.jobs import (
@@ -83,6 +85,20 @@ def test_a_job_joins_its_cluster_and_keeps_the_environment_it_was_submitted_with
     )
     other = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert other.stdout.split() == ["False", "yes", "PASSIVE"], other
+
+
+def test_a_local_cluster_listens_on_loopback_only(cluster: Connection) -> None:
+    import ray
+
+    ray.get(ray.remote(num_cpus=0.1)(lambda: 1).remote())  # a worker listens too
+    sockets = set()
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            listening = [c for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+            sockets |= {(c.laddr.ip.removeprefix("::ffff:"), c.laddr.port, process.name()) for c in listening}
+    assert len(sockets) >= 5
+    assert [s for s in sockets if s[0] not in ("127.0.0.1", "::1")] == []
+    assert cluster.address.startswith("127.0.0.1:")
 
 
 def test_no_other_process_finds_the_cluster_by_auto(cluster: Connection, tmp_path: Path) -> None:

@@ -95,3 +95,19 @@ def test_the_signal_survives_code_that_makes_a_plain_interrupt_of_it() -> None:
         except Stopped:
             raise KeyboardInterrupt from None
     assert status_of(raised.value) == 143
+
+
+def test_any_command_treats_sigterm_as_it_treats_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
+    cleaned = []
+
+    def command() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            threading.Event().wait(5)
+        finally:
+            cleaned.append(True)
+
+    with pytest.raises(SystemExit) as ended:
+        guarded(command)()
+    assert ended.value.code == 143 and cleaned
+    assert "stopped" in capsys.readouterr().err
