@@ -15,8 +15,10 @@ from torch import Tensor
 
 from restoration.base_models.interface import BaseModel, Condition, SamplerSettings
 from restoration.colour import match_colour
-from restoration.images import to_uint8
+from restoration.images import images_within, to_uint8
 from restoration.metrics.protocols import protocol
+from restoration.precision import AUTO, autocast, resolve
+from restoration.transfer import PixelCopies, to_device
 from restoration.transition import (
     Schedule,
     Step,
@@ -44,9 +46,15 @@ class RolloutSettings:
         reward_at: score the clean estimate of `every_step`, or only x_0 (`final`) for all steps.
         reward_stride: score every k-th decision and the last.
         storage_dtype: of latents in the record.
-        denoise_dtype: of the denoiser's matrix products (autocast), as the learner's replay takes them.
+        denoise_dtype: of the denoiser's matrix products (autocast), as the learner's replay takes them; "auto" as
+            `restoration.precision.resolve`, for all three.
         decode_dtype: of the decoder for images that are only scored; bfloat16 errs by half a level of 255.
+        condition_dtype: of cleaner and encoder. The learner makes its conditions anew: take what it takes.
         decode_batch: images decoded at a time; small batches stay in a CPU's cache.
+        decode_pixels: what images decoded at a time, or cleaned and encoded for the condition, may have together; one
+            image always goes. The default is 8 of 512 x 512. In float32 Stable Diffusion's decoder takes about 3 KB
+            a pixel, its encoder as much, and Restormer 6 KB.
+        compile: hand the policy's networks to torch.compile (`restoration.acceleration`), which needs a compiler.
     """
 
     images_per_batch: int = 4
@@ -60,7 +68,10 @@ class RolloutSettings:
     storage_dtype: str = "float32"
     denoise_dtype: str = "float32"
     decode_dtype: str = "float32"
+    condition_dtype: str = "float32"
     decode_batch: int = 8
+    decode_pixels: int = 8 * 512 * 512
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.action_target not in ("enhanced", "sampled"):
@@ -75,10 +86,10 @@ class RolloutSettings:
             raise ValueError(f"reward_at={self.reward_at!r}: choose every_step or final")
         if self.storage_dtype not in STORAGE_DTYPES:
             raise ValueError(f"storage_dtype={self.storage_dtype!r}: choose one of {', '.join(STORAGE_DTYPES)}")
-        for name in ("denoise_dtype", "decode_dtype"):
-            if getattr(self, name) not in ("float32", "bfloat16"):
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose float32 or bfloat16")
-        for name in ("images_per_batch", "rollouts_per_image", "reward_stride", "decode_batch"):
+        for name in ("denoise_dtype", "decode_dtype", "condition_dtype"):
+            if getattr(self, name) not in ("float32", "bfloat16", AUTO):
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose float32, bfloat16 or {AUTO}")
+        for name in ("images_per_batch", "rollouts_per_image", "reward_stride", "decode_batch", "decode_pixels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: at least 1")
 
@@ -132,13 +143,19 @@ def rollout(
     settings: RolloutSettings,
     generator: torch.Generator,
 ) -> Rollout:
-    """Sample K chains for each image. Random numbers come from `generator` (CPU) alone."""
+    """Sample K chains for each image. Random numbers come from `generator` (CPU) alone.
+
+    On CUDA the host waits for the device at the end only, so that it is always ahead of it.
+
+    Raises:
+        ValueError: the sampler's chain has no decision, or a decoded image is not finite.
+    """
     dtype = STORAGE_DTYPES[settings.storage_dtype]
-    schedule = model.schedule(sampler)
-    condition = model.condition(batch.lq, batch.image_ids).repeat_interleave(settings.rollouts_per_image)
+    schedule = model.schedule(sampler).for_training()
+    condition = _conditions(model, batch, settings).repeat_interleave(settings.rollouts_per_image)
 
     def normal() -> Tensor:
-        return torch.randn(condition.latent.shape, generator=generator).to(condition.latent.device)
+        return to_device(torch.randn(condition.latent.shape, generator=generator), condition.latent.device)
 
     x = model.start(condition, normal()).to(dtype).float()
     states: list[Tensor] = []
@@ -160,7 +177,7 @@ def rollout(
         estimates.append(better)
 
     for step in schedule.steps:
-        with _precision(x.device, settings.denoise_dtype):
+        with autocast(x.device, resolve(settings.denoise_dtype, x.device)):
             output = model.denoise(x, step.timestep, condition, sampler.guidance_scale)
         taken = transition(step, output, x, noise=normal(), storage_dtype=dtype)
         if previous is not None:
@@ -171,11 +188,11 @@ def rollout(
         settle(previous, x, last=True)
 
     wanted = settings.scored(len(estimates))
-    blocks = {}
+    pixels = PixelCopies()
     for index in wanted:
         latents = x if index == len(estimates) - 1 else estimates[index]
         images = match_colour(_decode(model, latents, condition, settings), condition.clean, sampler.colour_fix)
-        blocks[index] = to_uint8(images)
+        pixels.add(images)
     error = images.unflatten(0, (-1, settings.rollouts_per_image)) - batch.gt[:, None]
     error = error.flatten(2).flatten(0, 1)
     return Rollout(
@@ -186,20 +203,29 @@ def rollout(
         targets=torch.stack(targets, 1).cpu(),
         log_probs=torch.stack(log_probs, 1).cpu(),
         shift=torch.stack(shifts, 1).cpu(),
-        blocks=blocks,
+        blocks=dict(zip(wanted, pixels.finish(), strict=True)),
         error_l1=error.abs().sum(1).cpu(),
         error_l2=error.norm(dim=1).cpu(),
     )
 
 
+def _conditions(model: BaseModel, batch: PairBatch, settings: RolloutSettings) -> Condition:
+    size, device = _together(batch.lq, settings), batch.lq.device
+    with autocast(device, resolve(settings.condition_dtype, device)):
+        starts = range(0, len(batch.lq), size)
+        made = [model.condition(batch.lq[i : i + size], batch.image_ids[i : i + size]) for i in starts]
+    return made[0] if len(made) == 1 else Condition.cat(made)
+
+
 def _decode(model: BaseModel, latents: Tensor, condition: Condition, settings: RolloutSettings) -> Tensor:
-    parts = zip(latents.split(settings.decode_batch), condition.split(settings.decode_batch), strict=True)
-    with _precision(latents.device, settings.decode_dtype):
+    size = min(settings.decode_batch, _together(condition.clean, settings))
+    parts = zip(latents.split(size), condition.split(size), strict=True)
+    with autocast(latents.device, resolve(settings.decode_dtype, latents.device)):
         return torch.cat([model.decode(*part).float() for part in parts])
 
 
-def _precision(device: torch.device, dtype: str) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+def _together(images: Tensor, settings: RolloutSettings) -> int:
+    return images_within(settings.decode_pixels, *images.shape[-2:])
 
 
 def reconstruction_scores(rolled: Rollout) -> tuple[dict[int, np.ndarray], np.ndarray]:

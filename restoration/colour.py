@@ -45,7 +45,8 @@ def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 
 def _base(images: Tensor) -> Tensor:
     """What `LEVELS` passes of a binomial kernel, twice as wide each time, leave; edges are repeated."""
-    line = images.new_tensor([0.25, 0.5, 0.25])
+    line = images.new_full((3,), 0.25)
+    line[1] = 0.5
     kernel = (line[:, None] * line).expand(images.shape[1], 1, 3, 3)
     for level in range(LEVELS):
         width = 2**level

@@ -92,6 +92,11 @@ def read_with_alpha(path: Path) -> tuple[Tensor, Tensor | None]:
     return colours, None if (alpha == 1).all() else alpha
 
 
+def images_within(pixels: int, height: int, width: int) -> int:
+    """How many images of this size have at most `pixels` together; at least 1."""
+    return max(1, pixels // (height * width))
+
+
 def to_float(pixels: Pixels) -> Tensor:
     """uint8 or uint16 [..., H, W, C] to float32 [..., C, H, W] in [0, 1]."""
     if pixels.dtype not in (np.uint8, np.uint16):

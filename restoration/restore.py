@@ -16,6 +16,7 @@ from restoration.base_models.interface import BaseModel, Condition, SamplerSetti
 from restoration.colour import match_colour
 from restoration.images import ImageError, crop_back, list_images, pad_to_multiple, read_with_alpha, write_image
 from restoration.tiling import Grid, Tiling
+from restoration.transfer import to_device
 from restoration.transition import Step, transition
 
 Generators = torch.Generator | Sequence[torch.Generator]
@@ -234,8 +235,9 @@ def _denoise(model: BaseModel, step: Step, guidance_scale: float, x_t: Tensor, c
 def _noise(shape: torch.Size, generator: Generators, device: torch.device) -> Tensor:
     """Standard normal float32 of `shape`."""
     if isinstance(generator, torch.Generator):
-        return torch.randn(shape, generator=generator, device=generator.device).to(device)
-    return torch.stack([torch.randn(shape[1:], generator=g, device=g.device).to(device) for g in generator])
+        return to_device(torch.randn(shape, generator=generator, device=generator.device), device)
+    drawn = [torch.randn(shape[1:], generator=g, device=g.device) for g in generator]
+    return to_device(torch.stack(drawn), device)
 
 
 def _plan(input: Path, output: Path) -> list[Job]:

@@ -77,28 +77,33 @@ class FluxNetworks(Networks):
             guidance, mode: as `FluxControlSettings`.
         """
         height, width = x_t.shape[-2:]
-        dtype = dtype_of(self.transformer)
+        dtype, own = dtype_of(self.transformer), dtype_of(self.controlnet)
         strength = x_t.new_full((len(x_t),), guidance, dtype=torch.float32)
         shared: dict[str, Any] = {
-            "hidden_states": pack(x_t).to(dtype),
             "timestep": timestep / 1000,
-            "encoder_hidden_states": text.to(dtype),
-            "pooled_projections": pooled.to(dtype),
             "img_ids": places(height, width, x_t.device),
             "txt_ids": x_t.new_zeros(text.shape[1], 3, dtype=torch.float32),
             "return_dict": False,
         }
+
+        def seen(dtype: torch.dtype) -> dict[str, Tensor]:
+            given = {"hidden_states": pack(x_t), "encoder_hidden_states": text, "pooled_projections": pooled}
+            return {name: value.to(dtype) for name, value in given.items()}
+
         double, single = self.controlnet(
-            controlnet_cond=pack(control).to(dtype),
+            controlnet_cond=pack(control).to(own),
             controlnet_mode=None if mode is None else torch.full((len(x_t), 1), mode, device=x_t.device),
             conditioning_scale=control_scale,
             guidance=strength if self.controlnet.config.guidance_embeds else None,
+            **seen(own),
             **shared,
         )
+        double, single = (None if r is None else [v.to(dtype) for v in r] for r in (double, single))
         tokens = self.transformer(
             guidance=strength if self.transformer.config.guidance_embeds else None,
             controlnet_block_samples=double,
             controlnet_single_block_samples=single,
+            **seen(dtype),
             **shared,
         )[0]
         return unpack(tokens, height, width).float()

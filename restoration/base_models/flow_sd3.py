@@ -40,19 +40,24 @@ class SD3Networks(Networks):
             control: [B, C, h, w], the latent that the ControlNet sees.
             text: [B, tokens, width]; pooled: [B, width].
         """
-        dtype, net = dtype_of(self.transformer), self.controlnet.config
-        x_t, control, text, pooled = (v.to(dtype) for v in (x_t, control, text, pooled))
+        dtype, own, net = dtype_of(self.transformer), dtype_of(self.controlnet), self.controlnet.config
+        x_t, text, pooled = (v.to(dtype) for v in (x_t, text, pooled))
         residuals = self.controlnet(
-            self.transformer.pos_embed(x_t) if self.controlnet.pos_embed is None else x_t,
-            control,
+            (self.transformer.pos_embed(x_t) if self.controlnet.pos_embed is None else x_t).to(own),
+            control.to(own),
             control_scale,
-            text if net.joint_attention_dim is not None else None,
-            torch.zeros_like(pooled) if net.force_zeros_for_pooled_projection else pooled,
+            text.to(own) if net.joint_attention_dim is not None else None,
+            torch.zeros_like(pooled, dtype=own) if net.force_zeros_for_pooled_projection else pooled.to(own),
             timestep,
             return_dict=False,
         )[0]
         output: Tensor = self.transformer(
-            x_t, text, pooled, timestep, block_controlnet_hidden_states=residuals, return_dict=False
+            x_t,
+            text,
+            pooled,
+            timestep,
+            block_controlnet_hidden_states=[r.to(dtype) for r in residuals],
+            return_dict=False,
         )[0]
         return output.float()
 

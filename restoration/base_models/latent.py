@@ -217,7 +217,10 @@ class LatentModel(ABC):
         """
         if condition.text is None and "text" in self.embeddings:
             raise ValueError(f"{self.KIND}: the condition has no text embedding; make it with condition()")
-        times = torch.as_tensor(timestep, device=x_t.device).expand(x_t.shape[0])
+        if isinstance(timestep, Tensor):
+            times = timestep.to(x_t.device).expand(x_t.shape[0])
+        else:  # filled on the device: a copy from the host would wait for all that runs there
+            times = torch.full((x_t.shape[0],), timestep, device=x_t.device)
         if guidance_scale == 1:
             return self.predict(x_t, times, condition)
         both = Condition.cat([condition.unconditional, condition])
@@ -337,11 +340,18 @@ class LatentDiffusion(LatentModel):
     SETTINGS: ClassVar[type[LatentSettings]]
     settings: LatentSettings
 
+    _alphas = torch.empty(0, device="meta")  # `alphas` where they were last needed
+
     @cached_property
     def alphas(self) -> np.ndarray:
         """ᾱ by timestep, float64."""
         of = self.settings
         return scaled_linear_alphas(of.beta_start, of.beta_end, of.train_timesteps, of.zero_terminal_snr)
+
+    def _alphas_on(self, device: torch.device) -> Tensor:
+        if self._alphas.device != device:
+            self._alphas = torch.from_numpy(self.alphas).to(device)
+        return self._alphas
 
     @property
     def train_timesteps(self) -> int:
@@ -372,7 +382,7 @@ class LatentDiffusion(LatentModel):
 
     def add_noise(self, gt_latent: Tensor, timestep: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """x_t and the target of the network's output there; timestep int64 [B], the rest [B,C,h,w]."""
-        alpha = torch.from_numpy(self.alphas)[timestep.cpu()].to(gt_latent.device)
+        alpha = self._alphas_on(gt_latent.device)[timestep.to(gt_latent.device)]
         signal, sigma = (v.float().view(-1, 1, 1, 1) for v in (alpha.sqrt(), (1 - alpha).sqrt()))
         x_t = signal * gt_latent + sigma * noise
         if self.settings.prediction == "epsilon":

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
+import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
@@ -77,20 +78,26 @@ class PixelPolicy(nn.Module):
         Returns:
             float32 like x_t.
         """
+        others, ids = others or {}, time_ids(image)
+
+        def seen(dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+            """What both networks look at, in the type of one's weights; sizes in pixels stay float32."""
+            given = {name: value.to(dtype) for name, value in others.items()}
+            words = text.to(dtype)
+            added = {"text_embeds": given[POOLED], "time_ids": ids} if POOLED in given else None
+            contexts = words if self.second == "none" else Contexts(words, given.get(IMAGE, ()), given.get(LOW))
+            return contexts, {} if added is None else {"added_cond_kwargs": added}
+
+        dtype = dtype_of(self.controlnet)
+        words, added = seen(dtype)
+        skips, middle = self.controlnet(x_t.to(dtype), timestep, words, image.to(dtype), return_dict=False, **added)
         dtype = dtype_of(self.unet)
-        x_t, image, text = x_t.to(dtype), image.to(dtype), text.to(dtype)
-        given = {name: value.to(dtype) for name, value in (others or {}).items()}
-        added: dict[str, Any] = {}
-        if POOLED in given:
-            added["added_cond_kwargs"] = {"text_embeds": given[POOLED], "time_ids": time_ids(image)}
-        seen, low = given.get(IMAGE, ()), given.get(LOW)
-        words: Any = text if self.second == "none" else Contexts(text, seen, low)
-        skips, middle = self.controlnet(x_t, timestep, words, image, return_dict=False, **added)
-        skips, middle = [s * control_scale for s in skips], middle * control_scale
+        words, added = seen(dtype)
+        skips, middle = [s.to(dtype) * control_scale for s in skips], middle.to(dtype) * control_scale
         if self.second == "residuals":
-            words = Contexts(text, skips_of(skips), low)
+            words = words._replace(other=skips_of(skips))
         output: Tensor = self.unet(
-            x_t,
+            x_t.to(dtype),
             timestep,
             words,
             down_block_additional_residuals=tuple(skips),

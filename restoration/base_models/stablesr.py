@@ -245,6 +245,8 @@ def _scale(vae: AutoencoderKL) -> tuple[int, int]:
 
 def _runs(images: Tensor) -> tuple[Tensor, Tensor]:
     """The first of each run of equal images [B, ...], and which of them each image is, int64 [B]."""
+    if images.is_meta:  # without values all of them count as different
+        return images, torch.arange(len(images), device=images.device)
     begins = torch.ones(len(images), dtype=torch.bool, device=images.device)
     begins[1:] = (images[1:] != images[:-1]).flatten(1).any(1)
     return images[begins], begins.cumsum(0) - 1

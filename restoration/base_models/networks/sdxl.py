@@ -27,5 +27,8 @@ def time_ids(image: Tensor) -> Tensor:
         float32 [B, 6]; sizes in pixels don't survive half precision.
     """
     height, width = image.shape[-2:]
-    sizes = torch.tensor([height, width, 0, 0, height, width], device=image.device, dtype=torch.float32)
+    # filled on the device: a copy from the host would wait for all that runs there
+    sizes = torch.zeros(6, device=image.device, dtype=torch.float32)
+    for place, side in ((0, height), (1, width), (4, height), (5, width)):
+        sizes[place] = side
     return sizes.expand(len(image), -1)
