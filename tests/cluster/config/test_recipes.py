@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +117,14 @@ def test_every_shipped_recipe_passes_the_checks_that_need_no_model(path: Path) -
     if path.stem not in ("sft", "pretrain_demo", "gpu"):
         config = load_config(RunConfig, path, given(path))
         assert Checked.of(of_config(config, Machine())).problems == ()
+
+
+def test_the_example_of_a_cluster_in_the_readme_feeds_all_its_actors() -> None:
+    text = (CONFIGS.parent / "README.md").read_text()
+    command = re.search(r"ray job submit -- \$RESTORL train (.*?)\n(?!    )", text, re.S)
+    assert command is not None
+    words = command.group(1).replace("\\\n", " ").replace("$PWD/", "").split()
+    config = load_config(RunConfig, CONFIGS.parent / words[0], [w for w in words[1:] if "=" in w])
+    assert config.actors.count == 8 and config.reward.num_gpus == 1
+    assert Checked.of(of_config(config, Machine(8))) == Checked((), ())
+    assert Checked.of(of_model(config, Facts(), LOL, LOL)) == Checked((), ())
