@@ -82,7 +82,7 @@ RULES = (
     Rule(
         "the policies of a run are pure: failures, admission, the order of work",
         ("cluster.run.failures", "cluster.run.admission", "cluster.run.work_queue"),
-        ("ray", "torch", "redis", "deepspeed", "numpy", *others("cluster", "actors")),
+        ("ray", "redis", "deepspeed", *others("cluster", "actors")),
     ),
     Rule(
         "scorers and their training need neither a cluster nor a table format",
