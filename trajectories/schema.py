@@ -51,8 +51,11 @@ __all__ = [
 
 Bytes: TypeAlias = "bytes | bytearray | memoryview | pa.Buffer"
 
+_FLOAT32 = pa.float32()
 _ARROW_DTYPES = {"float32": pa.float32(), "float16": pa.float16(), "bfloat16": pa.uint16()}
 _LATENTS = ("states", "targets")
+_WRITE_OPTIONS = pa.ipc.IpcWriteOptions()
+_END_OF_STREAM = 8  # bytes behind the last message
 _VERSION_KEY, _RECORD_KEY = b"restorl.schema_version", b"restorl.record"
 
 
@@ -211,14 +214,14 @@ def _checked_metadata(record: Summary) -> dict[bytes, bytes]:
 
 
 def _small_columns(record: Summary) -> dict[str, pa.Array]:
-    per_step = pa.list_(pa.float32(), record.steps)
-    unscored = ~_numpy(record.scored)
+    per_step = _schema(record.meta.dtype, record.steps, record.latent, False).field("shift").type
+    unscored = None if record.scored.all() else ~_numpy(record.scored)
     columns = {"trajectory_id": pa.array(record.trajectory_ids, pa.string())}
     for name, mask in (("rewards", unscored), ("shift", None)):
-        flat = pa.array(_numpy(getattr(record, name)), pa.float32(), mask=mask)
+        flat = pa.array(_numpy(getattr(record, name)), _FLOAT32, mask=mask)
         columns[name] = pa.FixedSizeListArray.from_arrays(flat, type=per_step)
     for name in ("final_reward", "error_l1", "error_l2"):
-        columns[name] = pa.array(_numpy(getattr(record, name)), pa.float32())
+        columns[name] = pa.array(_numpy(getattr(record, name)), _FLOAT32)
     return columns
 
 
@@ -234,7 +237,7 @@ def _large_columns(record: Trajectories) -> dict[str, pa.Array]:
         buffers = [None, pa.py_buffer(_numpy(tensor))]  # validity, values: the tensor's own memory
         flat = pa.Array.from_buffers(storage.value_type, record.rows * storage.list_size, buffers)
         columns[name] = pa.ExtensionArray.from_storage(kind, pa.FixedSizeListArray.from_arrays(flat, type=storage))
-    flat = pa.array(_numpy(record.log_probs), pa.float32())
+    flat = pa.array(_numpy(record.log_probs), _FLOAT32)
     columns["log_probs"] = pa.FixedSizeListArray.from_arrays(flat, type=schema.field("log_probs").type)
     return columns
 
@@ -245,13 +248,11 @@ def _numpy(tensor: Tensor) -> np.ndarray:
 
 
 def _write(record: Summary, columns: dict[str, pa.Array], metadata: dict[bytes, bytes]) -> pa.Buffer:
-    """Measure, then write into one allocation: growing a buffer would copy the latents again."""
+    """Size first, then one allocation: growing a buffer would copy the latents again."""
     schema = _schema(record.meta.dtype, record.steps, record.latent, "states" in columns).with_metadata(metadata)
     batch = pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
-    counter = pa.MockOutputStream()
-    with pa.ipc.new_stream(counter, batch.schema) as writer:
-        writer.write_batch(batch)
-    buffer = pa.allocate_buffer(counter.size())
-    with pa.ipc.new_stream(pa.FixedSizeBufferWriter(buffer), batch.schema) as writer:
+    head = schema.serialize()
+    buffer = pa.allocate_buffer(head.size + pa.ipc.get_record_batch_size(batch) + _END_OF_STREAM)
+    with pa.ipc.new_stream(pa.FixedSizeBufferWriter(buffer), schema, options=_WRITE_OPTIONS) as writer:
         writer.write_batch(batch)
     return buffer
