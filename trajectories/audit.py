@@ -203,7 +203,7 @@ def ledger_from_snapshot(run_id: str, answer: list[Any]) -> Ledger:
 
 
 def _texts(values: list[bytes]) -> list[str]:
-    return [value.decode(errors="replace") for value in values]
+    return [bytes(value).decode(errors="replace") for value in values]
 
 
 def audit_file(path: Path) -> AuditReport:

@@ -1,8 +1,8 @@
 """Receive a large answer where it will stay.
 
-redis-py's parser moves each received byte four times (a piece of its own, a growing buffer, a copy, a copy without the
-line end). For records of megabytes that costs more than the exchange itself, so that here a large string answer is
-received into one allocation, which Arrow reads in place.
+redis-py's parser moves each received byte four times (a piece of its own, a growing buffer, a copy, a copy without
+the line end). For a record of megabytes that costs more than all the rest of an exchange, so that here a large string
+answer is received into one allocation, which Arrow reads in place.
 """
 
 from __future__ import annotations
@@ -16,17 +16,27 @@ from redis._parsers.socket import SENTINEL, SERVER_CLOSED_CONNECTION_ERROR, Sock
 from redis.exceptions import ConnectionError, TimeoutError
 
 LARGE = 64 << 10  # bytes from which on a string is received in place
+_LINE_END = 2  # bytes
 
 
-class _InPlaceBuffer(SocketBuffer):
+class InPlaceBuffer(SocketBuffer):
+    """What redis-py reads from a socket, large strings apart."""
+
     def read(self, length: int, timeout: Any = SENTINEL) -> Any:
-        """`length` bytes and the line end behind them: bytes, or a memoryview of a new allocation if large."""
+        """`length` bytes, and the line end behind them, which is dropped.
+
+        Returns:
+            bytes; from `LARGE` on a memoryview (read only) of an allocation of its own.
+
+        Raises:
+            ConnectionError, TimeoutError: as redis-py has them.
+        """
         if length < LARGE or timeout is not SENTINEL:
             return super().read(length, timeout)
-        target = memoryview(pa.allocate_buffer(length + 2)).cast("B")
-        received = self._buffer.readinto(target)  # what came with earlier answers
+        target = memoryview(pa.allocate_buffer(length + _LINE_END)).cast("B")
+        received = self._buffer.readinto(target)  # what came together with an earlier answer
         try:
-            while received < length + 2:
+            while received < len(target):
                 more = self._sock.recv_into(target[received:])
                 if not more:
                     raise ConnectionError(SERVER_CLOSED_CONNECTION_ERROR)
@@ -37,8 +47,8 @@ class _InPlaceBuffer(SocketBuffer):
 
 
 class InPlaceParser(_RESP2Parser):
-    """redis-py's parser of the RESP2 protocol; string answers of `LARGE` bytes or more come as a memoryview."""
+    """redis-py's parser of the RESP2 protocol, with an `InPlaceBuffer`."""
 
     def on_connect(self, connection: Any) -> None:
         super().on_connect(connection)
-        self._buffer = _InPlaceBuffer(self._sock, self.socket_read_size, connection.socket_timeout)
+        self._buffer = InPlaceBuffer(self._sock, self.socket_read_size, connection.socket_timeout)

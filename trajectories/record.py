@@ -119,14 +119,17 @@ class Trajectories(Summary):
 _SUMMARY_FIELDS = tuple(f.name for f in fields(Summary))
 
 
-def validate(record: Summary) -> None:
+def validate(record: Summary) -> dict[str, np.ndarray]:
     """Check types, shapes, dtypes, finiteness and ids of a summary or of a whole record.
+
+    Returns:
+        All tensors but the latents as arrays on the CPU, of the tensors' own memory where it is there already.
 
     Raises:
         SchemaError: naming the group, the field and what it should be.
     """
     validate_meta(record.meta)
-    validate_tensors(record)
+    return validate_tensors(record)
 
 
 def validate_meta(meta: RecordMeta) -> None:
@@ -150,7 +153,7 @@ def validate_meta(meta: RecordMeta) -> None:
         raise SchemaError(f"{where}: meta.dtype={meta.dtype!r}, choose one of {', '.join(STORAGE_DTYPES)}")
 
 
-def validate_tensors(record: Summary) -> None:
+def validate_tensors(record: Summary) -> dict[str, np.ndarray]:
     """The part of `validate` behind `validate_meta`."""
     where = f"group {record.meta.group_id!r}"
     ids = record.trajectory_ids
@@ -178,7 +181,9 @@ def validate_tensors(record: Summary) -> None:
                 f"{record.meta.dtype}, K={len(ids)} ids, S={len(record.step_index)} steps, latent={list(latent)})"
             )
     # In numpy, whose calls on such small arrays cost a tenth of torch's.
-    small = {name: host_array(getattr(record, name)) for name in wanted if name not in ("states", "targets")}
+    small: dict[str, np.ndarray] = {
+        name: host_array(getattr(record, name)) for name in wanted if name not in ("states", "targets")
+    }
     if (small["step_index"] < 0).any():
         raise SchemaError(f"{where}: step_index must be >= 0")
     for name in ("log_probs", "shift", "final_reward", "error_l1", "error_l2"):
@@ -190,6 +195,7 @@ def validate_tensors(record: Summary) -> None:
     gt_reward = record.gt_reward
     if gt_reward is not None and not (isinstance(gt_reward, float) and math.isfinite(gt_reward)):
         raise SchemaError(f"{where}: gt_reward must be a finite float or None, got {gt_reward!r}")
+    return small
 
 
 def host_array(tensor: Tensor) -> np.ndarray:

@@ -51,22 +51,24 @@ __all__ = [
 
 Bytes: TypeAlias = "bytes | bytearray | memoryview | pa.Buffer"
 
+_FLOAT32 = pa.float32()
 _ARROW_DTYPES = {"float32": pa.float32(), "float16": pa.float16(), "bfloat16": pa.uint16()}
 _LATENTS = ("states", "targets")
+_WRITE_OPTIONS = pa.ipc.IpcWriteOptions()
+_END_OF_STREAM = 8  # bytes behind the last message
 _VERSION_KEY, _RECORD_KEY = b"restorl.schema_version", b"restorl.record"
 
 
 def encode_both(record: Trajectories) -> tuple[pa.Buffer, pa.Buffer]:
     """What a publication sends: the whole record, and its summary. Raises as `encode` does."""
-    metadata = _checked_metadata(record)
-    small = _small_columns(record)
-    return _write(record, {**small, **_large_columns(record)}, metadata), _write(record, small, metadata)
+    metadata, arrays = _checked(record)
+    small = _small_columns(record, arrays)
+    return _write(record, {**small, **_large_columns(record, arrays)}, metadata), _write(record, small, metadata)
 
 
 def encode_buffer(record: Trajectories) -> pa.Buffer:
     """`encode` without the copy into a bytes object; `memoryview(buffer)` can be sent as it is."""
-    metadata = _checked_metadata(record)
-    return _write(record, {**_small_columns(record), **_large_columns(record)}, metadata)
+    return encode_both(record)[0]
 
 
 def encode(record: Trajectories) -> bytes:
@@ -76,7 +78,8 @@ def encode(record: Trajectories) -> bytes:
 
 def encode_summary(summary: Summary) -> bytes:
     """The summary (also: of a whole record) as an Arrow IPC stream. Raises SchemaError as `encode` does."""
-    return bytes(_write(summary, _small_columns(summary), _checked_metadata(summary)).to_pybytes())
+    metadata, arrays = _checked(summary)
+    return bytes(_write(summary, _small_columns(summary, arrays), metadata).to_pybytes())
 
 
 def decode(payload: Bytes) -> Trajectories:
@@ -194,8 +197,9 @@ def _schema(dtype: str, steps: int, latent: tuple[int, ...], whole: bool) -> pa.
     )
 
 
-def _checked_metadata(record: Summary) -> dict[bytes, bytes]:
-    validate(record)
+def _checked(record: Summary) -> tuple[dict[bytes, bytes], dict[str, np.ndarray]]:
+    """Metadata of the message, and the small tensors as arrays."""
+    arrays = validate(record)
     if record.meta.schema_version != SCHEMA_VERSION:
         raise SchemaError(
             f"group {record.meta.group_id!r}: can't write schema version {record.meta.schema_version}, "
@@ -207,51 +211,45 @@ def _checked_metadata(record: Summary) -> dict[bytes, bytes]:
         "latent": list(record.latent),
         "gt_reward": record.gt_reward,
     }
-    return {_VERSION_KEY: str(SCHEMA_VERSION).encode(), _RECORD_KEY: json.dumps(group, allow_nan=False).encode()}
+    text = json.dumps(group, allow_nan=False).encode()
+    return {_VERSION_KEY: str(SCHEMA_VERSION).encode(), _RECORD_KEY: text}, arrays
 
 
-def _small_columns(record: Summary) -> dict[str, pa.Array]:
-    per_step = pa.list_(pa.float32(), record.steps)
-    unscored = ~_numpy(record.scored)
+def _small_columns(record: Summary, arrays: dict[str, np.ndarray]) -> dict[str, pa.Array]:
+    per_step = _schema(record.meta.dtype, record.steps, record.latent, False).field("shift").type
+    unscored = None if arrays["scored"].all() else ~arrays["scored"].reshape(-1)
     columns = {"trajectory_id": pa.array(record.trajectory_ids, pa.string())}
     for name, mask in (("rewards", unscored), ("shift", None)):
-        flat = pa.array(_numpy(getattr(record, name)), pa.float32(), mask=mask)
+        flat = pa.array(arrays[name].reshape(-1), _FLOAT32, mask=mask)
         columns[name] = pa.FixedSizeListArray.from_arrays(flat, type=per_step)
     for name in ("final_reward", "error_l1", "error_l2"):
-        columns[name] = pa.array(_numpy(getattr(record, name)), pa.float32())
+        columns[name] = pa.array(arrays[name], _FLOAT32)
     return columns
 
 
-def _large_columns(record: Trajectories) -> dict[str, pa.Array]:
+def _large_columns(record: Trajectories, arrays: dict[str, np.ndarray]) -> dict[str, pa.Array]:
     schema = _schema(record.meta.dtype, record.steps, record.latent, True)
     columns: dict[str, pa.Array] = {}
     for name in _LATENTS:
         kind = schema.field(name).type
         storage = kind.storage_type
-        tensor = getattr(record, name)
+        tensor = getattr(record, name).contiguous()
         if tensor.dtype == torch.bfloat16:
-            tensor = tensor.detach().contiguous().view(torch.uint16)  # numpy knows no bfloat16
-        buffers = [None, pa.py_buffer(_numpy(tensor))]  # validity, values: the tensor's own memory
+            tensor = tensor.detach().view(torch.uint16)  # numpy knows no bfloat16
+        buffers = [None, pa.py_buffer(host_array(tensor).reshape(-1))]  # validity, values: the tensor's own memory
         flat = pa.Array.from_buffers(storage.value_type, record.rows * storage.list_size, buffers)
         columns[name] = pa.ExtensionArray.from_storage(kind, pa.FixedSizeListArray.from_arrays(flat, type=storage))
-    flat = pa.array(_numpy(record.log_probs), pa.float32())
+    flat = pa.array(arrays["log_probs"].reshape(-1), _FLOAT32)
     columns["log_probs"] = pa.FixedSizeListArray.from_arrays(flat, type=schema.field("log_probs").type)
     return columns
 
 
-def _numpy(tensor: Tensor) -> np.ndarray:
-    """Flat, of the tensor's own memory where it is contiguous and on the CPU."""
-    return host_array(tensor.contiguous()).reshape(-1)
-
-
 def _write(record: Summary, columns: dict[str, pa.Array], metadata: dict[bytes, bytes]) -> pa.Buffer:
-    """Measure, then write into one allocation: growing a buffer would copy the latents again."""
+    """Size first, then one allocation: growing a buffer would copy the latents again."""
     schema = _schema(record.meta.dtype, record.steps, record.latent, "states" in columns).with_metadata(metadata)
     batch = pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
-    counter = pa.MockOutputStream()
-    with pa.ipc.new_stream(counter, batch.schema) as writer:
-        writer.write_batch(batch)
-    buffer = pa.allocate_buffer(counter.size())
-    with pa.ipc.new_stream(pa.FixedSizeBufferWriter(buffer), batch.schema) as writer:
+    head = schema.serialize()
+    buffer = pa.allocate_buffer(head.size + pa.ipc.get_record_batch_size(batch) + _END_OF_STREAM)
+    with pa.ipc.new_stream(pa.FixedSizeBufferWriter(buffer), schema, options=_WRITE_OPTIONS) as writer:
         writer.write_batch(batch)
     return buffer

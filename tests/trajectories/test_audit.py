@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import OpenStream
+from tests.trajectories.records import make_record
 from tests.trajectories.test_stream import ids, publish
-from trajectories.audit import audit_file
-from trajectories.errors import StoreError
+from trajectories.audit import Ledger, audit_file
+from trajectories.errors import StaleEpoch, StoreError
 
 
 def test_the_audit_counts_groups_and_trajectories_by_what_became_of_them(open_stream: OpenStream) -> None:
@@ -26,6 +29,53 @@ def test_the_audit_counts_groups_and_trajectories_by_what_became_of_them(open_st
     assert report.dropped_rows == {"schema": 2, "stale": 2}
     text = report.render()
     assert "consumed: 2 groups, 4 trajectories" in text and "stale: 1 groups" in text and "OK" in text
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason"),
+    [
+        *(("dropped:reward_version", "reward_version"), ("dropped:picture:a.png: 3×3 px, crop needs 128", "picture")),
+        *(("dropped:no reason at all", "no reason at all"), ("dropped:consumed", "consumed")),
+    ],
+)
+def test_any_reason_is_counted_and_rendered(open_stream: OpenStream, outcome: str, reason: str) -> None:
+    stream = open_stream()
+    publish(stream, "a", "b", "c")
+    batch = ids(stream.read("rank0", 2))
+    stream.settle(batch[:1], outcome)
+    stream.settle(batch[1:], "consumed:step=1")
+    report = stream.audit()
+    assert report.ok and report.dropped == {reason: 1} and report.dropped_rows == {reason: 2}
+    assert (report.consumed, report.pending) == (1, 1)
+    assert f"dropped: 1 groups, 2 trajectories\n  {reason}: 1 groups, 2 trajectories" in report.render()
+    assert stream.ledger().entries[0].outcomes == (outcome,)
+
+
+def test_a_process_that_was_replaced_does_not_overwrite_the_ledger_of_its_successor(
+    open_stream: OpenStream, tmp_path: Path
+) -> None:
+    old, new = open_stream(), open_stream()
+    first, second = old.begin_epoch(), new.begin_epoch()
+    new.publish(make_record("a", run_id=new.run_id, epoch=second))
+    new.export_ledger(tmp_path / "ledger.json", epoch=second)
+    with pytest.raises(StaleEpoch, match="writing .*ledger.json: epoch 1 .* is not the current epoch 2"):
+        old.export_ledger(tmp_path / "ledger.json", epoch=first)
+    assert audit_file(tmp_path / "ledger.json").published == 1
+
+
+def test_two_writers_of_one_ledger_never_leave_a_torn_file(open_stream: OpenStream, tmp_path: Path) -> None:
+    stream, path = open_stream(), tmp_path / "ledger.json"
+    publish(stream, *"abcdef")
+    ledgers = [stream.ledger()]
+    publish(stream, *(f"g{n}" for n in range(60)))
+    ledgers.append(stream.ledger())
+    with ThreadPoolExecutor(2) as pool:
+        writers = [pool.submit(lambda ledger=ledger: [ledger.write(path) for _ in range(60)]) for ledger in ledgers]
+        while not all(writer.done() for writer in writers):
+            assert not path.exists() or Ledger.read(path) in ledgers
+        for writer in writers:
+            writer.result()
+    assert Ledger.read(path) in ledgers and os.listdir(tmp_path) == ["ledger.json"]
 
 
 def test_consuming_a_group_twice_is_found_even_with_the_same_outcome(open_stream: OpenStream) -> None:
