@@ -6,7 +6,8 @@ Needs torch, diffusers and peft, and a GPU for figures that mean something (`--t
 rollout step is one evaluation of ControlNet and UNet with the transition, without gradient; a replay step is the same
 with the log-prob, the surrogate and the backward pass, for LoRA and for full training of the model's own trainable
 part. No guidance, which doubles the evaluations. Peak memory is torch's, weights and gradients included, without
-optimiser state.
+optimiser state and without a reference policy, as RL trains at kl_beta 0. Nothing of VAE, cleaner, text, DeepSpeed
+or Ray is in these figures.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ from torch import Tensor, nn
 
 from benchmarks.report import RESULTS, write
 from learner.objective import surrogate
-from restoration.adapters import AdaptSettings, make_trainable
+from restoration.adapters import AdaptSettings, frozen_type, make_trainable, trained_parameters
 from restoration.base_models.diffbir import DiffBIRSettings, Policy
 from restoration.base_models.networks.attended import build_attended, config_from_shapes
 from restoration.base_models.pasd import PASD, PASDSettings
 from restoration.base_models.pixel_control import HEADS_OF_SFT, KINDS, PixelPolicy
+from restoration.precision import enable_tf32
 from restoration.transition import ddim_schedule, scaled_linear_alphas, transition
 
 SD21: dict[str, Any] = {
@@ -113,7 +115,12 @@ def seconds(work: Callable[[], object], device: str, rounds: int) -> float:
 def measure(name: str, mode: str, batch: int, options: argparse.Namespace) -> dict[str, Any]:
     device = options.device
     model = MODELS[name](options.tiny, device)
-    make_trainable(model, AdaptSettings(mode, rank=16))  # type: ignore[arg-type]
+    settings = AdaptSettings(mode, rank=16, frozen_dtype=options.frozen)  # type: ignore[arg-type]
+    make_trainable(model, settings, keep_reference=False)
+    trained, frozen = trained_parameters(model), frozen_type(settings, device, torch.bfloat16)
+    for name, parameter in model.policy.named_parameters():
+        if name not in trained:
+            parameter.data = parameter.data.to(frozen)
     if options.checkpointing:
         for network in model.policy.children():
             network.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -159,10 +166,12 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512, help="side of the image in pixels")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward pass")
+    parser.add_argument("--frozen", choices=["auto", "float32", "bfloat16"], default="auto", help="of frozen weights")
     parser.add_argument("--tiny", action="store_true", help="a small model, to try the script without a GPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=RESULTS / "gpu_step.json")
     options = parser.parse_args()
+    enable_tf32()
     where = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
     rows = []
     for name, mode, batch in itertools.product(options.model, ("lora", "full"), options.batch):
@@ -175,7 +184,10 @@ def main() -> None:
         if options.device == "cuda":
             torch.cuda.empty_cache()
         print(rows[-1], flush=True)
-    write(options.output, {"device": where, "torch": torch.__version__, "dtype": "bf16 autocast", "rows": rows})
+    write(
+        options.output,
+        {"device": where, "torch": torch.__version__, "dtype": "bf16 autocast", "frozen": options.frozen, "rows": rows},
+    )
 
 
 if __name__ == "__main__":

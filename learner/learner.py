@@ -29,6 +29,7 @@ from learner.statistics import Statistics, batch_summary
 from restoration.adapters import enable_checkpointing, frozen_type, make_trainable, trained_parameters
 from restoration.average import WeightAverage
 from restoration.base_models.interface import BaseModel
+from restoration.checkpoints import CheckpointError
 from restoration.precision import enable_tf32, set_frozen_dtype
 from restoration.weights import WeightsInfo, to_bytes
 from trajectories.schema import Summary, Trajectories, decode
@@ -85,7 +86,9 @@ class LearnerRank:
         self.engine = Engine(replay, trained, settings.optimiser, self.device)
         self.model = model.to(self.device)
         self.loader = Loader(self.model, self.schedule, self.device, settings.condition_batch, frozen)
-        self.preparation = Preparation(settings, self.schedule, model.size_multiple, pairs, rank, world, self.device)
+        self.preparation = Preparation(
+            settings, self.schedule, model.size_multiple, pairs, rank, world, self.device, model.per_image
+        )
         self.tracks = RewardTracks(settings.advantage)
         self.average = WeightAverage(settings.optimiser.ema) if settings.optimiser.ema else None
         self.iteration = 0
@@ -156,6 +159,8 @@ class LearnerRank:
             self.loader.open(batch, held, self.settings.objective.needs_sft, self.weights_version)
         except BatchError as error:
             refusal = error
+        except CheckpointError as error:  # pictures whose embeddings don't go into one batch
+            refusal = BatchError(str(error))
         self._agree(refusal)
         return batch, works
 

@@ -117,10 +117,14 @@ class Preparation:
         rank: int,
         world: int,
         device: torch.device,
+        embeddings: Callable[[Sequence[str]], object] | None = None,
     ) -> None:
-        """`device` is where the model computes; for CUDA what is held is pinned."""
+        """`device` is where the model computes; for CUDA what is held is pinned.
+
+        `embeddings` of image ids are read once here, so that a missing one refuses its group (`BaseModel.per_image`).
+        """
         self.settings, self.schedule, self.size_multiple, self.pairs = settings, schedule, size_multiple, pairs
-        self.rank, self.world, self.device = rank, world, device
+        self.rank, self.world, self.device, self.embeddings = rank, world, device, embeddings
         self._preparing = threading.Lock()
         self._guard = threading.Lock()
         self._lists: dict[frozenset[str], dict[str, Held]] = {}
@@ -231,6 +235,8 @@ class Preparation:
         if key not in pictures:
             try:
                 pair = self.pairs(meta.image_id)
+                if self.embeddings is not None:
+                    self.embeddings([meta.image_id])
             except MemoryError:
                 raise
             # A data set is anybody's code: whatever it raises means that this picture can't be had.

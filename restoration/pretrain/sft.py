@@ -302,6 +302,11 @@ def _check(recipe: SftRecipe, model: BaseModel) -> None:
             raise RecipeError(
                 f"{name}.crop={stage.crop}: {model.name} works on multiples of {model.size_multiple}; choose one"
             )
+    if recipe.diffusion is not None and recipe.diffusion.adapt.frozen_dtype != "float32":
+        raise RecipeError(
+            f"diffusion.adapt.frozen_dtype={recipe.diffusion.adapt.frozen_dtype}: the model that SFT writes would be "
+            "rounded; leave it at float32"
+        )
 
 
 def _refuse_foreign(out: Path, model: Path) -> None:

@@ -234,7 +234,7 @@ def duties(rank: int, world: int, port: int, folder: Path) -> dict[str, Any]:
 
     engine.to_host, checkpoint.read = counted, counted_read  # type: ignore[assignment]
     try:
-        for variant in ("zero0", "zero2", "zero3"):
+        for variant in ("zero2", "zero3"):
             settings = replace(VARIANTS[variant], optimiser=replace(VARIANTS[variant].optimiser, ema=0.5))
             learner = LearnerRank(settings, FakeModel(), fake_pairs, rank, world, port=port)
             tensors = len(learner.engine.trained)

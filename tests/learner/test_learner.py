@@ -132,7 +132,7 @@ def test_both_ranks_hold_the_same_weights_and_report_the_same(results: dict[str,
 
 @pytest.mark.parametrize("variant", ["zero1", "zero2", "zero3", "offload1", "offload2", "offload3"])
 def test_every_zero_stage_gives_the_update_of_stage_0(results: dict[str, Any], variant: str) -> None:
-    for who in ("one", "two0"):
+    for who in ("one",) if variant in ONE_RANK_ONLY else ("one", "two0"):
         for a, b in zip(results[who]["zero0"]["weights"], results[who][variant]["weights"], strict=True):
             assert_close(a, b)
         for a, b in zip(results[who]["zero0"]["metrics"], results[who][variant]["metrics"], strict=True):
@@ -190,7 +190,7 @@ def trained_start(variant: str) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("who", ["one", "two0"])
 def test_the_optimiser_is_offloaded_and_buffers_are_as_small_as_asked(results: dict[str, Any], who: str) -> None:
-    for stage in (1, 2, 3):
+    for stage in (1, 2, 3) if who == "one" else (2, 3):
         told = results[who][f"offload{stage}"]["optimises"]
         assert (told["stage"], told["offload"], told["forced"]) == (stage, "cpu", False)
     assert results[who]["offload2"]["optimises"]["bucket"] == 1024  # elements; 0.001 MiB are 262
@@ -317,7 +317,7 @@ def test_a_refused_batch_leaves_the_learner_as_it_was(results: dict[str, Any]) -
     )
 
 
-@pytest.mark.parametrize("variant", ["zero0", "zero2", "zero3"])
+@pytest.mark.parametrize("variant", ["zero2", "zero3"])
 def test_average_publication_and_checkpoint_share_one_copy_of_the_weights_and_only_rank_0_makes_it(
     results: dict[str, Any], variant: str
 ) -> None:
@@ -328,12 +328,12 @@ def test_average_publication_and_checkpoint_share_one_copy_of_the_weights_and_on
     assert first["snapshot"] and not second["snapshot"]
 
 
-@pytest.mark.parametrize("variant", ["zero0", "zero2", "zero3"])
+@pytest.mark.parametrize("variant", ["zero2", "zero3"])
 def test_a_snapshot_stays_what_it_was_while_the_learner_goes_on(results: dict[str, Any], variant: str) -> None:
     assert results["two0"]["duties"][variant]["kept"]
 
 
-@pytest.mark.parametrize("variant", ["zero0", "zero2", "zero3"])
+@pytest.mark.parametrize("variant", ["zero2", "zero3"])
 def test_only_rank_0_reads_a_checkpoint_and_every_rank_continues_from_it(results: dict[str, Any], variant: str) -> None:
     first, second = (results[who]["duties"][variant] for who in ("two0", "two1"))
     assert (first["reads"], second["reads"]) == (1, 0)

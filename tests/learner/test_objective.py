@@ -5,7 +5,7 @@ import torch
 from torch.distributions import Normal
 
 from learner.difficulty import difficulty_weights
-from learner.objective import ObjectiveSettings, approximate_kl, effective_sample_size, surrogate
+from learner.objective import ObjectiveSettings, approximate_kl, effective_sample_size, ratio_alarm, surrogate
 
 
 def test_difficulty_is_the_error_relative_to_the_worst() -> None:
@@ -86,3 +86,10 @@ def test_recipes_choose_the_terms_and_their_weights() -> None:
 def test_a_wrong_setting_is_named(field: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=f"objective.{next(iter(field))}"):
         ObjectiveSettings(**field)  # type: ignore[arg-type]
+
+
+def test_ratios_that_leave_the_clip_before_any_update_are_an_alarm_that_says_what_to_do() -> None:
+    said = ratio_alarm(2.5e-4, 1e-4)
+    assert said is not None and "0.00025 > objective.clip=0.0001" in said
+    assert "match dtypes and batch shapes" in said and "learner.old_log_probs=recompute" in said
+    assert ratio_alarm(1e-4, 1e-4) is None and ratio_alarm(None, 1e-4) is None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from learner.advantage import AdvantageSettings, RewardTracks
@@ -15,6 +17,7 @@ from learner.batch import BatchError, assemble
 from learner.objective import ObjectiveSettings
 from learner.prepared import Preparation, needed_groups, parts_of, works_of
 from learner.settings import LearnerSettings
+from restoration.base_models.networks.embeddings import PerImage
 from tests.learner.fakes import SAMPLER, FakeModel, fake_pairs, roll_out_group, summary_of
 from trajectories.errors import SchemaError
 from trajectories.schema import Trajectories
@@ -190,3 +193,13 @@ def test_nothing_is_trained_so_nothing_is_fetched(records: list[Trajectories]) -
     store, ready = Store(records), preparation(objective=ObjectiveSettings(recipe="base"))
     assert ready.prepare([summary_of(r) for r in records], store) == [] and store.fetched == []
     assert ready.take(ids_of(records)) == {}
+
+
+def test_a_picture_without_its_embeddings_refuses_its_own_group(records: list[Trajectories], tmp_path: Path) -> None:
+    for record in records[1:]:
+        save_file({"text": torch.zeros(1, 2, 3)}, tmp_path / f"{record.meta.image_id}.safetensors")
+    ready = preparation()
+    ready.embeddings = PerImage(tmp_path)
+    refused = ready.prepare([summary_of(r) for r in records], Store(records))
+    assert [(r.group_id, r.reason) for r in refused] == [(records[0].meta.group_id, "picture")]
+    assert "image-0.safetensors is missing" in refused[0].detail

@@ -4,6 +4,7 @@ import torch
 from restoration.adapters import (
     AdapterError,
     AdaptSettings,
+    frozen_type,
     load_trainable,
     make_trainable,
     merge,
@@ -11,7 +12,9 @@ from restoration.adapters import (
     save_lora,
     trainable_state,
 )
+from restoration.average import WeightAverage
 from restoration.base_models.interface import BaseModel
+from restoration.precision import resolve
 from tests.learner.fakes import FakeModel
 
 BOTH = [AdaptSettings("lora", rank=2), AdaptSettings("full")]
@@ -147,3 +150,33 @@ def test_adapting_twice_or_nothing_is_refused() -> None:
         trainable_state(FakeModel())
     with pytest.raises(ValueError, match="adapt.rank=0"):
         AdaptSettings(rank=0)
+
+
+def test_frozen_weights_are_bfloat16_only_where_products_are() -> None:
+    half, auto = AdaptSettings(frozen_dtype="bfloat16"), AdaptSettings(frozen_dtype="auto")
+    assert frozen_type(AdaptSettings(), "cpu", torch.bfloat16) == torch.float32
+    assert frozen_type(half, "cpu", torch.bfloat16) == torch.bfloat16
+    assert frozen_type(auto, "cpu", torch.bfloat16) == resolve("auto", "cpu")
+    assert frozen_type(auto, "cpu", torch.float32) == torch.float32
+    with pytest.raises(ValueError, match=r"learner.dtype=bfloat16"):
+        frozen_type(half, "cpu", torch.float32)
+    with pytest.raises(ValueError, match=r"adapt.frozen_dtype='int8'"):
+        AdaptSettings(frozen_dtype="int8")  # type: ignore[arg-type]
+
+
+def test_without_a_reference_full_training_keeps_no_copy_and_says_so_when_asked_for_one() -> None:
+    kept, plain = FakeModel(), FakeModel()
+    make_trainable(kept, AdaptSettings("full"))
+    make_trainable(plain, AdaptSettings("full"), keep_reference=False)
+    with reference(kept):
+        pass
+    with pytest.raises(AdapterError, match="without a reference"), reference(plain):
+        pass
+
+
+def test_an_average_that_was_taken_stays_what_it_was_at_the_next_update() -> None:
+    average = WeightAverage(0.5)
+    average.update({"w": torch.zeros(2)})
+    taken = dict(average.weights)
+    average.update({"w": torch.ones(2)})
+    assert taken["w"].tolist() == [0, 0] and average.weights["w"].tolist() == pytest.approx([0.75, 0.75])

@@ -301,6 +301,7 @@ def test_a_users_mistakes_are_told(folder: Path, pairs: Path, tmp_path: Path, mo
         (replace(fine, device="cuda:77"), RecipeError, "GPUs here"),
         (replace(fine, device="gpu"), RecipeError, "no device"),
         (replace(fine, diffusion=stage(adapt=AdaptSettings(targets="nothing"))), AdapterError, "no module"),
+        (replace(fine, diffusion=stage(adapt=AdaptSettings(frozen_dtype="auto"))), RecipeError, "would be rounded"),
     ):
         with pytest.raises(error, match=message):
             fine_tune(told, tmp_path / "out")
