@@ -266,3 +266,71 @@ def test_an_unknown_choice_is_refused_by_name(name: str) -> None:
 def test_a_fidelity_that_can_not_be_added_is_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="fidelity_coef"):
         RolloutSettings(**settings)  # type: ignore[arg-type]
+
+
+class Watched(FakeModel):
+    """Notes how many images are cleaned and decoded together, and under which type of products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, list[tuple[int, bool]]] = {"condition": [], "decode": [], "denoise": []}
+
+    def note(self, what: str, count: int) -> None:
+        self.seen[what].append((count, torch.is_autocast_enabled("cpu")))
+
+    def condition(self, lq, image_ids=()):  # type: ignore[no-untyped-def]
+        self.note("condition", len(lq))
+        return super().condition(lq, image_ids)
+
+    def decode(self, latents, condition=None):  # type: ignore[no-untyped-def]
+        self.note("decode", len(latents))
+        return super().decode(latents, condition)
+
+    def denoise(self, x_t, *others):  # type: ignore[no-untyped-def]
+        self.note("denoise", len(x_t))
+        return super().denoise(x_t, *others)
+
+
+@pytest.mark.parametrize(("pixels", "cleaned", "decoded"), [(10**9, 2, 6), (4 * 16 * 16, 2, 4), (1, 1, 1)])
+def test_images_are_cleaned_and_decoded_within_a_bound_of_pixels(pixels: int, cleaned: int, decoded: int) -> None:
+    model = Watched()
+    result = rolled(model=model, decode_pixels=pixels)
+    assert max(count for count, _ in model.seen["condition"]) == cleaned
+    assert max(count for count, _ in model.seen["decode"]) == decoded
+    unbounded = rolled()
+    assert torch.allclose(result.targets, unbounded.targets, atol=1e-6)
+    for index, block in unbounded.blocks.items():
+        assert np.abs(result.blocks[index].astype(int) - block).max() <= 1
+
+
+def test_eight_pictures_of_512_are_decoded_together_and_two_of_1024_by_default() -> None:
+    from restoration.images import images_within
+
+    settings = RolloutSettings()
+    assert [images_within(settings.decode_pixels, side, side) for side in (256, 512, 1024, 2048)] == [32, 8, 2, 1]
+
+
+def test_each_pass_computes_in_its_own_type_and_auto_asks_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"condition": "condition_dtype", "decode": "decode_dtype", "denoise": "denoise_dtype"}
+    for what, name in names.items():
+        model = Watched()
+        rolled(model=model, **{name: "bfloat16"})
+        for other, seen in model.seen.items():
+            assert {half for _, half in seen} == {other == what}
+    for supported in (True, False):
+        monkeypatch.setattr("restoration.precision._multiplies_bf16", lambda device, found=supported: found)
+        model = Watched()
+        rolled(model=model, **dict.fromkeys(names.values(), "auto"))
+        assert {half for seen in model.seen.values() for _, half in seen} == {supported}
+
+
+def test_a_chain_without_a_decision_is_refused_by_the_setting_that_makes_it() -> None:
+    with pytest.raises(ValueError, match=r"sampler\.steps=1: .* at least 2 steps"):
+        rolled(sampler=SamplerSettings(steps=1), model=OtherChain(ddim_schedule(ALPHAS, 1, 1.0, "epsilon")))
+
+
+def test_an_image_that_is_not_finite_is_refused() -> None:
+    model = FakeModel()
+    model.decode = lambda latents, condition=None: torch.full((len(latents), 3, 16, 16), torch.nan)  # type: ignore
+    with pytest.raises(ValueError, match="not finite"):
+        rolled(model=model)

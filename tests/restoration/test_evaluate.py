@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from restoration.base_models.interface import SamplerSettings
 from restoration.datasets.paired import PairedFolder
-from restoration.evaluate import Row, evaluate_folders, evaluate_pairs, mean_values, read_csv, write_csv
+from restoration.evaluate import Row, blocks, evaluate_folders, evaluate_pairs, evenly, mean_values, read_csv, write_csv
 from restoration.metrics import measure
+from restoration.tiling import Tiling
 from tests.restoration.tiny_model import TinyModel
 
 SAMPLER = SamplerSettings(steps=3)
@@ -115,3 +117,78 @@ def test_means_are_taken_over_images():
     assert mean_values([Row("a", {"psnr": 20.0}), Row("b", {"psnr": 30.0})]) == {"psnr": 25.0}
     with pytest.raises(ValueError, match="no rows"):
         mean_values([])
+
+
+class Counting(TinyModel):
+    """Notes how many images of which size go through it together."""
+
+    def __init__(self) -> None:
+        super().__init__(noise=0.05)
+        self.together: list[tuple[int, int, int]] = []
+
+    def condition(self, lq, image_ids=()):
+        self.together.append((len(lq), *lq.shape[-2:]))
+        return super().condition(lq, image_ids)
+
+
+def test_images_go_together_within_a_bound_of_pixels_and_one_always_goes(pairs):
+    for pixels, most in ((10**9, 3), (2 * 24 * 32, 2), (1, 1)):
+        model = Counting()
+        evaluate_pairs(model, pairs, SAMPLER, {"light": light}, pixels=pixels)
+        assert max(count for count, *_ in model.together) == most
+        assert all(count == 1 or count * height * width <= pixels for count, height, width in model.together)
+
+
+def test_parts_made_of_whole_blocks_have_the_rows_of_the_whole_to_the_last_bit(pairs):
+    model = TinyModel(noise=0.05)
+    whole = evaluate_pairs(model, pairs, SAMPLER, {"light": light}, batch=2)
+    planned = blocks(pairs, batch=2, multiple=model.size_multiple)
+    assert sorted(i for block in planned for i in block) == ["0", "1", "2", "3", "4"]
+    parts = [planned[::2], planned[1::2]]
+    rows = [
+        row
+        for part in parts
+        for row in evaluate_pairs(
+            model, pairs, SAMPLER, {"light": light}, batch=2, only=[i for block in part for i in block]
+        )
+    ]
+    assert sorted(rows, key=lambda row: row.image_id) == whole
+
+
+def test_any_parts_have_the_rows_of_the_whole_but_for_rounding(pairs):
+    from tests.restoration.local_model import LocalModel
+
+    model = LocalModel()
+    whole = evaluate_pairs(model, pairs, SAMPLER, {"light": light})
+    rows = [
+        row
+        for part in (["4", "2"], ["0", "3"], ["1"])
+        for row in evaluate_pairs(model, pairs, SAMPLER, {"light": light}, only=part)
+    ]
+    for row, expected in zip(sorted(rows, key=lambda row: row.image_id), whole, strict=True):
+        assert row.values == pytest.approx(expected.values, rel=1e-6)
+    with pytest.raises(ValueError, match="nothing is not among the images"):
+        evaluate_pairs(model, pairs, SAMPLER, {}, only=["nothing"])
+
+
+def test_a_limit_takes_images_evenly_and_the_same_for_all_parts(pairs):
+    model = TinyModel(noise=0.05)
+    rows = evaluate_pairs(model, pairs, SAMPLER, {"light": light}, limit=2)
+    assert [row.image_id for row in rows] == ["0", "2"]
+    assert rows[1:] == evaluate_pairs(model, pairs, SAMPLER, {"light": light}, limit=2, only=["2"])
+    assert list(evenly(range(10), 4)) == [0, 2, 5, 7] and list(evenly(range(3), 9)) == [0, 1, 2]
+    with pytest.raises(ValueError, match="at least 1"):
+        evenly(range(3), 0)
+
+
+def test_networks_may_compute_in_16_bits_and_in_tiles_with_nearly_equal_figures(pairs):
+    from tests.restoration.local_model import LocalModel
+
+    model = LocalModel()
+    exact = evaluate_pairs(model, pairs, SAMPLER, {"light": light})
+    half = evaluate_pairs(model, pairs, SAMPLER, {"light": light}, dtype=torch.bfloat16)
+    tiled = evaluate_pairs(model, pairs, SAMPLER, {"light": light}, tiling=Tiling(16, 8))
+    assert half != exact and tiled != exact
+    for a, b, c in zip(exact, half, tiled, strict=True):
+        assert b.values["psnr"] == pytest.approx(a.values["psnr"], abs=0.1)
+        assert c.values["psnr"] == pytest.approx(a.values["psnr"], abs=1.0)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from restoration.base_models.networks.spade import Spade
 from restoration.base_models.networks.stablesr_networks import StableSRPolicy
@@ -193,3 +193,17 @@ def test_only_keys_of_the_loss_are_ignored_in_a_fused_autoencoder() -> None:
         fused_vae_from_released(state | {"discriminator.main.0.weight": torch.zeros(1)}, "file")
     with pytest.raises(CheckpointError, match="fusion_layer"):
         fused_vae_from_released(weights(VAE), "file")
+
+
+@pytest.mark.parametrize("width", [40, 48])
+def test_where_32_does_not_divide_the_channels_each_channel_is_a_group(width: int) -> None:
+    encoder = StructureEncoder(4, 32, (32, 64), (False, True), 1, out_channels=width, heads=2).eval()
+    norms = {m.num_channels: m.num_groups for m in encoder.modules() if isinstance(m, nn.GroupNorm)}
+    assert norms == {32: 32, 64: 32, width: width}
+    with torch.no_grad():
+        maps = encoder(torch.randn(1, 4, 8, 8), torch.tensor([3]))
+    assert [m.shape[1:] for m in maps] == [(width, 8, 8), (width, 4, 4)]
+    own = encoder.outs[0].norm2  # type: ignore[union-attr]
+    x = torch.randn(2, width, 3, 5)
+    mean, variance = x.mean((2, 3), keepdim=True), x.var((2, 3), keepdim=True, correction=0)
+    assert torch.allclose(own(x), (x - mean) / (variance + 1e-5).sqrt(), atol=1e-5)  # type: ignore[operator]

@@ -14,6 +14,11 @@ from torch import Tensor, nn
 _EPS = 1e-5
 
 
+def groups_of(channels: int, groups: int) -> int:
+    """`groups`, or where they don't divide the channels, one a channel."""
+    return groups if channels % groups == 0 else channels
+
+
 class StructureEncoder(ModelMixin, ConfigMixin):
     """The encoder half of a UNet without text, and one residual block after each level's end.
 
@@ -25,6 +30,8 @@ class StructureEncoder(ModelMixin, ConfigMixin):
         layers_per_block: residual blocks of a level.
         out_channels: of each feature map.
         heads: of every attention.
+        norm_num_groups: of every norm; where that doesn't divide the channels, each channel is a group of its own, as
+            in the reference.
     """
 
     _supports_gradient_checkpointing = True
@@ -58,7 +65,7 @@ class StructureEncoder(ModelMixin, ConfigMixin):
                 add_downsample=level < last,
                 resnet_eps=_EPS,
                 resnet_act_fn="silu",
-                resnet_groups=norm_num_groups,
+                resnet_groups=1,
                 attention_head_dim=widths[level + 1] // heads,
                 downsample_padding=1,
             )
@@ -68,15 +75,17 @@ class StructureEncoder(ModelMixin, ConfigMixin):
             widths[-1],
             time,
             resnet_eps=_EPS,
-            resnet_groups=norm_num_groups,
+            resnet_groups=1,
             attention_head_dim=widths[-1] // heads,
         )
         self.outs = nn.ModuleList(
-            ResnetBlock2D(
-                in_channels=width, out_channels=out_channels, temb_channels=time, groups=norm_num_groups, eps=_EPS
-            )
+            ResnetBlock2D(in_channels=width, out_channels=out_channels, temb_channels=time, groups=1, eps=_EPS)
             for width in block_out_channels
         )
+        # The stock blocks take one number of groups for all their norms, whose channels differ.
+        for norm in self.modules():
+            if isinstance(norm, nn.GroupNorm):
+                norm.num_groups = groups_of(norm.num_channels, norm_num_groups)
 
     def forward(self, latent: Tensor, timestep: Tensor) -> list[Tensor]:
         """latent [B, in_channels, h, w]; timestep [B] -> [B, out_channels, ...] for each level, the finest first."""
