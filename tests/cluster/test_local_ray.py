@@ -90,14 +90,21 @@ def end_by(number: signal.Signals, phase: str, after_s: float = 0.0, sleep: floa
             process.kill()
 
 
-@pytest.mark.parametrize("after_s", [0.3, 3.0, 6.0])
+@pytest.mark.parametrize("after_s", [3.0, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.3, 6.0))])
 def test_sigterm_while_ray_starts_ends_with_143_and_nothing_left(after_s: float) -> None:
     status, took, left, said = end_by(signal.SIGTERM, "connecting", after_s)
     assert (status, left) == (143, []), said
     assert took < 40
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_while_the_driver_waits_for_an_actor_ends_with_its_status_and_nothing_left(
     number: signal.Signals, status: int
 ) -> None:
@@ -106,6 +113,7 @@ def test_a_signal_while_the_driver_waits_for_an_actor_ends_with_its_status_and_n
     assert took < 30
 
 
+@pytest.mark.slow
 def test_a_first_signal_during_the_shutdown_lets_it_finish() -> None:
     status, took, left, said = end_by(signal.SIGTERM, "leaving", sleep=0.1)
     assert (status, left) == (143, []), said

@@ -139,6 +139,7 @@ def test_a_name_in_use_by_another_run_is_refused_and_left_alone_and_taken_over_o
     service.shutdown(app)
 
 
+@pytest.mark.slow
 def test_the_service_of_a_killed_run_ends_itself(cluster: str) -> None:
     with OtherRun(cluster, "service.deploy(ORDERED, 'reward-orphan')") as other:
         assert other.says() == "there"
@@ -165,6 +166,7 @@ def test_replicas_that_no_node_can_hold_are_told_at_once_with_what_is_wanted_and
     assert ownership.owner_of("reward-big") is None
 
 
+@pytest.mark.slow
 def test_replicas_that_wait_for_busy_nodes_are_given_up_at_the_deadline_with_what_is_free() -> None:
     holder = ray.remote(num_gpus=1)(Holder).remote()
     ray.get(holder.ready.remote())
@@ -173,6 +175,16 @@ def test_replicas_that_wait_for_busy_nodes_are_given_up_at_the_deadline_with_wha
             service.deploy(replace(ORDERED, num_gpus=1, start_timeout_s=4), "reward-waits")
     finally:
         ray.kill(holder)
+
+
+def test_more_replicas_than_there_is_room_for_are_refused_and_the_running_one_goes_on() -> None:
+    app = service.deploy(replace(HUNDREDFOLD, num_gpus=0.5), "reward-grows")
+    with pytest.raises(RewardUnavailable, match="each of its 3 replicas wants .* room for 2"):
+        service.scale(app, 3)
+    assert RewardClient(app).submit(block([7])).result().scores.tolist() == [700]
+    assert eventually(lambda: service.status(app)["replicas"].keys() == {"RUNNING"})
+    assert eventually(lambda: service.status(app)["status"] == "RUNNING")
+    service.shutdown(app)
 
 
 def test_a_constructor_that_raises_is_told_with_its_error_at_once() -> None:
@@ -194,6 +206,7 @@ def test_a_start_is_interrupted_within_seconds_and_taken_back() -> None:
     assert eventually(lambda: service.status("reward-slow")["status"] == "NOT_STARTED", 60)
 
 
+@pytest.mark.slow
 def test_a_scorer_computes_on_the_device_that_is_reserved_for_it() -> None:
     on_gpu = service.deploy(replace(HUNDREDFOLD, num_gpus=0.5), "reward-gpu")
     assert service.describe(on_gpu)["device"] == "cuda"
