@@ -42,7 +42,7 @@ def show_plan(config: RunConfig, shape: str | None = None, resumed: Path | None 
         except ConfigError as error:
             problems += error.problems
     if isinstance(facts, ModelFacts) and isinstance(pictures, Pictures) and not problems:
-        text, tight = plan_of(config, facts, pictures.train, pictures.heldout)
+        text, tight = plan_of(config, facts, pictures.train, pictures.heldout, assumed=not pictures.ids)
         print(text, end="\n\n")
         warnings += tight
     for line in (*(f"problem: {p}" for p in problems), *(f"warning: {w}" for w in warnings)):

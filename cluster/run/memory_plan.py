@@ -12,7 +12,8 @@ from cluster.run.flow import Flow, Size, padded
 from restoration.activations import acting, training
 from restoration.base_models import ModelFacts
 from restoration.footprint import Counts, Setup, actor_bytes, counts_of, rank_bytes
-from restoration.precision import DTYPES
+from restoration.images import images_within
+from restoration.precision import AUTO, DTYPES
 
 CONTEXT = 1 << 30  # of CUDA and its libraries, about
 AHEAD = 2  # batches that a rank holds: the one it steps on, and the next, which is fetched meanwhile
@@ -67,9 +68,13 @@ def setup_of(config: RunConfig) -> Setup:
 
 def frozen_type(config: RunConfig) -> torch.dtype:
     """Of weights that aren't trained; `auto` as a GPU takes it."""
-    reduced = config.rollout.denoise_dtype == config.learner.dtype == "bfloat16"
-    chosen = config.adapt.frozen_dtype
-    return torch.bfloat16 if chosen == "bfloat16" or (chosen == "auto" and reduced) else torch.float32
+    reduced = config.learner.dtype == "bfloat16"
+    return torch.bfloat16 if reduced and config.adapt.frozen_dtype != "float32" else torch.float32
+
+
+def _type(name: str) -> torch.dtype:
+    """A setting's, `auto` as a GPU takes it."""
+    return torch.bfloat16 if name == AUTO else DTYPES[name]
 
 
 def _actor(
@@ -77,14 +82,15 @@ def _actor(
 ) -> RoleMemory:
     rollout, guidance = config.rollout, config.sampler.guidance_scale
     frozen = frozen_type(config)
-    types = (frozen, DTYPES[rollout.denoise_dtype], DTYPES[rollout.decode_dtype])
+    types = (_type(rollout.condition_dtype), _type(rollout.denoise_dtype), _type(rollout.decode_dtype))
+    together = images_within(rollout.decode_pixels, *moved.picture)
     rolled = acting(
         facts.skeleton,
         rollout.images_per_batch,
         rollout.rollouts_per_image,
         *moved.picture,
         guidance_scale=guidance,
-        decoded=rollout.decode_batch,
+        decoded=min(rollout.decode_batch, together),
         dtypes=types,
     )
     rows = rollout.images_per_batch * rollout.rollouts_per_image
@@ -92,7 +98,7 @@ def _actor(
     chain = numbers * 4 * 3 * (moved.decisions + 1)  # states, targets and clean estimates, float32
     pictures = rows * 3 * moved.picture[0] * moved.picture[1] * 4
     passes = {
-        "condition": rolled["condition"],
+        "condition": rolled["condition"] * min(together, rollout.images_per_batch) // rollout.images_per_batch,
         "denoise": rolled["denoise"] + rolled["held"] + chain,
         "decode": rolled["decode"] + rolled["held"] + chain + 2 * pictures,
     }

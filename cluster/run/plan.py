@@ -15,14 +15,19 @@ GIB = 2**30
 
 
 def plan_of(
-    config: RunConfig, facts: ModelFacts, train: Sequence[Size], heldout: Sequence[Size]
+    config: RunConfig, facts: ModelFacts, train: Sequence[Size], heldout: Sequence[Size], assumed: bool = False
 ) -> tuple[str, list[str]]:
-    """The plan of a run whose configuration was checked, and warnings about its memory; pictures by their sizes."""
+    """The plan of a run whose configuration was checked, and warnings about its memory.
+
+    Args:
+        train, heldout: sizes of the pictures; `assumed` ones are not counted.
+    """
     schedule = facts.schedule(config.sampler)
     largest = rolled_sizes(config, train, facts.size_multiple)[-1]
     moved = flow(config, largest, facts.vae_factor, facts.latent_channels, len(schedule.decisions))
     roles = memory_plan(config, facts, moved, heldout)
-    parts = [_model(config, facts, moved, len(train), len(heldout)), _roles(config), _flow(config, moved)]
+    count = "of the size of a crop" if assumed else f"{len(train)} to train on, {len(heldout)} held out"
+    parts = [_model(config, facts, moved, count), _roles(config), _flow(config, moved)]
     text = "\n\n".join("\n".join(lines) for lines in (*parts, *map(_memory, roles), [NOTE]))
     shares = (config.actors.num_gpus, config.ranks.num_gpus)
     return text, [w for w in map(too_large, roles, shares) if w]
@@ -35,7 +40,7 @@ NOTE = (
 )
 
 
-def _model(config: RunConfig, facts: ModelFacts, moved: Flow, train: int, heldout: int) -> list[str]:
+def _model(config: RunConfig, facts: ModelFacts, moved: Flow, pictures: str) -> list[str]:
     sampler, own = config.sampler, facts.sampler
     told = (
         f"{sampler.steps} steps ({moved.decisions} decisions), {sampler.spacing}, guidance {sampler.guidance_scale:g}"
@@ -47,7 +52,7 @@ def _model(config: RunConfig, facts: ModelFacts, moved: Flow, train: int, heldou
     return [
         f"model: {config.model} ({facts.kind}), latents {list(moved.latent)}, sides in multiples of {multiple}",
         f"chain: {told}; its authors restore with {theirs}",
-        f"pictures: {train} to train on, {heldout} held out; crops of {width}x{height}, {rows} rollouts each",
+        f"pictures: {pictures}; crops of {width}x{height}, {rows} rollouts each",
         f"training: {config.iterations} iterations of {config.source.groups_per_step} pictures "
         f"({config.source.groups_per_step * rows} chains), {config.adapt.mode}"
         + (f" of rank {config.adapt.rank}" if config.adapt.mode == "lora" else ""),

@@ -11,6 +11,7 @@ from cluster.config.tree import Problem
 from cluster.jobs import effective_address
 from cluster.run.flow import SLOTS_PER_ACTOR, groups_in_flight
 from cluster.run.machine import ADVICE, Machine
+from restoration.precision import AUTO
 
 CLIP_OF_BF16 = 1e-3  # ε below which rounding to bfloat16 shows in the ratio
 ON_GPU = "actors.num_gpus=1 ranks.num_gpus=1"
@@ -111,6 +112,10 @@ def precision(config: RunConfig) -> Iterator[Problem | str]:
     if config.adapt.frozen_dtype == "bfloat16" and full:
         what = f"bfloat16, and {', '.join(full)} float32: products of two types"
         yield Problem("adapt.frozen_dtype", what, "set it to float32, or these to bfloat16")
+    conditions, frozen = rollout.condition_dtype, config.adapt.frozen_dtype
+    if config.objective.needs_policy and conditions != frozen and AUTO not in (conditions, frozen):
+        what = f"{conditions}, and the learner makes conditions in adapt.frozen_dtype={frozen}: its replay sees others"
+        yield Problem("rollout.condition_dtype", what, "set both to the same")
     on_gpu = {bool(config.actors.num_gpus), bool(config.ranks.num_gpus)}
     if config.adapt.frozen_dtype == "auto" and not full and len(on_gpu) > 1:
         yield (

@@ -23,6 +23,7 @@ from cluster.config.configure import ConfigError, save_config
 from cluster.config.recipe import RunConfig
 from cluster.report.records import MetricsLog
 from cluster.run.judges import judges
+from cluster.run.preflight import before_start
 from learner import checkpoint
 from learner.learner import AVERAGE_FILE, STATE_FILES
 from learner.reference import Group, Method, Reference
@@ -69,7 +70,7 @@ def train_single(
         progress: called with the iteration and its metrics.
 
     Raises:
-        ConfigError: the folder holds a run already, an unknown scorer, or see `method_of`.
+        ConfigError: the folder holds a run already, an unknown scorer, or see `method_of` and `before_start`.
         DataError, ModelError: what can't be read.
     """
     if (folder / "config.yaml").exists():
@@ -77,7 +78,9 @@ def train_single(
     torch.set_num_threads(config.ranks.threads)
     train = discover(config.data.root, config.data.train, match=config.data.match)
     heldout = discover(config.data.root, config.data.heldout, match=config.data.match)
-    runner = Reference(load(config.model, config.data.embeddings), method_of(config))
+    method = method_of(config)
+    before_start(config, train, heldout)
+    runner = Reference(load(config.model, config.data.embeddings), method)
     others = {**judges(config.evaluation.scorers), **APPEARANCE}
     try:
         score = make_scorer(config.reward.scorer, **config.reward.params).score

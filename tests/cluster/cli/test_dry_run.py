@@ -114,3 +114,10 @@ def test_memory_of_each_role_is_computed_for_a_shape_without_any_weights(shape: 
 def test_a_shape_that_cannot_be_is_refused(arguments: list[str], said: str) -> None:
     result = run(OURS, *arguments)
     assert result.exit_code == 2 and said in result.stderr
+
+
+def test_a_single_process_checks_the_same_before_it_loads_anything(tmp_path: Path, data: Path) -> None:
+    given = [f"model={DEMO}", f"data.root={data}", "sampler.steps=1", "rollout.crop=38"]
+    result = run(OURS, *given, "--single", "--run", tmp_path / "run")
+    assert result.exit_code == 2 and not (tmp_path / "run").exists()
+    assert [line.split(":")[0] for line in result.stderr.splitlines()[1:]] == ["sampler.steps", "rollout.crop"]

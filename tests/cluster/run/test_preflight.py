@@ -255,10 +255,11 @@ def test_actors_without_a_second_item_are_told_apart_from_idle_ones() -> None:
         (["cluster.num_cpus=2"], "cluster.num_cpus", "2, and the roles ask for 3 (actors 1, ranks 1, reward 1)"),
         (["learner.updates_per_batch=9"], "learner.updates_per_batch", "9 updates of source.groups_per_step=8"),
         (
-            ["adapt.frozen_dtype=bfloat16"],
+            ["adapt.frozen_dtype=bfloat16", "rollout.condition_dtype=bfloat16"],
             "adapt.frozen_dtype",
             "rollout.denoise_dtype, learner.dtype float32: products",
         ),
+        (["rollout.condition_dtype=bfloat16"], "rollout.condition_dtype", "in adapt.frozen_dtype=float32: its replay"),
         (["evaluation.protocol=matlab"], "evaluation.protocol", "lowlight_rgb"),
         (["reward.scorer=nima"], "reward.scorer", "no scorer named 'nima'; choose brisque, lite0_levels, piqe"),
     ],
