@@ -24,7 +24,7 @@ import ray
 
 from cluster.config.recipe import RunConfig
 from cluster.metrics import RunMetrics
-from cluster.run.failures import Patience, classify
+from cluster.run.failures import Fatal, Patience, classify
 from learner import checkpoint
 from learner.batch import BatchError, Refused
 from learner.group import GroupSettings, LearnerDied, LearnerFailed, LearnerGroup
@@ -33,6 +33,7 @@ from learner.source import Batch, BatchSource, BatchTimeout, Stopped
 from restoration.base_models import load
 from restoration.datasets.paired import PairedFolder
 from restoration.weights import WeightsInfo, WeightsMessage, to_bytes
+from trajectories.errors import StaleEpoch
 from trajectories.stream import TrajectoryStream
 
 CONSUMED_FILE, RECORD_FILE = "consumed.json", "record.json"
@@ -100,9 +101,12 @@ class Learning:
         """Start the ranks, from the last checkpoint if there is one.
 
         Raises:
+            StaleEpoch: another process has resumed the run.
             LearnerUnplaced, LearnerDied, LearnerFailed, CheckpointError, StoreError.
         """
         config, ranks = self.config, self.config.ranks
+        if self.epoch and (current := self.settling.epoch()) != self.epoch:
+            raise StaleEpoch(f"the run goes on in another process, in epoch {current}; this one must stop")
         self.epoch = self.settling.begin_epoch()
         self._stop = threading.Event()
         self._gathering: Future[Batch] | None = None
@@ -145,6 +149,8 @@ class Learning:
             try:
                 self.start(resume)
                 return
+            except StaleEpoch as error:
+                raise Fatal("the learner", classify(error)) from error
             except Exception as error:
                 time.sleep(self.patience.failed(classify(error)))
 
