@@ -83,6 +83,7 @@ class RunState:
         if self.resume:
             self.identity: dict[str, Any] = json.loads(identity.read_text())
             self.warnings = keep_config(self.folder, self.config)
+            self.counts = dict(self.identity.get("dropped", {}))
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_config(self.config, self.folder / "config.yaml")
@@ -97,10 +98,17 @@ class RunState:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.identity["seconds"] += time.monotonic() - self.began
-        self.identity["peak_memory_mb"] = max(self.identity["peak_memory_mb"], self.memory.peak / 2**20)
+        self.identity |= self._totals()
         self._write_identity()
         self.exits.close()
+
+    def _totals(self) -> dict[str, Any]:
+        """Of the whole run, its earlier parts included."""
+        return {
+            "seconds": self.identity["seconds"] + time.monotonic() - self.began,
+            "peak_memory_mb": max(self.identity["peak_memory_mb"], self.memory.peak / 2**20),
+            "dropped": self.counts,
+        }
 
     @property
     def run_id(self) -> str:
@@ -233,12 +241,12 @@ class RunState:
         """Ledger and report of a completed run."""
         parts = self.parts
         parts.stream.export_ledger(self.folder / "ledger.json", parts.learning.epoch)
-        seconds = self.identity["seconds"] + time.monotonic() - self.began
-        peak = max(self.identity["peak_memory_mb"], self.memory.peak / 2**20)
-        self._write_identity(seconds=seconds, peak_memory_mb=peak, dropped=self.counts)
+        totals = self._totals()
+        self._write_identity(**totals)
         self.display.note("writing the report")
         report = write_report(self.folder)
         base, now = (mean_values(rows) for rows in (self.heldout.base_rows, self.heldout.now_rows))
+        seconds, peak = totals["seconds"], totals["peak_memory_mb"]
         return RunSummary(self.folder, parts.version, seconds, peak, base, now, report)
 
     def _restore_record(self, version: int) -> None:
