@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,7 +118,8 @@ def batches(variant: str) -> list[list[Trajectories]]:
 def train(variant: str, rank: int, world: int, port: int) -> dict[str, Any]:
     """Steps over `batches`, and the last again by a learner that was loaded before it."""
     settings = VARIANTS[variant]
-    learner = LearnerRank(settings, FakeModel(), fake_pairs, rank, world, port=port)
+    with watched_start() as sharded:
+        learner = LearnerRank(settings, FakeModel(), fake_pairs, rank, world, port=port)
     records = [[encode(g) for g in groups] for groups in batches(variant)]
     metrics, weights, files = [], [], {}
     for i, groups in enumerate(records):
@@ -139,8 +142,26 @@ def train(variant: str, rank: int, world: int, port: int) -> dict[str, Any]:
         "published": learner.trainable_bytes(epoch=4),
         "average": dict(learner.average.weights) if learner.average else {},
         "optimises": optimises(learner),
+        "sharded": sharded,
         "resumed_average": dict(again.average.weights) if again.average else {},
     }
+
+
+@contextmanager
+def watched_start() -> Iterator[list[bool]]:
+    """Whether all parameters were sharded when DeepSpeed got the module, which it would move to the device whole."""
+    deepspeed, seen = without_compiler(), list[bool]()
+    initialize = deepspeed.initialize
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        seen.append(all(hasattr(p, "ds_id") for p in options["model"].parameters()))
+        return initialize(*arguments, **options)
+
+    deepspeed.initialize = spy
+    try:
+        yield seen
+    finally:
+        deepspeed.initialize = initialize
 
 
 def optimises(learner: LearnerRank) -> dict[str, Any]:

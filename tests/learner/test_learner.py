@@ -198,6 +198,14 @@ def test_the_optimiser_is_offloaded_and_buffers_are_as_small_as_asked(results: d
     assert results[who]["zero2"]["optimises"]["offload"] is None
 
 
+@pytest.mark.parametrize("who", ["one", "two0", "two1"])
+def test_under_zero_3_no_rank_has_the_whole_policy_on_its_device_even_at_the_start(
+    results: dict[str, Any], who: str
+) -> None:
+    assert results[who]["zero3"]["sharded"] == [True]
+    assert results[who]["zero2"]["sharded"] == [False]
+
+
 def test_the_policy_is_compiled_by_the_backend_that_is_named(results: dict[str, Any]) -> None:
     assert results["one"]["compiled"]["optimises"]["frames"] > 0
 
