@@ -16,6 +16,7 @@ from tests.reward_service.fakes import BATCH_SIZE, NAN, RAISE, SLOW, block
 
 ray = pytest.importorskip("ray")
 
+from cluster.jobs import ClusterSettings, connect  # noqa: E402
 from reward_service import service  # noqa: E402
 from reward_service.client import RewardClient  # noqa: E402
 from reward_service.errors import (  # noqa: E402
@@ -39,15 +40,8 @@ SETTINGS = RewardSettings(
 
 @pytest.fixture(scope="module")
 def app() -> Iterator[RewardApp]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        # A raylet gives up on its own agent after 15 s otherwise, which a busy machine needs for imports alone.
-        patch.setenv("RAY_agent_register_timeout_ms", "120000")
-        ray.init(num_cpus=2, include_dashboard=False, logging_level="warning")
-        try:
-            yield service.deploy(SETTINGS, "reward-a")
-        finally:
-            ray.shutdown()
+    with connect(ClusterSettings(num_cpus=2, dashboard=False, auth="disabled", object_store_mb=200)):
+        yield service.deploy(SETTINGS, "reward-a")
 
 
 def test_a_caller_gets_float32_scores_and_the_version_of_the_scorer(app: RewardApp) -> None:

@@ -19,6 +19,7 @@ from tests.reward_service.fakes import block
 
 ray = pytest.importorskip("ray")
 
+from cluster.jobs import ClusterSettings, connect  # noqa: E402
 from reward_service import ownership, service  # noqa: E402
 from reward_service.client import RewardClient  # noqa: E402
 from reward_service.errors import RewardUnavailable, WrongScorer  # noqa: E402
@@ -39,16 +40,11 @@ def cluster() -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         HTTP["port"] = free.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_agent_register_timeout_ms", "120000")
-        ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, logging_level="warning")
-        try:
-            serve.start(http_options=HTTP)
-            serve.run(serve.deployment(ray_actor_options={"num_cpus": 0.1})(Hello).bind(), name="theirs")
-            yield ray.get_runtime_context().gcs_address
-        finally:
-            ray.shutdown()
+    settings = ClusterSettings(num_cpus=2, num_gpus=1, dashboard=False, auth="disabled", object_store_mb=200)
+    with connect(settings) as connection:
+        serve.start(http_options=HTTP)
+        serve.run(serve.deployment(ray_actor_options={"num_cpus": 0.1})(Hello).bind(), name="theirs")
+        yield connection.address
 
 
 def eventually(holds: Callable[[], bool], within_s: float = 60) -> bool:
