@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from cluster.cli.errors import USER_MISTAKE, UserMistake
@@ -33,19 +34,19 @@ def show_plan(config: RunConfig, shape: str | None = None, resumed: Path | None 
     pictures = _pictures(config, assumed=shape is not None)
     seen = pictures if isinstance(pictures, Pictures) else Pictures([], [])
     found = examine(config, seen, facts, this_machine())
-    problems, warnings = list(found.problems), list(found.warnings)
+    problems, told = list(found.problems), list(found.warnings)
     if isinstance(pictures, Problem):
         problems.append(pictures)
     if resumed is not None:
         try:
-            warnings += check_resume(load_run_config(resumed), config)
+            told += check_resume(load_run_config(resumed), config)
         except ConfigError as error:
             problems += error.problems
     if isinstance(facts, ModelFacts) and isinstance(pictures, Pictures) and not problems:
         text, tight = plan_of(config, facts, pictures.train, pictures.heldout, assumed=not pictures.ids)
         print(text, end="\n\n")
-        warnings += tight
-    for line in (*(f"problem: {p}" for p in problems), *(f"warning: {w}" for w in warnings)):
+        told += tight
+    for line in (*(f"problem: {p}" for p in problems), *(f"warning: {w}" for w in told)):
         print(line)
     if not problems:
         print("nothing stands against a start, of what can be known without the cluster")
@@ -54,7 +55,9 @@ def show_plan(config: RunConfig, shape: str | None = None, resumed: Path | None 
 
 def _stock(shape: str) -> ModelFacts:
     try:
-        return ModelFacts.of(stock(shape))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")  # of diffusers about itself
+            return ModelFacts.of(stock(shape))
     except ValueError as error:
         raise UserMistake(f"--shape: {error}") from error
 

@@ -356,6 +356,13 @@ def cluster_findings(
             largest = _amounts(max(nodes, key=_size))
             what = f"one process asks for {_amounts(role.each)}, and the largest node has {largest}"
             yield Problem(role.key, what, f"lower {role.key}.num_cpus, num_gpus or resources, or add such a node")
+    shares = [role.each.get("GPU", 0.0) for role in roles for _ in range(role.count)]
+    if sum(shares) <= resources.get("GPU", 0) * (1 + 1e-9) and not packs(shares, int(resources.get("GPU", 0))):
+        yield Problem(
+            "num_gpus",
+            f"a process uses one GPU, and these shares don't fill {resources['GPU']:g} of them without a rest ({told})",
+            "choose shares that add up to whole GPUs, such as 0.75 and 0.25",
+        )
     members = [name for name in resources if name.startswith("node:") and name != "node:__internal_head__"]
     if config.store.is_embedded and max(len(members), len(nodes)) > 1:
         pinned = config.actors.resources and config.ranks.resources
@@ -370,6 +377,20 @@ def cluster_findings(
             f"the cluster has {resources['GPU']:g} GPUs and every role computes on CPUs: to use them add "
             "actors.num_gpus=1 ranks.num_gpus=1 (configs/gpu.yaml)"
         )
+
+
+def packs(shares: Sequence[float], gpus: int) -> bool:
+    """Whether shares of GPUs, each below 1 or whole, fit into `gpus`, the largest first, each where the least is left.
+
+    For the few sizes that three roles have, that finds a place whenever there is one.
+    """
+    free = [1.0] * (gpus - round(sum(share for share in shares if share >= 1)))
+    for share in sorted((share for share in shares if 0 < share < 1), reverse=True):
+        fitting = [i for i, left in enumerate(free) if left >= share - 1e-9]
+        if not fitting:
+            return False
+        free[min(fitting, key=lambda i: free[i])] -= share
+    return True
 
 
 def _told(key: str, message: str) -> Problem:

@@ -12,7 +12,7 @@ from cluster.config.configure import ConfigError, load_config
 from cluster.config.recipe import RunConfig
 from cluster.run.flow import Size, flow
 from cluster.run.machine import Machine
-from cluster.run.preflight import Checked, before_start, embeddings, fits_cluster, of_config, of_model
+from cluster.run.preflight import Checked, before_start, embeddings, fits_cluster, of_config, of_model, packs
 from restoration.base_models.interface import SamplerSettings
 from restoration.datasets.paired import PairedFolder, discover
 from restoration.transition import Schedule, ddim_schedule, flow_schedule, one_step_schedule, scaled_linear_alphas
@@ -372,6 +372,26 @@ def test_roles_that_fit_are_let_through_and_a_cluster_that_grows_only_warns() ->
     assert fits_cluster(config_of("actors.num_gpus=1", "actors.count=2"), ONE, [ONE]) == []
     (warning,) = fits_cluster(config_of("actors.count=7", "actors.num_gpus=0.1"), ONE, [ONE], grows=True)
     assert "ask for 9 CPU" in warning and "autoscaler" in warning
+
+
+@pytest.mark.parametrize(
+    ("shares", "gpus", "fit"),
+    [
+        ([0.75, 0.25, 1], 2, True),
+        ([0.6, 0.6, 0.8], 2, False),
+        ([0.5] * 4 + [0.25] * 4, 3, True),
+        ([0.7, 0.3, 0.7, 0.3, 2], 4, True),
+        ([], 0, True),
+    ],
+)
+def test_shares_of_gpus_fit_only_into_whole_ones(shares: list[float], gpus: int, fit: bool) -> None:
+    assert packs(shares, gpus) is fit
+
+
+def test_shares_that_leave_a_rest_in_each_gpu_are_refused() -> None:
+    config = config_of("actors.count=2", "actors.num_gpus=0.6", "ranks.num_gpus=0.8")
+    with pytest.raises(ConfigError, match="num_gpus: a process uses one GPU.*such as 0.75 and 0.25"):
+        fits_cluster(config, ONE | {"GPU": 2.0})
 
 
 def test_what_other_runs_hold_and_gpus_that_nobody_asked_for_are_told() -> None:
