@@ -57,4 +57,5 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> RunSummary:
             # A step in flight counts as done only when it has been recorded.
             if state.heldout.advance() and learning is None and parts.version >= config.iterations:
                 return state.finish()
+        state.display.note(f"stopping after iteration {parts.version}; go on with: restorl train --resume {folder}")
         raise Interrupted(folder, parts.version, state.interrupts.requested or SIGINT)

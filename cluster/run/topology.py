@@ -26,6 +26,7 @@ from cluster.run.preflight import before_start, fits_cluster
 from restoration.datasets.paired import PairedFolder, discover
 from restoration.evaluate import Row
 from reward_service.client import RewardClient
+from reward_service.errors import RewardError
 from reward_service.service import deploy, shutdown
 from reward_service.settings import reward_app_name
 from trajectories.errors import StoreError
@@ -110,7 +111,7 @@ class Topology:
         make_stream = partial(_stream, address, self.run_id, config.store)
         self.stream = self.exits.enter_context(make_stream())
         self.rewards = deploy(config.reward, reward_app_name(self.run_id))
-        self.exits.callback(shutdown, self.rewards)
+        self.exits.callback(self._end_rewards)
         self.metrics = RunMetrics("driver", self.run_id)
         spec = ActorSpec(
             run_id=self.run_id,
@@ -142,6 +143,10 @@ class Topology:
         self.exits.callback(self.learning.close)
         self.learning.begin(resume=self.resume)
         self.actors.wait_ready(config.start_timeout_s)
+
+    def _end_rewards(self) -> None:
+        with contextlib.suppress(RewardError):  # it must not hide why the run ends; an ownerless service ends itself
+            shutdown(self.rewards)
 
     @property
     def version(self) -> int:
