@@ -80,7 +80,7 @@ VARIANTS = {
     "recompute3": replace(BASE, old_log_probs="recompute", optimiser=replace(BASE.optimiser, zero_stage=3)),
     "frozen": FROZEN,
     "frozen3": replace(FROZEN, optimiser=replace(BASE.optimiser, zero_stage=3)),
-    "compiled": replace(BASE, compile="eager"),
+    "torch_compile": replace(BASE, compile="eager"),
     "track": replace(BASE, advantage=AdvantageSettings(), inner_epochs=2, updates_per_batch=2),
 }
 ONE_RANK_ONLY = (
