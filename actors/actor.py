@@ -16,7 +16,16 @@ import torch
 
 from actors.rollout import PairBatch, Rollout, RolloutSettings, complete, reconstruction_scores, rollout
 from actors.work import Quarantined, WorkItem, WorkReport
-from restoration.adapters import AdaptSettings, load_trainable, make_trainable, reference, trainable_parameters
+from restoration.acceleration import accelerate
+from restoration.adapters import (
+    AdaptSettings,
+    frozen_type,
+    load_trainable,
+    make_trainable,
+    reference,
+    trainable_parameters,
+    trained_parameters,
+)
 from restoration.base_models import load
 from restoration.base_models.interface import SamplerSettings
 from restoration.datasets.paired import PairedFolder, crop_pair, random_crop
@@ -24,6 +33,8 @@ from restoration.degradations import seeded_rng
 from restoration.evaluate import Row, ScoreFunction, evaluate_pairs
 from restoration.images import ImageError, to_uint8
 from restoration.metrics.appearance import APPEARANCE
+from restoration.precision import enable_tf32, resolve, set_frozen_dtype
+from restoration.tiling import Tiling
 from restoration.weights import WeightsMessage, from_bytes, require_epoch
 from reward_service.client import RewardClient
 from reward_service.errors import InvalidBlock, InvalidReward, RewardError, ScorerFailed
@@ -49,6 +60,10 @@ class EvaluationSpec:
     protocol: str
     seed: int
     batch: int
+    pixels: int
+    limit: int | None
+    dtype: str
+    tiling: Tiling | None
 
 
 @dataclass(frozen=True)
@@ -80,8 +95,18 @@ class RolloutActor:
     def __init__(self, spec: ActorSpec) -> None:
         torch.set_num_threads(spec.threads)
         self.spec = spec
-        self.model = load(spec.model, spec.embeddings).to(spec.device)
+        self.model = load(spec.model, spec.embeddings)
         make_trainable(self.model, spec.adapt, keep_reference=False)
+        compute = resolve(spec.rollout.denoise_dtype, spec.device)
+        frozen = frozen_type(spec.adapt, spec.device, compute)
+        self.evaluation_dtype = resolve(spec.evaluation.dtype, spec.device)
+        if frozen != torch.float32:
+            set_frozen_dtype(self.model, frozen, keep=trained_parameters(self.model))
+            self.evaluation_dtype = frozen  # products of bf16 weights need autocast
+        self.model.to(spec.device)
+        if torch.device(spec.device).type == "cuda":
+            enable_tf32()
+        accelerate(self.model, spec.device, spec.rollout.compile)
         self.version, self.epoch = -1, -1
         self.denoising = threading.Lock()
         self.stream, self.rewards = spec.stream(), spec.rewards()
@@ -161,7 +186,7 @@ class RolloutActor:
         with self.denoising, self._weights(weights):
             rows = evaluate_pairs(
                 self.model,
-                _Part(of.data, image_ids),
+                of.data,
                 self.spec.sampler,
                 {"reward": score, **self.judges, **APPEARANCE},
                 of.protocol,
@@ -170,6 +195,11 @@ class RolloutActor:
                 device=self.spec.device,
                 known=known,
                 on_image=on_image,
+                only=image_ids,
+                pixels=of.pixels,
+                limit=of.limit,
+                dtype=self.evaluation_dtype,
+                tiling=of.tiling,
             )
         return rows, kept
 
@@ -235,13 +265,6 @@ class RolloutActor:
             )
             for n, place in enumerate(rolled.batch.places)
         ]
-
-
-class _Part:
-    """Some of the pairs of a folder."""
-
-    def __init__(self, data: PairedFolder, image_ids: Sequence[str]) -> None:
-        self.pairs, self.load = [data.pair(i) for i in image_ids], data.load
 
 
 def seed_of(seed: int, index: int) -> int:

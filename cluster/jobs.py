@@ -65,6 +65,7 @@ class ClusterSettings:
         auth: "token" or "disabled". "auto": token for a local cluster, else what RAY_AUTH_MODE or a token file says.
         token_path: file of the token for a cluster that isn't ours; null takes RAY_AUTH_TOKEN_PATH, RAY_AUTH_TOKEN or
             ~/.ray/auth_token. A local cluster gets a new token in the run folder.
+        autoscaling: nodes may be added, so that roles may ask for more than there is at the start.
         log_to_driver: show the output of actors.
     """
 
@@ -79,6 +80,7 @@ class ClusterSettings:
     namespace: str = "restorl"
     auth: str = "auto"
     token_path: str | None = None
+    autoscaling: bool = False
     log_to_driver: bool = False
 
     def __post_init__(self) -> None:

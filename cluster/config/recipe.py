@@ -16,6 +16,9 @@ from learner.settings import LearnerSettings, OptimiserSettings, StepSettings
 from learner.source import SourceSettings
 from restoration.adapters import AdaptSettings
 from restoration.base_models.interface import SamplerSettings
+from restoration.evaluate import PIXELS
+from restoration.precision import AUTO
+from restoration.tiling import Tiling
 from reward_service.settings import RewardSettings
 from trajectories.settings import StoreSettings
 
@@ -75,6 +78,12 @@ class EvaluationSettings:
         protocol: named metric protocol of PSNR and SSIM.
         scorers: no-reference scorers that are never optimised, beside the reward; an alarm tells when the reward
             rises and one of them, PSNR or SSIM falls.
+        batch, pixels: pictures of one size that an actor restores together: at most so many, with so many pixels; one
+            always goes. Such a batch is what actors share an evaluation by.
+        limit: pictures that are evaluated, evenly spread over the set; null for all.
+        dtype: float32, bfloat16 or auto, that the networks compute in; float32 is the least, not the only one, where
+            `adapt.frozen_dtype` keeps the weights in bfloat16.
+        tile: restore larger pictures in tiles of this side, in pixels; 0 restores each whole.
         strips: image strips written at every evaluation.
     """
 
@@ -82,8 +91,25 @@ class EvaluationSettings:
     protocol: str = "lowlight_rgb"
     scorers: tuple[str, ...] = ("piqe",)
     batch: int = 16
+    pixels: int = PIXELS
+    limit: int | None = None
+    dtype: str = "float32"
+    tile: int = 0
     seed: int = 0
     strips: int = 4
+
+    def __post_init__(self) -> None:
+        for name, least in (("every", 0), ("batch", 1), ("pixels", 1), ("tile", 0), ("strips", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"evaluation.{name}={getattr(self, name)}: at least {least}")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"evaluation.limit={self.limit}: at least 1, or null for all pictures")
+        if self.dtype not in ("float32", "bfloat16", AUTO):
+            raise ValueError(f"evaluation.dtype={self.dtype!r}: choose float32, bfloat16 or {AUTO}")
+
+    @property
+    def tiling(self) -> Tiling | None:
+        return Tiling(self.tile, min(Tiling.overlap, self.tile // 4)) if self.tile else None
 
     def due(self, iteration: int, iterations: int) -> bool:
         """Whether weights are evaluated after `iteration` of `iterations`, the first being 1."""

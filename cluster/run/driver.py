@@ -21,7 +21,8 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> RunSummary:
         Fatal, BatchTimeout, Stalled: the run can't go on; it can be resumed once that is put right.
         Interrupted: Ctrl-C or SIGTERM; everything up to the last checkpoint is kept.
     """
-    with RunState(config, folder, resume) as state, Topology(config, folder, state.run_id, resume) as parts:
+    checked = Topology(config, folder, resume)  # before anything is written or started
+    with RunState(config, folder, resume) as state, checked.of(state.run_id) as parts:
         state.begin(parts)
         learning = None
         while not state.interrupted:

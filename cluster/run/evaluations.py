@@ -59,13 +59,13 @@ class Evaluations:
     """The evaluations that are due, one after the other: each may need the figures of the one before.
 
     Args:
-        sizes: (height, width) by held-out image id, in the order of the set.
-        batch: images of equal size that an actor restores together; a part is one such batch, so that the figures
-            don't depend on how many actors share an evaluation.
+        image_ids: the held-out set, in order.
+        blocks: which images go together (`restoration.evaluate.blocks`); a part is one block, so that the figures don't
+            depend on how many actors share an evaluation.
     """
 
-    def __init__(self, sizes: Mapping[str, tuple[int, int]], batch: int) -> None:
-        self.sizes, self.batch = dict(sizes), batch
+    def __init__(self, image_ids: Sequence[str], blocks: Sequence[Sequence[str]]) -> None:
+        self.image_ids, self.blocks = tuple(image_ids), [tuple(block) for block in blocks]
         self.queue: deque[Evaluation] = deque()
         self.begun = 0
 
@@ -88,14 +88,12 @@ class Evaluations:
         """
         self.begun += 1
         barred = set(without)
-        ids = tuple(i for i in self.sizes if i not in barred)
-        whole = Evaluation(self.begun, iteration, who, weights, ids, tuple(keep))
-        by_size: dict[tuple[int, int], list[str]] = {}
-        for image_id in ids:
-            by_size.setdefault(self.sizes[image_id], []).append(image_id)
-        for same in by_size.values():
-            for start in range(0, len(same), self.batch):
-                whole.waiting.append(self._part(whole, same[start : start + self.batch]))
+        parts = [kept for block in self.blocks if (kept := [i for i in block if i not in barred])]
+        chosen = {i for part in parts for i in part}
+        whole = Evaluation(
+            self.begun, iteration, who, weights, tuple(i for i in self.image_ids if i in chosen), tuple(keep)
+        )
+        whole.waiting.extend(self._part(whole, part) for part in parts)
         self.queue.append(whole)
 
     def take(self) -> EvaluationPart | None:

@@ -16,8 +16,9 @@ from cluster.run.evaluations import Evaluation, EvaluationPart, Evaluations
 from cluster.run.failures import Failure, Fatal, Kind
 from cluster.run.learning import Learning
 from cluster.run.progress import TrainingProgress
+from restoration.base_models import describe
 from restoration.datasets.paired import PairedFolder
-from restoration.evaluate import Row, mean_values, read_csv, write_csv
+from restoration.evaluate import Row, blocks, evenly, mean_values, read_csv, write_csv
 from restoration.images import read_pixels, to_uint8, write_image
 
 
@@ -39,7 +40,10 @@ class HeldOut:
     ) -> None:
         self.config, self.folder, self.data, self.learning = config, folder, data, learning
         self.log, self.display = log, display
-        self.evaluations = Evaluations({p.image_id: p.size for p in data.pairs}, config.evaluation.batch)
+        of = config.evaluation
+        self.evaluations = Evaluations(
+            data.image_ids, blocks(data, of.batch, of.pixels, of.limit, describe(config.model).size_multiple)
+        )
         self.due: deque[int] = deque()  # iterations whose checkpoint isn't on disk yet
         self.base_rows: list[Row] = []
         self.now_rows: list[Row] = []
@@ -135,7 +139,7 @@ class HeldOut:
             self.learning.protected.discard(whole.iteration)
 
     def _strip_ids(self) -> list[str]:
-        ids = self.data.image_ids
+        ids = [pair.image_id for pair in evenly(self.data.pairs, self.config.evaluation.limit)]
         count = min(self.config.evaluation.strips, len(ids))
         return [ids[i * len(ids) // count] for i in range(count)]
 

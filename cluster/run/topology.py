@@ -20,6 +20,7 @@ from cluster.jobs import connect
 from cluster.metrics import RunMetrics
 from cluster.run.actor_pool import ActorPool
 from cluster.run.evaluations import EvaluationPart
+from cluster.run.flow import SLOTS_PER_ACTOR
 from cluster.run.judges import judges
 from cluster.run.learning import Learning
 from cluster.run.preflight import before_start, fits_cluster
@@ -37,7 +38,6 @@ from trajectories.stream import TrajectoryStream
 POLL_S = 0.05
 WATCH_S = 0.5
 TICK_S = 1.0  # the loop looks after admission at least so often: the learner's refusals make room, too
-SLOTS_PER_ACTOR = 2  # one item denoises while another waits for its scores
 RECONSTRUCTION = "reconstruction-1"  # version of the reward that needs no scorer
 
 
@@ -78,14 +78,19 @@ class Topology:
         DataError, ConfigError: pairs that can't be read, or a configuration that can't work.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, run_id: str, resume: bool) -> None:
-        self.config, self.folder, self.run_id, self.resume = config, folder, run_id, resume
+    def __init__(self, config: RunConfig, folder: Path, resume: bool) -> None:
+        self.config, self.folder, self.resume = config, folder, resume
         self.train: PairedFolder = discover(config.data.root, config.data.train, match=config.data.match)
         self.heldout: PairedFolder = discover(config.data.root, config.data.heldout, match=config.data.match)
         judges(config.evaluation.scorers)  # a wrong name is told before anything starts
         self.warnings = before_start(config, self.train, self.heldout)
         self.exits = ExitStack()
         self.event = time.monotonic()
+
+    def of(self, run_id: str) -> Topology:
+        """Itself, to be entered, for this run."""
+        self.run_id = run_id
+        return self
 
     def __enter__(self) -> Topology:
         try:
@@ -101,7 +106,9 @@ class Topology:
     def _start(self) -> None:
         config = self.config
         self.connection = self.exits.enter_context(connect(config.cluster, self.folder))
-        self.warnings += fits_cluster(config, ray.cluster_resources())
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        total, free = ray.cluster_resources(), ray.available_resources()
+        self.warnings += fits_cluster(config, total, nodes, free, grows=config.cluster.autoscaling)
         if config.store.is_embedded:
             server = self.exits.enter_context(EmbeddedServer(self.folder / "store", config.store))
             self.exits.enter_context(StoreWatch(server))
@@ -113,6 +120,7 @@ class Topology:
         self.rewards = deploy(config.reward, reward_app_name(self.run_id))
         self.exits.callback(self._end_rewards)
         self.metrics = RunMetrics("driver", self.run_id)
+        of = config.evaluation
         spec = ActorSpec(
             run_id=self.run_id,
             seed=config.seed,
@@ -122,7 +130,7 @@ class Topology:
             sampler=config.sampler,
             rollout=config.rollout,
             evaluation=EvaluationSpec(
-                self.heldout, config.evaluation.protocol, config.evaluation.seed, config.evaluation.batch
+                self.heldout, of.protocol, of.seed, of.batch, of.pixels, of.limit, of.dtype, of.tiling
             ),
             adapt=config.adapt,
             score_gt=config.advantage.clamp_to_gt,

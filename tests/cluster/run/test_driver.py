@@ -52,6 +52,9 @@ class Parts:
         self.rolled: list[int] = []
         self.looks = 0
 
+    def of(self, run_id: str) -> Parts:
+        return self
+
     def __enter__(self) -> Parts:
         return self
 
@@ -86,7 +89,7 @@ class State:
     def __init__(self, config: RunConfig, *_: object) -> None:
         self.run_id, self.interrupted, self.recorded = "run", False, list[int]()
         self.interrupts = SimpleNamespace(requested=None)
-        evaluations = Evaluations({"a": (8, 8), "b": (8, 8)}, batch=1)
+        evaluations = Evaluations(["a", "b"], [["a"], ["b"]])
         evaluations.begin(0, "base", None)
         self.heldout = SimpleNamespace(evaluations=evaluations, base_rows=[], backlog=0, advance=self.advance)
         self.items = 0
@@ -139,8 +142,8 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
     def train(**config: Any) -> tuple[State, Parts]:
         result = driver.train(RunConfig(model=tmp_path, **config), tmp_path)
-        assert result is made[0]
-        return made[0], made[1]
+        assert result is made[1]
+        return made[1], made[0]
 
     return train
 

@@ -7,7 +7,8 @@ import numpy as np
 from cluster.run.evaluations import Evaluation, EvaluationPart, Evaluations
 from restoration.evaluate import Row
 
-SIZES = {"a": (8, 8), "b": (8, 8), "c": (16, 8), "d": (8, 8)}
+IDS = ["a", "b", "c", "d"]
+PAIRS, FOURS = [["a", "b"], ["d"], ["c"]], [["a", "b", "d"], ["c"]]
 
 
 def rows(part: EvaluationPart) -> list[Row]:
@@ -22,8 +23,8 @@ def finish(evaluations: Evaluations) -> Evaluation:
     return whole
 
 
-def test_a_part_is_a_batch_of_pictures_of_one_size_and_rows_come_in_the_order_of_the_set() -> None:
-    evaluations = Evaluations(SIZES, batch=2)
+def test_a_part_is_a_block_and_rows_come_in_the_order_of_the_set() -> None:
+    evaluations = Evaluations(IDS, PAIRS)
     evaluations.begin(1, "now", None, keep=["c"])
     parts = [evaluations.take() for _ in range(4)]
     assert [p.image_ids for p in parts if p] == [("a", "b"), ("d",), ("c",)] and parts[3] is None
@@ -31,14 +32,12 @@ def test_a_part_is_a_batch_of_pictures_of_one_size_and_rows_come_in_the_order_of
         assert evaluations.completed() is None
         evaluations.done(part, rows(part), {i: np.zeros(1) for i in part.keep})
     whole = evaluations.completed()
-    assert (
-        whole is not None and [r.image_id for r in whole.ordered_rows()] == list(SIZES) and set(whole.images) == {"c"}
-    )
+    assert whole is not None and [r.image_id for r in whole.ordered_rows()] == IDS and set(whole.images) == {"c"}
     assert len(evaluations) == 0
 
 
 def test_the_next_evaluation_waits_for_the_one_before() -> None:
-    evaluations = Evaluations(SIZES, batch=4)
+    evaluations = Evaluations(IDS, FOURS)
     evaluations.begin(0, "base", None)
     evaluations.begin(1, "now", None)
     first = [evaluations.take(), evaluations.take()]
@@ -50,7 +49,7 @@ def test_the_next_evaluation_waits_for_the_one_before() -> None:
 
 
 def test_a_part_whose_actor_died_is_given_out_again() -> None:
-    evaluations = Evaluations(SIZES, batch=4)
+    evaluations = Evaluations(IDS, FOURS)
     evaluations.begin(1, "now", None)
     lost = evaluations.take()
     evaluations.again(lost)
@@ -58,7 +57,7 @@ def test_a_part_whose_actor_died_is_given_out_again() -> None:
 
 
 def test_one_picture_that_cannot_be_evaluated_is_found_and_left_out() -> None:
-    evaluations = Evaluations(SIZES, batch=4)
+    evaluations = Evaluations(IDS, FOURS)
     evaluations.begin(1, "now", None)
     while (whole := evaluations.completed()) is None:
         part = evaluations.take()
@@ -72,7 +71,7 @@ def test_one_picture_that_cannot_be_evaluated_is_found_and_left_out() -> None:
 
 def test_an_answer_to_an_evaluation_that_was_given_up_changes_nothing() -> None:
     """The learner fell back behind it; the same iteration comes again with other weights."""
-    evaluations = Evaluations(SIZES, batch=4)
+    evaluations = Evaluations(IDS, FOURS)
     evaluations.begin(2, "now", None)
     old = evaluations.take()
     evaluations.forget_after(1)

@@ -49,7 +49,7 @@ def state(tmp_path: Path) -> RunState:
     made.notes = []  # type: ignore[attr-defined]
     made.display = SimpleNamespace(note=made.notes.append, update=lambda *_, **__: None)  # type: ignore
     made.work = WorkQueue(WorkSequence(["a", "b"], 2, seed=0))
-    evaluations = Evaluations({"x": (8, 8), "y": (8, 8)}, batch=2)
+    evaluations = Evaluations(["x", "y"], [["x", "y"]])
     heldout = SimpleNamespace(evaluations=evaluations, learned=lambda v: None, rewinds=[])
     heldout.failed = lambda part, failure: heldout.rewinds.append(("failed", part, failure))
     heldout.rewind = lambda version: heldout.rewinds.append(version)
