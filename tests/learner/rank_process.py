@@ -84,17 +84,8 @@ VARIANTS = {
     "track": replace(BASE, advantage=AdvantageSettings(), inner_epochs=2, updates_per_batch=2),
 }
 ONE_RANK_ONLY = (
-    "micro1",
-    "micro64",
-    "full0",
-    "full3",
-    "bf16",
-    "frozen",
-    "recompute",
-    "compiled",
-    "switches",
-    "l1",
-    "diff_sft",
+    *("micro1", "micro64", "full0", "full3", "bf16", "frozen", "frozen3", "recompute", "torch_compile"),
+    *("switches", "l1", "diff_sft"),
 )
 UNSCORED = {"switches": (0, 1), "l1": (1,)}  # steps without a reward
 STEPS = 3

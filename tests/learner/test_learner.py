@@ -21,19 +21,7 @@ from tests.learner.fakes import FakeModel, fake_pairs
 from tests.learner.rank_process import ONE_RANK_ONLY, VARIANTS, batches
 
 ROOT = Path(__file__).parents[2]
-TWO = [
-    "zero0",
-    "zero1",
-    "zero2",
-    "zero3",
-    "full2",
-    "track",
-    "offload1",
-    "offload2",
-    "offload3",
-    "frozen3",
-    "recompute3",
-]
+TWO = ["zero0", "zero1", "zero2", "zero3", "full2", "track", "offload1", "offload2", "offload3", "recompute3"]
 OTHER = ("bf16", "frozen", "frozen3", "recompute", "recompute3")  # not what the reference computes
 
 
