@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.config.recipe import RunConfig
+from restoration.images import images_within
 from trajectories.schema import STORAGE_DTYPES
 
 SLOTS_PER_ACTOR = 2  # one item denoises while another waits for its scores
@@ -93,3 +94,12 @@ def rolled_sizes(config: RunConfig, sizes: Sequence[Size], multiple: int) -> lis
 def padded(size: Size, multiple: int) -> Size:
     """The next multiples."""
     return -(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple
+
+
+def evaluated_together(config: RunConfig, multiple: int, sizes: Sequence[Size]) -> tuple[int, int, int]:
+    """(height, width, pictures) of the most that an evaluation has in its networks at once."""
+    of = config.evaluation
+    height, width = padded(max(sizes, key=lambda size: size[0] * size[1]), multiple)
+    if of.tile:
+        height, width = (min(side, -(-of.tile // multiple) * multiple) for side in (height, width))
+    return height, width, min(of.batch, images_within(of.pixels, height, width), len(sizes))

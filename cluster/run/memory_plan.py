@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from cluster.config.recipe import RunConfig
-from cluster.run.flow import Flow, Size, padded
+from cluster.run.flow import Flow, Size, evaluated_together
 from restoration.activations import acting, training
 from restoration.base_models import ModelFacts
 from restoration.footprint import Counts, Setup, actor_bytes, counts_of, rank_bytes
@@ -102,8 +102,7 @@ def _actor(
         "denoise": rolled["denoise"] + rolled["held"] + chain,
         "decode": rolled["decode"] + rolled["held"] + chain + 2 * pictures,
     }
-    height, width = padded(max(heldout, key=lambda s: s[0] * s[1]), facts.size_multiple)
-    batch = min(config.evaluation.batch, len(heldout))
+    height, width, batch = evaluated_together(config, facts.size_multiple, heldout)
     judged = acting(
         facts.skeleton, batch, 1, height, width, guidance_scale=guidance, decoded=batch, dtypes=(frozen,) * 3
     )

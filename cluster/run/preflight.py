@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from cluster.config.configure import ConfigError
 from cluster.config.recipe import RunConfig
 from cluster.config.tree import Problem
-from cluster.run.flow import GPU, MAX_RECORD, Flow, Size, flow, held_groups, padded, rolled_sizes
+from cluster.run.flow import GPU, MAX_RECORD, Flow, Size, evaluated_together, flow, held_groups, rolled_sizes
 from cluster.run.idle_keys import idle_keys
 from cluster.run.machine import Machine, this_machine
 from cluster.run.roles import feeding, placement, precision
@@ -240,15 +240,14 @@ def store(config: RunConfig, moved: Flow) -> Iterator[Finding]:
 
 def evaluation(config: RunConfig, multiple: int, sizes: Sequence[Size]) -> Iterator[str]:
     """What an evaluation decodes at once on a GPU."""
-    height, width = padded(max(sizes, key=lambda size: size[0] * size[1]), multiple)
-    batch = min(config.evaluation.batch, len(sizes))
-    each = height * width * DECODER_BYTES
-    fits = max(1, int(FREE_SHARE * GPU / each))
-    if config.actors.num_gpus and batch > fits:
+    height, width, batch = evaluated_together(config, multiple, sizes)
+    held = batch * height * width * DECODER_BYTES
+    if config.actors.num_gpus and held > FREE_SHARE * GPU:
+        fits = max(1, int(FREE_SHARE * GPU / DECODER_BYTES))
         yield (
-            f"evaluation.batch={config.evaluation.batch}: the decoder holds about {batch * each / 2**30:.0f} GiB for "
-            f"pictures of {width}x{height}, of the {GPU / 2**30:.1f} GiB of an 80 GB GPU; set evaluation.batch={fits} "
-            "or below"
+            f"evaluation.pixels={config.evaluation.pixels}: the decoder holds about {held / 2**30:.0f} GiB for {batch} "
+            f"pictures of {width}x{height}, of the {GPU / 2**30:.1f} GiB of an 80 GB GPU; set evaluation.pixels={fits} "
+            "or below, for larger pictures evaluation.tile=1024"
         )
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,13 +179,19 @@ def test_a_folder_that_is_no_model_is_told_beside_the_other_problems(pairs: Pair
 
 
 def test_pictures_that_an_evaluation_decodes_at_once_are_held_against_a_gpu_of_80_gb() -> None:
-    hd = [(1080, 1920)] * 20
-    (warning,) = with_model("actors.num_gpus=1", train=hd).warnings
-    assert warning.startswith("evaluation.batch=16: the decoder holds about 96 GiB for pictures of 1920x1088")
-    assert warning.endswith("set evaluation.batch=8 or below")
-    assert not with_model("actors.num_gpus=1", "evaluation.batch=8", train=hd).warnings
-    assert not with_model("actors.num_gpus=1", train=LOL).warnings and not with_model(train=hd).warnings
-    assert not with_model("actors.num_gpus=1", train=hd[:6]).warnings
+    hd, much = [(1080, 1920)] * 20, "evaluation.pixels=40000000"
+    (warning,) = with_model("actors.num_gpus=1", much, train=hd).warnings
+    assert warning.startswith("evaluation.pixels=40000000: the decoder holds about 96 GiB for 16 pictures of 1920x1088")
+    limit = int(re.search(r"set evaluation.pixels=(\d+)", warning)[1])  # type: ignore[index]
+    assert not with_model("actors.num_gpus=1", f"evaluation.pixels={limit}", train=hd).warnings
+    assert not with_model("actors.num_gpus=1", "evaluation.batch=8", much, train=hd).warnings
+    assert not with_model("actors.num_gpus=1", train=hd).warnings and not with_model(much, train=hd).warnings
+
+
+def test_one_picture_too_large_for_a_gpu_is_told_unless_it_is_cut_into_tiles() -> None:
+    vast = [(8000, 8000)] * 2
+    assert "evaluation.tile=1024" in with_model("actors.num_gpus=1", train=vast).warnings[0]
+    assert not with_model("actors.num_gpus=1", "evaluation.tile=1024", train=vast).warnings
 
 
 # -- store -------------------------------------------------------------------------------------------------------
