@@ -111,6 +111,7 @@ def make_group(number: int, generator: torch.Generator) -> Trajectories:
     return Trajectories(
         meta=meta,
         trajectory_ids=[f"{group_id}/{k}" for k in range(ROLLOUTS)],
+        latent=(4, 64, 64),
         states=latents,
         targets=latents,
         step_index=torch.arange(STEPS, dtype=torch.int32),
