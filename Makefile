@@ -83,5 +83,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.rollout
 	$(BIN)/python -m benchmarks.reward_path
 	$(BIN)/python -m benchmarks.store
+	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.whole_loop
+	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.every_model

@@ -66,10 +66,8 @@ def main() -> None:
         "iterations": len(without),
     }
     write(RESULTS / "evaluation.json", result)
-    print(
-        f"an evaluation takes {result['evaluation_of_an_iteration']:.2f} of an iteration; beside training the loop loses "
-        f"{result['lost_of_an_evaluation']:.2f} of it (standing still: 1.00)"
-    )
+    share, lost = result["evaluation_of_an_iteration"], result["lost_of_an_evaluation"]
+    print(f"an evaluation takes {share:.2f} of an iteration; the loop loses {lost:.2f} of it (standing still: 1.00)")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from cluster.report.records import read_metrics
 from cluster.run.driver import train
 
 ITERATIONS = 8
-LIMIT = 1.25
+LIMIT = 1.10
 PHASES = ("rollout_s", "reward_wait_s", "learn_s")
 
 
