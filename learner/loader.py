@@ -89,9 +89,11 @@ class Loader:
             shape = self._places[one.picture][0]
             found, wanted = self._conditions[shape].latent.shape[1:], one.states.shape[2:]
             if found != wanted:
+                name = batch.groups[index].meta.group_id
                 raise BatchError(
-                    f"group {batch.groups[index].meta.group_id}: its states have shape {tuple(wanted)}, its picture's "
-                    f"latent {tuple(found)}; it is of another model or crop"
+                    f"group {name}: its states have shape {tuple(wanted)}, its picture's latent {tuple(found)}; it is "
+                    "of another model or crop",
+                    [name],
                 )
 
     def policy(self, items: Sequence[PolicyItem], filler: bool = False) -> PolicyMicro:

@@ -28,6 +28,7 @@ from cluster.run.memory import MemoryWatch
 from cluster.run.progress import TrainingProgress
 from cluster.run.topology import Topology
 from cluster.run.work_queue import WorkQueue
+from learner.objective import ratio_alarm
 from restoration.evaluate import mean_values
 
 MAX_FAILURES = 20  # of rollouts or of parts of evaluations, in a row; more where there are many actors
@@ -64,6 +65,7 @@ class RunState:
     def __init__(self, config: RunConfig, folder: Path, resume: bool) -> None:
         self.config, self.folder, self.resume = config, folder, resume
         self.counts: dict[str, int] = {}
+        self.told_ratio = False
         self.warnings: list[str] = []  # about what a resumed run changes
         self.phase_s: dict[str, float] = {}  # seconds that actors spent since the last step
         self.exits = ExitStack()
@@ -206,6 +208,11 @@ class RunState:
         self.iteration_began = now
         self.log.append(record)
         self._quarantine(Quarantined(r.group_id, r.reason, r.detail) for r in step.refused)
+        if (sign := ratio_alarm(step.metrics.get("ratio_first"), self.config.objective.clip)) is not None:
+            self.log.append({"kind": "alarm", "iteration": step.version, "sign": sign})
+            if not self.told_ratio:
+                self.display.note(f"ALARM: {sign}")
+            self.told_ratio = True
         depth, metrics = self.parts.stream.depth(), self.parts.metrics
         metrics.queue(depth.entries, depth.nbytes)
         metrics.in_flight(len(self.parts.rolling()))
