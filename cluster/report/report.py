@@ -44,7 +44,11 @@ def render(run: RunData) -> str:
     name = str(run.about.get("name") or run.folder.resolve().name)
     sections = [
         _section("Held-out photographs", _table(comparisons), _note(comparisons, run)),
-        _section("Alarms", _alarms(run), "The held-out reward rose while something that is not optimised got worse."),
+        _section(
+            "Alarms",
+            _alarms(run),
+            "Signs of a reward that is bought with something else, or of replays that don't match their rollouts.",
+        ),
         _section("Drift", _drift(run), "Output minus ground truth, means over images."),
         _section("Before and after", _sliders(run.folder), "Drag to compare the base model (left) with RL (right)."),
         _section("Reward", _figure(figures.reward_curve(run.train, run.evaluations), "reward against iterations")),

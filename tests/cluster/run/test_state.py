@@ -168,9 +168,7 @@ def test_groups_that_the_learner_refused_are_quarantined_with_the_step(state: Ru
     assert read_metrics(tmp_path, "train")[0]["dropped:picture"] == 1
 
 
-def test_replays_that_leave_the_clip_before_any_update_are_told_once_and_logged(
-    state: RunState, tmp_path: Path
-) -> None:
+def test_replays_outside_the_clip_before_any_update_are_told_once_and_logged(state: RunState, tmp_path: Path) -> None:
     for version in (1, 2, 3):
         state.learned(ended_with(step=StepResult(version, {"ratio_first": 0.003 if version < 3 else 1e-6})))
     assert [r["iteration"] for r in read_metrics(tmp_path, "alarm")] == [1, 2]
