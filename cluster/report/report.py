@@ -47,7 +47,7 @@ def render(run: RunData) -> str:
         _section(
             "Alarms",
             _alarms(run),
-            "Signs of a reward that is bought with something else, or of replays that don't match their rollouts.",
+            "Signs of a reward bought with something else, or of replays unlike their rollouts.",
         ),
         _section("Drift", _drift(run), "Output minus ground truth, means over images."),
         _section("Before and after", _sliders(run.folder), "Drag to compare the base model (left) with RL (right)."),
