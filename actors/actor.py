@@ -83,6 +83,7 @@ class ActorSpec:
     device: str
     threads: int
     publish_timeout_s: float
+    fetch_timeout_s: float  # of weights from the object store
     stream: Callable[[], TrajectoryStream]
     rewards: Callable[[], RewardClient]
     metrics: Callable[[], ActorMetrics]
@@ -211,7 +212,8 @@ class RolloutActor:
                 yield
             return
         self.version = -1  # whatever happens in here, the policy's weights have to be taken again
-        load_trainable(self.model, self._base_state() if weights is None else self._fetch(weights))
+        # Those of an evaluation are of a checkpoint: an epoch that began meanwhile doesn't make them wrong.
+        load_trainable(self.model, self._base_state() if weights is None else self._fetch(weights, minimum_epoch=0))
         yield
 
     def _base_state(self) -> dict[str, torch.Tensor]:
@@ -222,12 +224,13 @@ class RolloutActor:
     def _take(self, weights: WeightsMessage) -> None:
         if (weights.epoch, weights.version) == (self.epoch, self.version):
             return
-        load_trainable(self.model, self._fetch(weights))
+        load_trainable(self.model, self._fetch(weights, self.epoch))
         self.version, self.epoch = weights.version, weights.epoch
 
-    def _fetch(self, weights: WeightsMessage) -> dict[str, torch.Tensor]:
-        require_epoch(weights, self.epoch)
-        return from_bytes(memoryview(ray.get(weights.ref)), self.epoch)[0]
+    def _fetch(self, weights: WeightsMessage, minimum_epoch: int) -> dict[str, torch.Tensor]:
+        require_epoch(weights, minimum_epoch)
+        data = memoryview(ray.get(weights.ref, timeout=self.spec.fetch_timeout_s))
+        return from_bytes(data, minimum_epoch)[0]
 
     def _denoise(self, item: WorkItem, batch: PairBatch) -> Rollout:
         generator = torch.Generator().manual_seed(seed_of(self.spec.seed, item.index))

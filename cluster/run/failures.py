@@ -74,6 +74,7 @@ POLICY: dict[str, tuple[Kind, str, str]] = {
     "ObjectLostError": (T, "object", ""),
     "OwnerDiedError": (T, "object", ""),
     "ObjectFetchTimedOutError": (T, "object", ""),
+    "GetTimeoutError": (T, "object", ""),
     "ReferenceCountingAssertionError": (T, "object", ""),
     "ObjectStoreFullError": (F, "memory", "raise cluster.object_store_mb"),
     # configuration, data as a whole, code

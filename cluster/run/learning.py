@@ -79,6 +79,8 @@ class Learning:
         self.patience = Patience("the learner", DEATHS, pause_s=1.0)
         self.pool = ThreadPoolExecutor(3, thread_name_prefix="learning")
         self.group: LearnerGroup | None = None
+        self._stop = threading.Event()  # nobody waits for the batch that is being gathered
+        self._gathering: Future[Batch] | None = None
         self._writing: Future[None] | None = None
         self._collective = threading.Lock()  # held while the ranks are in a step and what follows it
 
@@ -109,7 +111,6 @@ class Learning:
             raise StaleEpoch(f"the run goes on in another process, in epoch {current}; this one must stop")
         self.epoch = self.settling.begin_epoch()
         self._stop = threading.Event()
-        self._gathering: Future[Batch] | None = None
         settings = GroupSettings(
             ranks=ranks.count,
             cpus_per_rank=ranks.num_cpus,

@@ -137,6 +137,7 @@ class Topology:
             device=config.actors.device,
             threads=config.actors.threads,
             publish_timeout_s=config.store.publish_timeout_s,
+            fetch_timeout_s=config.stall_timeout_s,
             stream=make_stream,
             rewards=partial(RewardClient, self.rewards),
             metrics=partial(RunMetrics, "actor", self.run_id),

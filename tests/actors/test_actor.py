@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from actors.actor import draw_batch
+from actors import actor as module
+from actors.actor import RolloutActor, draw_batch
 from actors.work import WorkItem
+from restoration.adapters import AdaptSettings, load_trainable, make_trainable, trainable_state
 from restoration.datasets.paired import PairedFolder
 from restoration.images import write_image
+from restoration.weights import StaleEpoch, WeightsInfo, WeightsMessage, to_bytes
+from tests.learner.fakes import FakeModel
 
 
 @pytest.fixture
@@ -60,3 +66,40 @@ def test_a_picture_smaller_than_the_crop_is_refused_and_an_item_of_such_gives_no
 def test_whole_pictures_of_unequal_size_are_an_error_of_the_recipe(pairs: PairedFolder) -> None:
     with pytest.raises(ValueError, match=r"rollout.images_per_batch=1"):
         draw_batch(pairs, WorkItem(0, ("a", "small")), side=0, seed=0, multiple=8)
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> RolloutActor:
+    """An actor of epoch 5 with a model and nothing else; references are the bytes themselves."""
+    monkeypatch.setattr(module, "ray", SimpleNamespace(get=lambda ref, timeout: ref))
+    made = RolloutActor.__new__(RolloutActor)
+    made.model = FakeModel()  # type: ignore[assignment]
+    settings = AdaptSettings(rank=2)
+    make_trainable(made.model, settings)
+    made.spec = SimpleNamespace(adapt=settings, fetch_timeout_s=1.0)  # type: ignore[assignment]
+    made.version, made.epoch = 9, 5
+    return made
+
+
+def weights(model: FakeModel, epoch: int, value: float) -> WeightsMessage:
+    state = {name: torch.full_like(v, value) for name, v in trainable_state(model).items()}
+    return WeightsMessage(2, epoch, to_bytes(state, WeightsInfo(2, epoch)))
+
+
+def test_an_evaluation_takes_the_weights_of_its_checkpoint_whatever_epoch_has_begun(bare: RolloutActor) -> None:
+    """The learner was replaced meanwhile; refused, the part would come back for ever."""
+    with bare._weights(weights(bare.model, epoch=4, value=0.5)):  # type: ignore[arg-type]
+        assert all((v == 0.5).all() for v in trainable_state(bare.model).values())
+    assert bare.version == -1  # the next item takes its own weights again
+    with pytest.raises(StaleEpoch):
+        bare._take(weights(bare.model, epoch=4, value=0.5))  # type: ignore[arg-type]
+
+
+def test_the_base_model_is_evaluated_with_the_adapter_switched_off_and_nothing_loaded(bare: RolloutActor) -> None:
+    x, t, latent = torch.randn(1, 3, 4, 4), torch.tensor([500]), torch.randn(1, 3, 4, 4)
+    base = FakeModel().policy(x, t, latent)
+    load_trainable(bare.model, {n: torch.full_like(v, 0.3) for n, v in trainable_state(bare.model).items()})
+    trained = bare.model.policy(x, t, latent)
+    with bare._weights(None):
+        assert torch.equal(bare.model.policy(x, t, latent), base)
+    assert torch.equal(bare.model.policy(x, t, latent), trained) and bare.version == 9
