@@ -25,6 +25,7 @@ FIXED = {
     "data.train": "the order of the work is one of these pictures",
     "data.match": "the order of the work is one of these pairs",
     "data.heldout": "the base model was evaluated on the other pictures, once, before training",
+    "evaluation.limit": "the base model was evaluated on the other pictures, once, before training",
     "evaluation.protocol": "the base model was evaluated by the other protocol, once, before training",
     "evaluation.scorers": "the base model was evaluated by the other scorers, once, before training",
     "evaluation.seed": "the base model was evaluated with other noise, once, before training",
@@ -36,6 +37,8 @@ TOLD = {
     "sampler": "the base model's figures are those of the old sampler, and groups rolled out with it are dropped",
     "reward.scorer": "the base model's reward is the old scorer's, whose groups are dropped and whose tracks end",
     "reward.params": "the base model's reward is the old scorer's, whose groups are dropped and whose tracks end",
+    "evaluation.dtype": "the base model's figures are those of the old one",
+    "evaluation.tile": "the base model's figures are those of the old one",
     "data.root": "it must hold the same pictures under the same names",
     "store.url": "the same store must be behind it, with the trajectories that wait",
 }
