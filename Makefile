@@ -6,6 +6,8 @@ STAMP := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Roles share cores: spinning OpenMP threads of one starve the others.
 export OMP_WAIT_POLICY := PASSIVE
+# A run starts a dozen processes, each of which would compile all of torch's modules anew (10 s).
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup lock test test-services test-runs lint
 setup: $(STAMP)
