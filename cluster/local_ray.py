@@ -39,7 +39,9 @@ class LocalRay:
         for attempt in range(START_ATTEMPTS):
             try:
                 with marking(self.mark), on_loopback(), keep_handlers():
-                    return ray.init(address="local", **options)
+                    context = ray.init(address="local", **options)
+                self.guard.look()
+                return context
             except BaseException as error:
                 ray.shutdown()
                 end(self.mark)

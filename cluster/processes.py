@@ -1,8 +1,9 @@
 """The processes of a cluster of our own: every one is ended, however the driver ends.
 
 Ray's processes are marked by a variable of their environment, which their children inherit: a parent's death cuts the
-family tree, but takes no mark away. A guard, a small process of its own, waits for the driver's end and then ends
-what carries the mark.
+family tree, but takes no mark away. A process that gives itself a title may write it over its environment, mark and
+all, so that what was seen once is remembered. A guard, a small process of its own, looks now and then, waits for the
+driver's end and then ends what carries the mark or was seen with it.
 
 Run as a program, this file is the guard; it needs psutil only.
 """
@@ -16,12 +17,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import psutil
 
 MARK = "RESTORL_CLUSTER"
 GUARD_START_S = 30.0
+LOOK_EVERY_S = 5.0  # of a guard
 _LOOK_S = 0.1
 _READY = b"r"
 
@@ -45,13 +47,16 @@ def marked(mark: str) -> list[psutil.Process]:
     return [p for p in found.values() if _lives(p)]
 
 
-def end(mark: str, patience_s: float = 0.0, within_s: float = 20.0) -> int:
+def end(mark: str, patience_s: float = 0.0, within_s: float = 20.0, known: Collection[psutil.Process] = ()) -> int:
     """Kill the processes with that mark which don't end by themselves within `patience_s`; returns how many.
 
     Returns once none is left, at the latest after `within_s` more.
+
+    Args:
+        known: seen with the mark before.
     """
     patience, killed = time.monotonic() + patience_s, set[int]()
-    while (left := marked(mark)) and time.monotonic() < patience + within_s:
+    while (left := _left(mark, known)) and time.monotonic() < patience + within_s:
         if time.monotonic() >= patience:
             for process in left:
                 with contextlib.suppress(psutil.Error):  # psutil compares the time of creation: never a successor
@@ -59,6 +64,12 @@ def end(mark: str, patience_s: float = 0.0, within_s: float = 20.0) -> int:
                     killed.add(process.pid)
         psutil.wait_procs(left, timeout=_LOOK_S)  # reaps those that are our children
     return len(killed)
+
+
+def _left(mark: str, known: Collection[psutil.Process]) -> list[psutil.Process]:
+    found = {process.pid: process for process in marked(mark)}
+    # is_running compares the time of creation: a successor of the same number is another process.
+    return [*found.values(), *(p for p in known if p.pid not in found and p.is_running() and _lives(p))]
 
 
 class Guard:
@@ -85,6 +96,10 @@ class Guard:
             )
         if self._told(GUARD_START_S) != _READY:
             raise RuntimeError("the guard of the cluster's processes did not start")
+
+    def look(self) -> None:
+        """Let it look at once, so that it knows what has just been started."""
+        os.write(self._write, b"l")
 
     def release(self, timeout_s: float = 20.0) -> None:
         """Let it look a last time and end; a second call does nothing."""
@@ -128,9 +143,10 @@ def _guard(mark: str) -> None:
         signal.signal(number, signal.SIG_IGN)
     os.chdir("/")
     os.write(1, _READY)
-    while os.read(0, 1):
-        pass
-    end(mark, within_s=60.0)
+    known: dict[int, psutil.Process] = {}
+    while not select.select([0], [], [], LOOK_EVERY_S)[0] or os.read(0, 1):
+        known |= {process.pid: process for process in marked(mark)}
+    end(mark, within_s=60.0, known=known.values())
 
 
 if __name__ == "__main__":

@@ -73,3 +73,28 @@ def test_a_released_guard_is_gone() -> None:
     guard.release()
     guard.release()
     assert time.monotonic() - began < 10
+
+
+def test_a_guard_ends_an_orphan_that_carries_no_mark_any_more_but_was_seen(tmp_path: Path) -> None:
+    """Ray's agents write their titles over their environments; their parent dies with the driver."""
+    mark = uuid.uuid4().hex
+    orphan = f"import subprocess; p = subprocess.Popen({SLEEPER!r}, env={{}}); print(p.pid, flush=True); p.wait()"
+    code = (
+        "import subprocess, sys, time\n"
+        "from cluster.processes import Guard, marking\n"
+        f"guard = Guard({mark!r})\n"
+        f"with marking({mark!r}):\n"
+        f"    parent = subprocess.Popen([sys.executable, '-c', {orphan!r}], stdout=subprocess.PIPE, text=True)\n"
+        "pid = int(parent.stdout.readline())\n"
+        "guard.look()\n"
+        "print(parent.pid, pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert driver.stdout is not None
+    parent, child = (psutil.Process(int(pid)) for pid in driver.stdout.readline().split())
+    time.sleep(2)  # the guard looks
+    parent.kill()
+    driver.kill()
+    driver.wait(10)
+    assert child.wait(30) is None

@@ -39,7 +39,7 @@ PHASES = {
     "rollout": ("roll", 2),
     "step": ("step", 2),
     "publication": ("weights", 3),
-    "checkpoint": ("write", 2),
+    "checkpoint": ("write", 4),
     "evaluation": ("evaluate", 3),
     "end": ("finish", 1),
 }
