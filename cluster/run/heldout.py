@@ -49,6 +49,7 @@ class HeldOut:
         self.now_rows: list[Row] = []
         self.base_images: dict[str, np.ndarray] = {}
         self.left_out: list[Quarantined] = []
+        self.made: set[tuple[int, str]] = set()  # (iteration, who) that an earlier part of the run has evaluated
 
     @property
     def backlog(self) -> int:
@@ -65,8 +66,11 @@ class HeldOut:
             self.evaluations.begin(0, "base", None, keep=self._strip_ids())
         if rl.exists():
             self.now_rows = read_csv(rl)
-        made = {r["iteration"] for r in read_metrics(self.folder, "eval") if r["who"] == "now"} if version else set()
-        self.due.extend(i for i in range(1, version + 1) if self._is_due(i) and i not in made)
+        if version:
+            self.made = {(r["iteration"], r["who"]) for r in read_metrics(self.folder, "eval")}
+        wanted = ("now", "ema") if self.config.optimiser.ema else ("now",)
+        missing = (i for i in range(1, version + 1) if any((i, who) not in self.made for who in wanted))
+        self.due.extend(i for i in missing if self._is_due(i))
         self.learning.protected.update(self.due)
 
     def learned(self, version: int) -> None:
@@ -76,6 +80,7 @@ class HeldOut:
     def rewind(self, version: int) -> None:
         """The learner fell back: evaluations of later iterations will come again."""
         self.due = deque(i for i in self.due if i <= version)
+        self.made = {(i, who) for i, who in self.made if i <= version}
         self.evaluations.forget_after(version)
 
     def advance(self) -> bool:
@@ -106,7 +111,8 @@ class HeldOut:
             self.learning.protected.discard(iteration)
             return
         without = {one.what for one in self.left_out}
-        for who, weights in self.learning.weights_of(iteration).items():
+        weights_of = self.learning.weights_of(iteration)
+        for who, weights in ((w, m) for w, m in weights_of.items() if (iteration, w) not in self.made):
             self.evaluations.begin(iteration, who, weights, without, self._strip_ids() if who == "now" else ())
 
     def _record(self, whole: Evaluation) -> None:

@@ -1,0 +1,129 @@
+"""When held-out evaluations are due, also over a stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.config.recipe import RunConfig
+from cluster.report.records import MetricsLog, read_metrics
+from cluster.run import heldout as module
+from cluster.run.failures import Failure, Fatal, Kind
+from cluster.run.heldout import HeldOut
+from restoration.datasets.paired import PairedFolder
+from restoration.evaluate import Row, write_csv
+from restoration.images import write_image
+
+VALUES = {name: 1.0 for name in ("psnr", "ssim", "reward", "input_psnr", "input_ssim", "input_reward", "gt_reward")}
+
+
+class Learning:
+    """Checkpoints of iterations 2 and 4 are on disk."""
+
+    def __init__(self) -> None:
+        self.durable, self.protected = 4, set[int]()
+
+    def on_disk(self) -> list[int]:
+        return [2, 4]
+
+    def weights_of(self, iteration: int) -> dict[str, Any]:
+        return {"now": f"weights {iteration}", "ema": f"average {iteration}"}
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(module, "describe", lambda folder: SimpleNamespace(size_multiple=8))
+    for kind in ("input", "target"):
+        (tmp_path / kind).mkdir()
+        for name in ("a", "b"):
+            write_image(tmp_path / kind / f"{name}.png", np.zeros((16, 16, 3), np.uint8))
+    log = MetricsLog(tmp_path, tensorboard=False)
+    notes: list[str] = []
+    display = SimpleNamespace(note=notes.append, update=lambda *_, **__: None, done=0)
+
+    def made(**config: Any) -> HeldOut:
+        optimiser = {"ema": 0.5}
+        settings = RunConfig(
+            model=tmp_path, iterations=4, optimiser=optimiser, evaluation={"every": 2, "strips": 0, **config}
+        )
+        pairs = PairedFolder(tmp_path / "input", tmp_path / "target")
+        return HeldOut(settings, tmp_path, pairs, Learning(), log, display)  # type: ignore[arg-type]
+
+    made.notes, made.log = notes, log  # type: ignore[attr-defined]
+    return made
+
+
+def finish(held: HeldOut) -> list[Any]:
+    """Do all parts; the weights of each."""
+    weights = []
+    while not held.advance():
+        part = held.evaluations.take()
+        assert part is not None
+        weights.append(part.weights)
+        held.evaluations.done(part, [Row(i, dict(VALUES)) for i in part.image_ids], {})
+    return weights
+
+
+def recorded(folder: Path) -> list[tuple[int, str]]:
+    return [(r["iteration"], r["who"]) for r in read_metrics(folder, "eval")]
+
+
+def test_an_evaluation_waits_for_its_checkpoint_and_protects_it(make: Any, tmp_path: Path) -> None:
+    held = make()
+    held.begin(0)
+    finish(held)
+    held.learning.durable = 1
+    held.learning.protected.add(2)
+    held.learned(1)
+    held.learned(2)
+    assert held.backlog == 1 and not held.advance() and held.evaluations.take() is None
+    held.learning.durable = 2
+    assert finish(held) == ["weights 2", "average 2"]
+    assert recorded(tmp_path) == [(0, "base"), (2, "now"), (2, "ema")] and held.learning.protected == set()
+
+
+def test_a_stop_between_two_evaluations_of_one_iteration_loses_neither(make: Any, tmp_path: Path) -> None:
+    write_csv(tmp_path / "evaluation" / "base.csv", [Row(i, dict(VALUES)) for i in "ab"])
+    make.log.append({"kind": "eval", "iteration": 0, "who": "base"})
+    make.log.append({"kind": "eval", "iteration": 2, "who": "now"})
+    held = make()
+    held.begin(4)
+    assert held.learning.protected == {2, 4}
+    assert finish(held) == ["average 2", "weights 4", "average 4"]
+
+
+def test_an_evaluation_whose_checkpoint_is_gone_is_told_and_left_out(make: Any, tmp_path: Path) -> None:
+    held = make(every=1)
+    held.begin(4)
+    finish(held)
+    assert {i for i, _ in recorded(tmp_path)} == {0, 2, 4}
+    assert sum("its checkpoint is gone" in note for note in make.notes) == 2  # 1 and 3
+
+
+def test_evaluations_behind_a_learner_that_fell_back_come_again(make: Any) -> None:
+    held = make()
+    held.begin(0)
+    finish(held)
+    held.learned(4)
+    held.rewind(3)
+    assert held.backlog == 0
+    held.learned(4)
+    assert held.backlog == 1
+
+
+def test_a_picture_left_out_of_the_base_is_left_out_of_all_and_none_at_all_ends_the_run(make: Any) -> None:
+    held = make(batch=1)
+    held.begin(0)
+    poison = Failure(Kind.POISON, "picture", "a.png is cut off")
+    held.failed(held.evaluations.take(), poison)
+    finish(held)
+    held.learned(2)
+    held.advance()
+    assert held.evaluations.queue[0].image_ids == ("b",) and any("a.png is cut off" in n for n in make.notes)
+    held.failed(held.evaluations.take(), poison)
+    with pytest.raises(Fatal, match="no held-out picture can be evaluated: a.png is cut off"):
+        held.advance()
