@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -36,7 +37,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     log = tmp_path_factory.mktemp("head") / "log"
     environment = {**os.environ, **ENV, "PYTHONPATH": str(ROOT)}
     environment.pop("RAY_ADDRESS", None)
-    command = [RAY, "start", "--head", "--port=0", "--num-cpus=4", "--dashboard-port=0", "--block"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [RAY, "start", "--head", "--port=0", "--num-cpus=4", f"--dashboard-port={port}", "--block"]
     command += ["--object-store-memory=400000000", "--node-ip-address=127.0.0.1"]
     with log.open("wb") as output:
         head = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
@@ -45,12 +49,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         while not (found := re.search(r"--address='?([\d.]+:\d+)", log.read_text())):
             assert head.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
-        shown = re.search(r"127\.0\.0\.1:\d+|http://[\d.]+:\d+", log.read_text().split("dashboard")[-1])
-        yield Cluster(found[1], (shown[0] if shown else "").removeprefix("http://"), environment)
+        yield Cluster(found[1], f"127.0.0.1:{port}", environment)
     finally:
         family = psutil.Process(head.pid).children(recursive=True)
-        head.terminate()
-        for process in family:
+        for process in [*family, psutil.Process(head.pid)]:
             try:
                 process.kill()
             except psutil.Error:
