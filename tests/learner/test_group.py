@@ -34,7 +34,7 @@ def cluster() -> Iterator[None]:
     mine = not ray.is_initialized()
     if mine:
         root = str(Path(__file__).parents[2])
-        ray.init(num_cpus=4, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": root}})
+        ray.init("local", num_cpus=4, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": root}})
     yield
     if mine:
         ray.shutdown()

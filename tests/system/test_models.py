@@ -94,7 +94,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     with pytest.MonkeyPatch.context() as patch, EmbeddedServer(folder / "store") as server:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_agent_register_timeout_ms", "120000")
-        ray.init(num_cpus=2, include_dashboard=False, logging_level="warning")
+        ray.init("local", num_cpus=2, include_dashboard=False, logging_level="warning")
         try:
             actor, rank = (ray.remote(kind).options(**WORKER).remote() for kind in (Actor, Rank))
             yield System(server.address, service.deploy(settings, "reward-models"), actor, rank, folder / "pairs")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,7 +37,9 @@ class Cluster:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     log = tmp_path_factory.mktemp("head") / "log"
-    environment = {**os.environ, **ENV, "PYTHONPATH": str(ROOT)}
+    # Its own temporary folder: a head that is killed leaves its address there, which others would join.
+    temporary = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    environment = {**os.environ, **ENV, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": temporary}
     environment.pop("RAY_ADDRESS", None)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -58,6 +62,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             except psutil.Error:
                 continue
         head.wait(30)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @pytest.fixture
