@@ -102,7 +102,17 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
             ray.shutdown()
 
 
-@pytest.mark.parametrize("name", [n for n in MODELS if n not in ("seesr", "controlnet_sdxl")])  # as rap, controlnet
+QUICK = ("diffbir", "controlnet", "stablesr", "pisa", "flux")  # one of each way to roll out, train and decode
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=() if n in QUICK else pytest.mark.slow)
+        for n in MODELS
+        if n not in ("seesr", "controlnet_sdxl")  # as rap, controlnet
+    ],
+)
 def test_a_model_goes_from_rollout_through_reward_and_learner_step_to_restored_pictures(
     system: System, name: str, tmp_path: Path
 ) -> None:

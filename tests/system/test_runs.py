@@ -30,6 +30,7 @@ def trained(run: Path, file: str = "weights.safetensors") -> dict[str, torch.Ten
     return load_file(path / file)
 
 
+@pytest.mark.slow
 def test_a_run_survives_the_kill_of_its_parts_and_uses_each_trajectory_once(start: Start) -> None:
     run = start("killed", "iterations=7", "source.max_staleness=1", "evaluation.every=0", "evaluation.strips=0")
     victims = ("ray::RolloutActor", "ray::ServeReplica", "ray::_RankProcess", "valkey-server")

@@ -91,7 +91,15 @@ def test_a_resumed_run_is_checked_against_what_it_was(tmp_path: Path, data: Path
     assert load_config(RunConfig, tmp_path / "run" / "config.yaml") == config
 
 
-@pytest.mark.parametrize(("shape", "billions"), [("sd21", 1.34), ("sdxl", 3.92), ("sd3", 2.68), ("flux", 15.3)])
+@pytest.mark.parametrize(
+    ("shape", "billions"),
+    [
+        ("sd21", 1.34),
+        pytest.param("sdxl", 3.92, marks=pytest.mark.slow),
+        pytest.param("sd3", 2.68, marks=pytest.mark.slow),
+        pytest.param("flux", 15.3, marks=pytest.mark.slow),
+    ],
+)
 def test_memory_of_each_role_is_computed_for_a_shape_without_any_weights(shape: str, billions: float) -> None:
     small = ["rollout.crop=256", "rollout.images_per_batch=1", "rollout.rollouts_per_image=2", "learner.micro_batch=1"]
     result = run(OURS, *small, "data.root=/nowhere", "evaluation.batch=1", "--dry-run", "--shape", shape)

@@ -24,6 +24,7 @@ OTHER = {
     "data.train": "val",
     "data.match": "sorted",
     "data.heldout": "val",
+    "evaluation.limit": "1",
     "evaluation.protocol": "derain_y",
     "evaluation.scorers": "[brisque]",
     "evaluation.seed": "1",
