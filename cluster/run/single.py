@@ -7,7 +7,6 @@ Its run folder has configuration, metrics, evaluations and the last weights, so 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from restoration.base_models import load
 from restoration.datasets.paired import DataError, PairedFolder, discover
 from restoration.evaluate import Row, evaluate_pairs, mean_values, write_csv
 from restoration.metrics.appearance import APPEARANCE
+from restoration.precision import autocast, resolve
 from reward_service.scorers import make_scorer
 
 
@@ -127,8 +127,7 @@ def step(config: RunConfig, runner: Reference, train: PairedFolder, score: Any) 
         if batch is None or refused:
             raise DataError(f"{refused[0].detail}; mend the picture or take it out of the set")
         generator = torch.Generator().manual_seed(seed_of(config.seed, index))
-        bf16 = config.rollout.decode_dtype == "bfloat16"
-        decoding = torch.autocast("cpu", torch.bfloat16) if bf16 else contextlib.nullcontext()
+        decoding = autocast("cpu", resolve(config.rollout.decode_dtype, "cpu"))
         groups += runner.rollout(list(item.group_ids), item.image_ids, batch.lq, batch.gt, score, generator, decoding)
     rolled = time.monotonic()
     scores = torch.stack([g.scores for g in groups]).double()
