@@ -44,6 +44,7 @@ PHASES = {
     "end": ("finish", 1),
 }
 DELAY_S = 0.05
+PATIENCE_S = 15.0  # for a victim that is just being replaced after an earlier kill
 seen = Counter[str]()
 plan: dict[str, list[str]] = {}
 
@@ -52,21 +53,25 @@ def begins(method: str) -> None:
     seen[method] += 1
     for phase, (name, times) in PHASES.items():
         if name == method and seen[method] == times:
-            for victim in plan.get(phase, []):
-                threading.Timer(DELAY_S, kill, (phase, victim)).start()
-    if method == "finish":
-        time.sleep(2 * DELAY_S)
+            timers = [threading.Timer(DELAY_S, kill, (phase, victim)) for victim in plan.get(phase, [])]
+            for timer in timers:
+                timer.start()
+            for timer in timers if phase == "end" else []:
+                timer.join(2 * PATIENCE_S)
 
 
 def kill(phase: str, victim: str) -> None:
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if VICTIMS[victim] in " ".join(process.cmdline()):
-                os.kill(process.pid, signal.SIGKILL)
-                print(f"SABOTAGE {phase}: {victim} {process.pid}", flush=True)
-                return
-        except (psutil.Error, ProcessLookupError):
-            continue
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        for process in psutil.Process().children(recursive=True):
+            try:
+                if VICTIMS[victim] in " ".join(process.cmdline()):
+                    os.kill(process.pid, signal.SIGKILL)
+                    print(f"SABOTAGE {phase}: {victim} {process.pid}", flush=True)
+                    return
+            except (psutil.Error, ProcessLookupError):
+                continue
+        time.sleep(DELAY_S)
     print(f"SABOTAGE {phase}: no {victim} to be found", flush=True)
 
 
