@@ -38,6 +38,7 @@ from restoration.tiling import Tiling
 from restoration.weights import WeightsMessage, from_bytes, require_epoch
 from reward_service.client import RewardClient
 from reward_service.errors import InvalidBlock, InvalidReward, RewardError, ScorerFailed
+from reward_service.settings import RewardApp
 from trajectories.schema import RecordMeta
 from trajectories.stream import TrajectoryStream
 
@@ -85,7 +86,6 @@ class ActorSpec:
     publish_timeout_s: float
     fetch_timeout_s: float  # of weights from the object store
     stream: Callable[[], TrajectoryStream]
-    rewards: Callable[[], RewardClient]
     metrics: Callable[[], ActorMetrics]
     judges: Callable[[], dict[str, ScoreFunction]]  # of evaluations, beside the reward
 
@@ -110,15 +110,16 @@ class RolloutActor:
         accelerate(self.model, spec.device, spec.rollout.compile)
         self.version, self.epoch = -1, -1
         self.denoising = threading.Lock()
-        self.stream, self.rewards = spec.stream(), spec.rewards()
+        self.stream = spec.stream()
+        self.rewards: RewardClient | None = None
         self.metrics, self.judges = spec.metrics(), spec.judges()
         self.name = ray.get_runtime_context().get_actor_id() or "actor"
 
     def ready(self) -> bool:
         return True
 
-    def roll(self, item: WorkItem, weights: WeightsMessage) -> WorkReport:
-        """Roll out, score and publish one item.
+    def roll(self, item: WorkItem, weights: WeightsMessage, rewards: RewardApp) -> WorkReport:
+        """Roll out, score (by the service `rewards`) and publish one item.
 
         A picture that can't be used and a group whose scores aren't finite are quarantined, never scored 0.
 
@@ -128,6 +129,7 @@ class RolloutActor:
             Exception: whatever ends the run.
         """
         seconds: dict[str, float] = {}
+        client = self._client(rewards)
         with self.denoising:
             began = time.monotonic()
             self._take(weights)
@@ -142,7 +144,7 @@ class RolloutActor:
         published = 0
         try:
             began = time.monotonic()
-            scores, gt_scores, reward_version = self._score(rolled)
+            scores, gt_scores, reward_version = self._score(rolled, client)
             seconds["reward_wait"] = time.monotonic() - began
             began = time.monotonic()
             metas = self._metas(item, rolled, version, epoch, reward_version)
@@ -165,8 +167,9 @@ class RolloutActor:
         self,
         image_ids: Sequence[str],
         weights: WeightsMessage | None,
-        known: Sequence[Row] = (),
-        keep: Sequence[str] = (),
+        known: Sequence[Row],
+        keep: Sequence[str],
+        rewards: RewardApp,
     ) -> tuple[list[Row], dict[str, np.ndarray]]:
         """Rows of held-out pairs under `weights` or of the base model (None), and outputs (uint8) of the ids to keep.
 
@@ -175,13 +178,14 @@ class RolloutActor:
             RewardError: its scores can't be had.
         """
         kept: dict[str, np.ndarray] = {}
+        client = self._client(rewards)
 
         def on_image(image_id: str, lq: np.ndarray, restored: np.ndarray, gt: np.ndarray) -> None:
             if image_id in keep:
                 kept[image_id] = restored.copy()
 
         def score(images: np.ndarray) -> np.ndarray:
-            return self.rewards.submit(images).result().scores
+            return client.submit(images).result().scores
 
         of = self.spec.evaluation
         with self.denoising, self._weights(weights):
@@ -203,6 +207,12 @@ class RolloutActor:
                 tiling=of.tiling,
             )
         return rows, kept
+
+    def _client(self, app: RewardApp) -> RewardClient:
+        """Given with every call: an actor is built, and built again by Ray, beside the service."""
+        if self.rewards is None or self.rewards.app != app:
+            self.rewards = RewardClient(app)
+        return self.rewards
 
     @contextmanager
     def _weights(self, weights: WeightsMessage | None) -> Iterator[None]:
@@ -237,12 +247,12 @@ class RolloutActor:
         on_device = replace(batch, lq=batch.lq.to(self.spec.device), gt=batch.gt.to(self.spec.device))
         return rollout(self.model, on_device, self.spec.sampler, self.spec.rollout, generator)
 
-    def _score(self, rolled: Rollout) -> tuple[dict[int, np.ndarray], np.ndarray | None, str]:
+    def _score(self, rolled: Rollout, client: RewardClient) -> tuple[dict[int, np.ndarray], np.ndarray | None, str]:
         if self.spec.rollout.reward == "reconstruction":
             scores, gt_scores = reconstruction_scores(rolled)
             return scores, gt_scores, "reconstruction-1"
-        tickets = {index: self.rewards.submit(block) for index, block in rolled.blocks.items()}
-        gt_ticket = self.rewards.submit(to_uint8(rolled.batch.gt)) if self.spec.score_gt else None
+        tickets = {index: client.submit(block) for index, block in rolled.blocks.items()}
+        gt_ticket = client.submit(to_uint8(rolled.batch.gt)) if self.spec.score_gt else None
         results = {index: ticket.result() for index, ticket in tickets.items()}
         gt_result = gt_ticket.result() if gt_ticket is not None else None
         versions = {r.reward_version for r in (*results.values(), *((gt_result,) if gt_result else ()))}

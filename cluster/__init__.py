@@ -1,0 +1,3 @@
+from restoration.lean_imports import install as _install
+
+_install()

@@ -27,6 +27,7 @@ from trajectories.stream import TrajectoryStream
 
 GRACE_S = 5.0  # a dead rank makes the others fail too: how long to look for it before their errors are believed
 PING_S = 20.0
+PLACE_LOOK_S = 1.0
 # What gloo and NCCL say when the other end is gone, though its process may live on, cut off.
 LOST_CONNECTION = ("Connection closed by peer", "Connection reset", "Broken pipe", "Timed out waiting", "NCCL error")
 
@@ -98,8 +99,8 @@ class _RankProcess:
     def address(self) -> tuple[str, int]:
         """This node's IP and a port that is free there now."""
         with socket.socket() as listener:
-            listener.bind(("", 0))
-            return ray.util.get_node_ip_address(), listener.getsockname()[1]
+            listener.bind((address := ray.util.get_node_ip_address(), 0))
+            return address, listener.getsockname()[1]
 
     @ray.method(concurrency_group="io")
     def ping(self) -> bool:
@@ -168,26 +169,36 @@ class LearnerGroup:
         epoch: int = 0,
         run_id: str = "",
     ) -> None:
-        """`model` is a model folder that every node can read, or what makes the model in the rank's process.
+        """`model` is a model folder that every node can read, or what makes the model in the rank's process."""
+        self.settings, self.group, self.epoch, self.run_id = settings, group, epoch, run_id
+        self.iteration = self.weights_version = 0
+        self.fingerprint = ""
+        self._make_model = model if callable(model) else functools.partial(_load_model, str(model))
+        self._make_pairs = make_pairs
+        self._failure: Exception | None = None
+        self._closed = False
+        self._actors: list[Any] = []
+        self._placement: Any = None
+
+    def launch(self) -> None:
+        """Start the ranks; `close`, from another thread, ends it early.
 
         Raises:
             LearnerUnplaced: no room in the cluster within start_timeout_s.
-            LearnerDied, LearnerFailed: a rank did not start.
+            LearnerDied, LearnerFailed: a rank did not start, or the group was closed.
         """
-        self.settings, self.group, self.epoch, self.run_id = settings, group, epoch, run_id
-        self.iteration = self.weights_version = 0
-        self._failure: Exception | None = None
-        self._actors: list[Any] = []
+        group = self.group
         bundle = {"CPU": group.cpus_per_rank, "GPU": group.gpus_per_rank, **group.resources}
         bundle = {name: amount for name, amount in bundle.items() if amount}
-        self._placement = placement_group([dict(bundle) for _ in range(group.ranks)], strategy=group.strategy)
-        if not self._placement.wait(group.start_timeout_s):
-            self.close()
-            raise LearnerUnplaced(
-                f"the cluster has no room for {group.ranks} learner ranks of {bundle} within "
-                f"{group.start_timeout_s:g} s; it has {ray.cluster_resources()}, free {ray.available_resources()}"
-            )
-        maker = model if callable(model) else functools.partial(_load_model, str(model))
+        placement = self._placement = placement_group([dict(bundle)] * group.ranks, strategy=group.strategy)
+        deadline = time.monotonic() + group.start_timeout_s
+        while not (self._closed or placement.wait(min(PLACE_LOOK_S, max(0.0, deadline - time.monotonic())))):
+            if time.monotonic() >= deadline:
+                self.close()
+                raise LearnerUnplaced(
+                    f"the cluster has no room for {group.ranks} learner ranks of {bundle} within "
+                    f"{group.start_timeout_s:g} s; it has {ray.cluster_resources()}, free {ray.available_resources()}"
+                )
         process: Any = ray.remote(concurrency_groups={"io": 2})(_RankProcess)  # type: ignore[call-overload]
         for rank in range(group.ranks):
             options = process.options(
@@ -195,16 +206,15 @@ class LearnerGroup:
                 num_gpus=group.gpus_per_rank,
                 resources=dict(group.resources),
                 max_restarts=0,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    self._placement, placement_group_bundle_index=rank
-                ),
-                runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
+                scheduling_strategy=PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=rank),
             )
-            self._actors.append(options.remote(maker, make_pairs))
+            self._actors.append(options.remote(self._make_model, self._make_pairs))
+        if self._closed:
+            self.close()
         address, port = self._call("address", timeout_s=group.start_timeout_s)[0]
         device = "cuda:0" if group.gpus_per_rank else "cpu"
-        arguments = [(settings, rank, group.ranks, address, port, device) for rank in range(group.ranks)]
-        self.fingerprint: str = self._call("start", each=arguments, timeout_s=group.start_timeout_s)[0]
+        arguments = [(self.settings, rank, group.ranks, address, port, device) for rank in range(group.ranks)]
+        self.fingerprint = self._call("start", each=arguments, timeout_s=group.start_timeout_s)[0]
 
     def read_from(self, make_stream: Callable[[], TrajectoryStream]) -> None:
         """Let every rank fetch the latents of its share from the stream."""
@@ -291,7 +301,8 @@ class LearnerGroup:
         return list(ray.get([actor.__ray_call__.remote(pid) for actor in self._actors], timeout=PING_S))
 
     def close(self) -> None:
-        """End all ranks; may be called again."""
+        """End all ranks; may be called again, and beside any other call, which then ends with `LearnerDied`."""
+        self._closed = True
         actors, self._actors = self._actors, []
         for actor in actors:
             with contextlib.suppress(Exception):
@@ -302,6 +313,7 @@ class LearnerGroup:
                 remove_placement_group(placement)
 
     def __enter__(self) -> LearnerGroup:
+        self.launch()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from pathlib import Path
 from signal import SIGINT
 
@@ -22,7 +23,13 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> RunSummary:
         Interrupted: Ctrl-C or SIGTERM; everything up to the last checkpoint is kept.
     """
     checked = Topology(config, folder, resume)  # before anything is written or started
-    with RunState(config, folder, resume) as state, checked.of(state.run_id) as parts:
+    with RunState(config, folder, resume) as state:
+        finished = _run(config, state, checked.of(state.run_id))
+        return finished.result()
+
+
+def _run(config: RunConfig, state: RunState, topology: Topology) -> Future[RunSummary]:
+    with topology as parts:
         state.begin(parts)
         learning = None
         while not state.interrupted:
@@ -58,5 +65,6 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> RunSummary:
             # A step in flight counts as done only when it has been recorded.
             if state.heldout.advance() and learning is None and parts.version >= config.iterations:
                 return state.finish()
+        folder = state.folder
         state.display.note(f"stopping after iteration {parts.version}; go on with: restorl train --resume {folder}")
         raise Interrupted(folder, parts.version, state.interrupts.requested or SIGINT)

@@ -56,7 +56,7 @@ class Learning:
 
     Args:
         make_stream: opens a connection to the run's stream; ranks do it, too.
-        reward_version: what rewards must be of to be trained on.
+        reward_version: gives what rewards must be of to be trained on, once that is known; may raise why it isn't.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Learning:
         run_id: str,
         train: PairedFolder,
         make_stream: Callable[[], TrajectoryStream],
-        reward_version: str,
+        reward_version: Callable[[], str],
         metrics: RunMetrics,
     ) -> None:
         self.config, self.folder, self.run_id, self.metrics = config, folder, run_id, metrics
@@ -79,6 +79,8 @@ class Learning:
         self.patience = Patience("the learner", DEATHS, pause_s=1.0)
         self.pool = ThreadPoolExecutor(3, thread_name_prefix="learning")
         self.group: LearnerGroup | None = None
+        self._closing = threading.Event()
+        self._starting: Future[None] | None = None
         self._stop = threading.Event()  # nobody waits for the batch that is being gathered
         self._gathering: Future[Batch] | None = None
         self._writing: Future[None] | None = None
@@ -86,16 +88,21 @@ class Learning:
 
     # start and end
 
-    def begin(self, resume: bool) -> None:
-        """`start`, tried again if a process dies meanwhile.
+    def begin(self, resume: bool) -> Future[None]:
+        """`start` in the background, tried again if a process dies meanwhile. The result raises
 
-        Raises:
-            Fatal: it can't be.
-            LearnerUnplaced, CheckpointError, StoreError: what the user can put right.
+        Fatal: it can't be.
+        LearnerUnplaced, CheckpointError, StoreError: what the user can put right.
         """
+        self._starting = self.pool.submit(self._begin, resume)
+        return self._starting
+
+    def _begin(self, resume: bool) -> None:
         try:
             self.start(resume)
         except (LearnerDied, LearnerFailed) as error:
+            if self._closing.is_set():
+                raise
             time.sleep(self.patience.failed(classify(error)))
             self.recover(resume)
 
@@ -127,9 +134,13 @@ class Learning:
             epoch=self.epoch,
             run_id=self.run_id,
         )
+        if self._closing.is_set():
+            raise LearnerDied(-1, "the run is ending")
+        self.group.launch()
         self.group.read_from(self.make_stream)
+        version = self.reward_version()
         self.source = BatchSource(
-            self.reading, self.settling, config.source, self.group.fingerprint, self.reward_version, self.epoch
+            self.reading, self.settling, config.source, self.group.fingerprint, version, self.epoch
         )
         latest = checkpoint.latest(self.root) if resume else None
         if latest is not None:
@@ -153,10 +164,13 @@ class Learning:
             except StaleEpoch as error:
                 raise Fatal("the learner", classify(error)) from error
             except Exception as error:
+                if self._closing.is_set():
+                    raise
                 time.sleep(self.patience.failed(classify(error)))
 
     def close(self) -> None:
         """End the ranks; a checkpoint that is being written gets a moment to finish."""
+        self._closing.set()
         if self._writing is not None:
             with suppress(Exception):
                 self._writing.result(timeout=CLOSE_S)
@@ -170,7 +184,8 @@ class Learning:
         self._stop.set()
         if self.group is not None:
             self.group.close()
-        for future in (self._gathering, self._writing):
+        starting = self._starting if self._closing.is_set() else None  # else it may be what calls this
+        for future in (starting, self._gathering, self._writing):
             if future is not None:
                 with suppress(Exception):
                     future.result(timeout=self.config.stall_timeout_s)

@@ -6,7 +6,7 @@ import json
 import os
 import time
 import uuid
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -244,17 +244,20 @@ class RunState:
 
     # end
 
-    def finish(self) -> RunSummary:
-        """Ledger and report of a completed run."""
+    def finish(self) -> Future[RunSummary]:
+        """Ledger of a completed run; its report is written beside what follows, the end of its processes."""
         parts = self.parts
         parts.stream.export_ledger(self.folder / "ledger.json", parts.learning.epoch)
         totals = self._totals()
         self._write_identity(**totals)
-        self.display.note("writing the report")
+        self.display.note("ending, and writing the report")
+        pool = self.exits.enter_context(ThreadPoolExecutor(1, "report"))
+        return pool.submit(self._summary, parts.version, totals["seconds"], totals["peak_memory_mb"])
+
+    def _summary(self, version: int, seconds: float, peak: float) -> RunSummary:
         report = write_report(self.folder)
         base, now = (mean_values(rows) for rows in (self.heldout.base_rows, self.heldout.now_rows))
-        seconds, peak = totals["seconds"], totals["peak_memory_mb"]
-        return RunSummary(self.folder, parts.version, seconds, peak, base, now, report)
+        return RunSummary(self.folder, version, seconds, peak, base, now, report)
 
     def _restore_record(self, version: int) -> None:
         """A driver that was killed between a checkpoint and its line of metrics left the line in the checkpoint."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from concurrent.futures import Future
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -24,12 +25,12 @@ from cluster.run.flow import SLOTS_PER_ACTOR
 from cluster.run.judges import judges
 from cluster.run.learning import Learning
 from cluster.run.preflight import before_start, fits_cluster
+from cluster.run.starting import Starting
 from restoration.datasets.paired import PairedFolder, discover
 from restoration.evaluate import Row
-from reward_service.client import RewardClient
 from reward_service.errors import RewardError
 from reward_service.service import deploy, shutdown
-from reward_service.settings import reward_app_name
+from reward_service.settings import RewardApp, reward_app_name
 from trajectories.errors import StoreError
 from trajectories.server import EmbeddedServer
 from trajectories.settings import StoreAddress
@@ -69,7 +70,7 @@ class StoreWatch:
 
 
 class Topology:
-    """Starts everything on entry, ends everything on exit, in this order: Ray, store, reward service, actors, learner.
+    """Starts everything on entry, ends everything on exit: Ray, the store, then reward service, actors and learner.
 
     Raises (on entry):
         ClusterError, StoreError, RewardError, LearnerUnplaced, CheckpointError: what could not be started, and why.
@@ -85,6 +86,8 @@ class Topology:
         judges(config.evaluation.scorers)  # a wrong name is told before anything starts
         self.warnings = before_start(config, self.train, self.heldout)
         self.exits = ExitStack()
+        self._ends: list[Callable[[], None]] = []
+        self._deployed: Future[RewardApp] = Future()
         self.event = time.monotonic()
 
     def of(self, run_id: str) -> Topology:
@@ -105,10 +108,37 @@ class Topology:
 
     def _start(self) -> None:
         config = self.config
-        self.connection = self.exits.enter_context(connect(config.cluster, self.folder))
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        total, free = ray.cluster_resources(), ray.available_resources()
-        self.warnings += fits_cluster(config, total, nodes, free, grows=config.cluster.autoscaling)
+        actors = f"{config.actors.count} actor{'s' * (config.actors.count > 1)}"
+        with Starting(("Ray", "reward service", actors, "learner")) as shown:
+            self.connection = self.exits.enter_context(connect(config.cluster, self.folder))
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            total, free = ray.cluster_resources(), ray.available_resources()
+            self.warnings += fits_cluster(config, total, nodes, free, grows=config.cluster.autoscaling)
+            shown.done("Ray")
+            make_stream = self._open_store()
+            self.metrics = RunMetrics("driver", self.run_id)
+            # Side by side, as each takes seconds to import what it needs; they end side by side, too.
+            self.exits.callback(self._end)
+            make_actor = partial(remote_actor(config.actors.options).remote, self._actor_spec(make_stream))
+            self.actors = ActorPool(make_actor, config.actors.count, SLOTS_PER_ACTOR, config.stall_timeout_s)
+            self._ends.append(self.actors.kill)
+            version = partial(_reward_version, config, self._deployed)
+            self.learning = Learning(config, self.folder, self.run_id, self.train, make_stream, version, self.metrics)
+            self._ends.append(self.learning.close)
+            learner = self.learning.begin(resume=self.resume)
+            if not self.connection.local:  # else the service ends with its cluster
+                self._ends.append(self._end_rewards)
+            self.rewards = deploy(config.reward, reward_app_name(self.run_id))
+            self._deployed.set_result(self.rewards)
+            shown.done("reward service")
+            self.actors.wait_ready(config.start_timeout_s)
+            shown.done(actors)
+            learner.result()
+            shown.done("learner")
+
+    def _open_store(self) -> Callable[[], TrajectoryStream]:
+        """The store runs, this process is connected; returns what connects others."""
+        config = self.config
         if config.store.is_embedded:
             server = self.exits.enter_context(EmbeddedServer(self.folder / "store", config.store))
             self.exits.enter_context(StoreWatch(server))
@@ -117,11 +147,17 @@ class Topology:
             address = config.store.external_address()
         make_stream = partial(_stream, address, self.run_id, config.store)
         self.stream = self.exits.enter_context(make_stream())
-        self.rewards = deploy(config.reward, reward_app_name(self.run_id))
-        self.exits.callback(self._end_rewards)
-        self.metrics = RunMetrics("driver", self.run_id)
-        of = config.evaluation
-        spec = ActorSpec(
+        return make_stream
+
+    def _end(self) -> None:
+        self._deployed.cancel()  # a learner that still waits for it waits no longer
+        with ThreadPoolExecutor(len(self._ends) or 1) as pool:
+            for ended in [pool.submit(end) for end in self._ends]:
+                ended.result()
+
+    def _actor_spec(self, make_stream: Callable[[], TrajectoryStream]) -> ActorSpec:
+        config, of = self.config, self.config.evaluation
+        return ActorSpec(
             run_id=self.run_id,
             seed=config.seed,
             model=config.model,
@@ -139,23 +175,13 @@ class Topology:
             publish_timeout_s=config.store.publish_timeout_s,
             fetch_timeout_s=config.stall_timeout_s,
             stream=make_stream,
-            rewards=partial(RewardClient, self.rewards),
             metrics=partial(RunMetrics, "actor", self.run_id),
             judges=partial(judges, config.evaluation.scorers),
         )
-        actor = remote_actor(config.actors.options)
-        make = partial(actor.remote, spec)
-        self.actors = ActorPool(make, config.actors.count, SLOTS_PER_ACTOR, config.stall_timeout_s)
-        self.exits.callback(self.actors.kill)
-        version = RECONSTRUCTION if config.rollout.reward == "reconstruction" else self.rewards.version
-        self.learning = Learning(config, self.folder, self.run_id, self.train, make_stream, version, self.metrics)
-        self.exits.callback(self.learning.close)
-        self.learning.begin(resume=self.resume)
-        self.actors.wait_ready(config.start_timeout_s)
 
     def _end_rewards(self) -> None:
         with contextlib.suppress(RewardError):  # it must not hide why the run ends; an ownerless service ends itself
-            shutdown(self.rewards)
+            shutdown(reward_app_name(self.run_id))
 
     @property
     def version(self) -> int:
@@ -164,11 +190,11 @@ class Topology:
     # what actors are asked
 
     def roll(self, actor: int, item: WorkItem) -> None:
-        self.actors.call(actor, "roll", item, item, self.learning.weights)
+        self.actors.call(actor, "roll", item, item, self.learning.weights, self.rewards)
 
     def evaluate(self, actor: int, part: EvaluationPart, known: list[Row]) -> None:
         rows = [row for row in known if row.image_id in part.image_ids]
-        self.actors.call(actor, "evaluate", part, part.image_ids, part.weights, rows, part.keep)
+        self.actors.call(actor, "evaluate", part, part.image_ids, part.weights, rows, part.keep, self.rewards)
 
     def rolling(self) -> set[str]:
         """Ids of the groups that actors are rolling out."""
@@ -199,6 +225,11 @@ class Topology:
                 f"{len(self.actors.calls)} calls of actors are out; look at the actors in the Ray dashboard"
             )
         return [], False
+
+
+def _reward_version(config: RunConfig, deployed: Future[RewardApp]) -> str:
+    """The version of the rewards that a run trains on, once its service is up."""
+    return RECONSTRUCTION if config.rollout.reward == "reconstruction" else deployed.result().version
 
 
 def _stream(address: StoreAddress, run_id: str, settings: Any) -> TrajectoryStream:

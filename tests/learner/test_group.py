@@ -106,4 +106,6 @@ def test_what_a_rank_raises_is_told_with_its_cause_and_is_no_death(make_group: C
 
 def test_a_cluster_without_room_is_reported(cluster: None) -> None:
     with pytest.raises(LearnerUnplaced, match="no_such_thing"):
-        LearnerGroup(BASE, GroupSettings(resources={"no_such_thing": 1.0}, start_timeout_s=1.0), FakeModel, give_pairs)
+        LearnerGroup(
+            BASE, GroupSettings(resources={"no_such_thing": 1.0}, start_timeout_s=1.0), FakeModel, give_pairs
+        ).launch()

@@ -15,6 +15,7 @@ from actors.actor import ActorSpec
 from actors.work import WorkItem, WorkReport
 from restoration.evaluate import Row
 from restoration.weights import WeightsMessage
+from reward_service.settings import RewardApp
 from trajectories.schema import RecordMeta, Trajectories
 
 STEPS, LATENT = 2, (4, 16, 16)  # as the tiny model of the system tests has them with sampler.steps=3 and crops of 32
@@ -30,7 +31,7 @@ class StandIn:
     def ready(self) -> int:
         return os.getpid()
 
-    def roll(self, item: WorkItem, weights: WeightsMessage) -> WorkReport:
+    def roll(self, item: WorkItem, weights: WeightsMessage, rewards: RewardApp) -> WorkReport:
         assert len(ray.get(weights.ref)) > 0
         time.sleep(0.1)
         for group_id, image_id in zip(item.group_ids, item.image_ids, strict=True):
@@ -52,7 +53,12 @@ class StandIn:
         return WorkReport(item.index, weights.version, len(item.image_ids))
 
     def evaluate(
-        self, image_ids: Sequence[str], weights: WeightsMessage | None, known: Sequence[Row], keep: Sequence[str]
+        self,
+        image_ids: Sequence[str],
+        weights: WeightsMessage | None,
+        known: Sequence[Row],
+        keep: Sequence[str],
+        rewards: RewardApp,
     ) -> tuple[list[Row], dict[str, np.ndarray]]:
         time.sleep(0.1)
         names = ("psnr", "ssim", "reward", "input_psnr", "input_ssim", "input_reward", "gt_reward")

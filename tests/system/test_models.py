@@ -33,7 +33,6 @@ from restoration.datasets.paired import discover
 from restoration.evaluate import evaluate_pairs
 from restoration.weights import WeightsMessage, from_bytes
 from reward_service import service
-from reward_service.client import RewardClient
 from tests.restoration.released_models import MODELS
 from tests.system.conftest import write_pairs
 from trajectories.server import EmbeddedServer
@@ -155,14 +154,15 @@ def test_a_model_goes_from_rollout_through_reward_and_learner_step_to_restored_p
         publish_timeout_s=30,
         fetch_timeout_s=60,
         stream=make_stream,
-        rewards=partial(RewardClient, system.rewards),
         metrics=partial(RunMetrics, "actor", "models"),
         judges=dict,
     )
     ray.get([system.actor.begin.remote(spec), system.rank.begin.remote(config, make_stream, train)], timeout=240)
 
     before = system.publish(0)
-    report: WorkReport = system.ask(system.actor, "roll", WorkSequence(train.image_ids, 2, 0).item(0), before)
+    report: WorkReport = system.ask(
+        system.actor, "roll", WorkSequence(train.image_ids, 2, 0).item(0), before, system.rewards
+    )
     assert report.published == 2 and not report.quarantined
     with make_stream() as stream:
         schedule = load(config.model).schedule(config.sampler)
@@ -188,7 +188,7 @@ def test_a_model_goes_from_rollout_through_reward_and_learner_step_to_restored_p
     assert new.keys() == old.keys() and all(re.fullmatch(targets, n.partition(".lora_")[0]) for n in new)
     assert any(not new[n].equal(old[n]) for n in new)
     ids = heldout.image_ids[:1]
-    _, tuned = system.ask(system.actor, "evaluate", ids, after, (), ids)
+    _, tuned = system.ask(system.actor, "evaluate", ids, after, (), ids, system.rewards)
     torch.set_num_threads(spec.threads)  # more would change the last bits
     policy, sampler = load_policy(run)
     assert sampler == config.sampler and isinstance(sampler, SamplerSettings)
