@@ -26,6 +26,7 @@ from reward_service import ownership
 from reward_service.batching import Batcher, BatchReport, Reply
 from reward_service.bounded import bounded
 from reward_service.errors import RewardUnavailable
+from reward_service.listening import listen_on_node_address
 from reward_service.placement import shortage, wanted_by
 from reward_service.scorers import make_scorer
 from reward_service.settings import RewardApp, RewardSettings, run_of_app
@@ -67,6 +68,7 @@ class RewardReplica:
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
+        listen_on_node_address()
         self.settings = RewardSettings(**settings)
         self.device = "cuda" if self.settings.num_gpus > 0 else "cpu"  # Ray shows a replica its own GPUs only
         _limit_threads(self.settings.threads)

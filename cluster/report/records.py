@@ -77,7 +77,7 @@ class MetricsLog:
 
     def _to_tensorboard(self, row: Record) -> None:
         if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # 3 s of imports, not for readers
+            from torch.utils.tensorboard import SummaryWriter  # not for readers
 
             self._writer = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=self._purge_step)
         group = "/".join(str(row[k]) for k in ("kind", "who") if k in row)

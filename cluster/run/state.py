@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ from actors.work import Quarantined, WorkItem, WorkReport, WorkSequence
 from cluster.config.configure import ConfigError, save_config
 from cluster.config.recipe import RunConfig
 from cluster.config.resume import keep_config
+from cluster.report.figures import load_libraries
 from cluster.report.records import MetricsLog, read_metrics
 from cluster.report.report import write_report
 from cluster.run.evaluations import EvaluationPart
@@ -66,6 +68,7 @@ class RunState:
         self.config, self.folder, self.resume = config, folder, resume
         self.counts: dict[str, int] = {}
         self.told_ratio = False
+        self.reporting = False  # whether the report's libraries are being loaded
         self.warnings: list[str] = []  # about what a resumed run changes
         self.phase_s: dict[str, float] = {}  # seconds that actors spent since the last step
         self.exits = ExitStack()
@@ -195,6 +198,9 @@ class RunState:
             self.heldout.rewind(self.parts.version)
             return
         if step is not None:
+            if not self.reporting:  # here, so that the start waits for it no more than the end
+                self.reporting = True
+                threading.Thread(target=load_libraries, name="report", daemon=True).start()
             self.parts.learning.patience.progressed()
             self._record(step)
             self.heldout.learned(step.version)

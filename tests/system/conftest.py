@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -102,6 +103,18 @@ class Run:
                     found.append(process)
             except psutil.Error:
                 continue
+        return found
+
+    def listening(self) -> dict[str, list[str]]:
+        """Addresses at which processes of the run wait for connections -> command lines."""
+        found: dict[str, list[str]] = {}
+        run = psutil.Process(self.process.pid)
+        for process in (run, *run.children(recursive=True)):
+            with suppress(psutil.Error):
+                name = " ".join(process.cmdline()).strip()
+                for connection in process.net_connections("inet"):
+                    if connection.status == psutil.CONN_LISTEN:
+                        found.setdefault(connection.laddr.ip, []).append(f"{connection.laddr.port} {name}")
         return found
 
     def kill(self, name: str) -> None:

@@ -48,9 +48,26 @@ def test_a_run_survives_the_kill_of_its_parts_and_uses_each_trajectory_once(star
     assert (run.folder / "report.html").stat().st_size > 1000
 
 
+LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+@pytest.mark.slow
+def test_a_local_run_with_dashboard_and_two_ranks_listens_on_loopback_only(start: Start) -> None:
+    run = start("ports", "cluster.dashboard=true", "ranks.count=2")
+    run.wait_for_iteration(1)
+    found = run.listening()
+    told = " ".join(line for lines in found.values() for line in lines)
+    for part in ("gcs_server", "raylet", "dashboard", "ServeReplica", "_RankProcess", "valkey-server"):
+        assert part in told
+    assert found.keys() <= LOOPBACK, {k: v for k, v in found.items() if k not in LOOPBACK}
+    os.kill(run.process.pid, signal.SIGINT)
+    assert run.wait() == 130, run.output()
+
+
 def test_a_run_interrupted_and_resumed_equals_one_that_was_not_bit_for_bit(start: Start, synchronous: Run) -> None:
     parts = start("parts", *SYNCHRONOUS)
     parts.wait_for_iteration(2)
+    assert parts.listening().keys() <= LOOPBACK
     os.kill(parts.process.pid, signal.SIGINT)
     assert parts.wait() == 130, parts.output()
     assert "--resume" in parts.output() and "Traceback" not in parts.output()
