@@ -191,14 +191,14 @@ class LearnerGroup:
         bundle = {"CPU": group.cpus_per_rank, "GPU": group.gpus_per_rank, **group.resources}
         bundle = {name: amount for name, amount in bundle.items() if amount}
         placement = self._placement = placement_group([dict(bundle)] * group.ranks, strategy=group.strategy)
-        deadline = time.monotonic() + group.start_timeout_s
-        while not (self._closed or placement.wait(min(PLACE_LOOK_S, max(0.0, deadline - time.monotonic())))):
-            if time.monotonic() >= deadline:
-                self.close()
-                raise LearnerUnplaced(
-                    f"the cluster has no room for {group.ranks} learner ranks of {bundle} within "
-                    f"{group.start_timeout_s:g} s; it has {ray.cluster_resources()}, free {ray.available_resources()}"
-                )
+        if not self._has_room(placement) and not self._closed:
+            self.close()
+            raise LearnerUnplaced(
+                f"the cluster has no room for {group.ranks} learner ranks of {bundle} within "
+                f"{group.start_timeout_s:g} s; it has {ray.cluster_resources()}, free {ray.available_resources()}"
+            )
+        if self._closed:
+            raise LearnerDied(-1, "the group was closed")
         process: Any = ray.remote(concurrency_groups={"io": 2})(_RankProcess)  # type: ignore[call-overload]
         for rank in range(group.ranks):
             options = process.options(
@@ -215,6 +215,18 @@ class LearnerGroup:
         device = "cuda:0" if group.gpus_per_rank else "cpu"
         arguments = [(self.settings, rank, group.ranks, address, port, device) for rank in range(group.ranks)]
         self.fingerprint = self._call("start", each=arguments, timeout_s=group.start_timeout_s)[0]
+
+    def _has_room(self, placement: Any) -> bool:
+        """Whether the ranks have got their place; False after start_timeout_s, or when the group is closed."""
+        deadline = time.monotonic() + self.group.start_timeout_s
+        while not self._closed and (left := deadline - time.monotonic()) > 0:
+            try:
+                if placement.wait(min(PLACE_LOOK_S, left)):
+                    return True
+            except Exception:  # Ray has none for a placement group that was removed
+                if not self._closed:
+                    raise
+        return False
 
     def read_from(self, make_stream: Callable[[], TrajectoryStream]) -> None:
         """Let every rank fetch the latents of its share from the stream."""

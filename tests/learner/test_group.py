@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -109,3 +111,14 @@ def test_a_cluster_without_room_is_reported(cluster: None) -> None:
         LearnerGroup(
             BASE, GroupSettings(resources={"no_such_thing": 1.0}, start_timeout_s=1.0), FakeModel, give_pairs
         ).launch()
+
+
+def test_a_start_that_is_under_way_ends_when_the_group_is_closed(cluster: None) -> None:
+    group = LearnerGroup(
+        BASE, GroupSettings(resources={"no_such_thing": 1.0}, start_timeout_s=60.0), FakeModel, give_pairs
+    )
+    threading.Timer(1.0, group.close).start()
+    began = time.monotonic()
+    with pytest.raises(LearnerDied, match="closed"):
+        group.launch()
+    assert time.monotonic() - began < 20
