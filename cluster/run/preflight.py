@@ -15,9 +15,9 @@ from cluster.config.configure import ConfigError
 from cluster.config.recipe import RunConfig
 from cluster.config.tree import Problem
 from cluster.run.flow import GPU, MAX_RECORD, Flow, Size, evaluated_together, flow, held_groups, rolled_sizes
-from cluster.run.idle_keys import idle_keys
+from cluster.run.checks.idle_keys import idle_keys
 from cluster.run.machine import Machine, this_machine
-from cluster.run.roles import feeding, placement, precision
+from cluster.run.checks.roles import feeding, placement, precision
 from restoration.base_models import CheckpointError, ModelFacts, describe
 from restoration.base_models.interface import SamplerSettings
 from restoration.datasets.paired import PairedFolder
