@@ -80,6 +80,13 @@ def test_a_model_or_data_that_are_not_there_are_problems_beside_the_others(tmp_p
     assert "Traceback" not in result.output
 
 
+def test_data_that_are_not_there_are_told_beside_what_a_model_tells_without_pictures(tmp_path: Path) -> None:
+    result = run(OURS, f"model={DEMO}", f"data.root={tmp_path}/none", "sampler.steps=1", "--dry-run")
+    assert result.exit_code == 2, result
+    problems = [line for line in result.stdout.splitlines() if line.startswith("problem: ")]
+    assert [p.split(":")[1].strip() for p in problems] == ["sampler.steps", "data"] and "none" in problems[1]
+
+
 def test_a_resumed_run_is_checked_against_what_it_was(tmp_path: Path, data: Path) -> None:
     config = load_config(RunConfig, OURS, [f"model={DEMO}", f"data.root={data}", "rollout.crop=40"])
     with RunState(config, tmp_path / "run", resume=False):
