@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 from cluster.cli.errors import USER_MISTAKE, UserMistake
+from cluster.cli.plan import plan_of
 from cluster.config.configure import ConfigError
 from cluster.config.recipe import RunConfig
 from cluster.config.resume import check_resume
@@ -14,7 +15,6 @@ from cluster.models import load_run_config
 from cluster.run.checks.model import facts_of
 from cluster.run.checks.pictures import Pictures
 from cluster.run.machine import this_machine
-from cluster.run.plan import plan_of
 from cluster.run.preflight import examine
 from restoration.base_models import ModelFacts
 from restoration.datasets.paired import DataError, discover
