@@ -18,8 +18,8 @@ from cluster.run.machine import this_machine
 from cluster.run.preflight import examine
 from restoration.base_models import ModelFacts
 from restoration.datasets.paired import DataError, discover
-from restoration.footprint import stock
 from restoration.images import ImageError
+from restoration.stock import stock
 
 
 def show_plan(config: RunConfig, shape: str | None = None, resumed: Path | None = None) -> int:
