@@ -60,7 +60,8 @@ class PolicyItem(NamedTuple):
     shape: Shape
 
 
-class SftItem(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SftItem:
     """One sample of L_diff; `index` is its place in the whole batch and seeds its noise."""
 
     group: int
