@@ -65,7 +65,8 @@ def test_groups_that_cannot_be_trained_on_are_dropped_with_their_reason(stream: 
     assert names(collect(gather, 7)) == ["g0", "g1"]
     dropped, refused = gather.take_counts()
     assert dropped == {"stale": 1, "fingerprint": 1, "reward_version": 1}
-    assert [r.group_id for r in refused] == ["other"] and gather.take_counts() == ({}, [])
+    found = "rolled out with schedule ddim-9, the learner replays ddim-5"
+    assert refused == [Refused("other", "fingerprint", found)] and gather.take_counts() == ({}, [])
     report = stream.audit()
     assert report.ok and report.dropped_rows == {"fingerprint": 2, "reward_version": 2, "stale": 2}
     assert not report.consumed
