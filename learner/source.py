@@ -165,6 +165,7 @@ class BatchSource:
             by_step.setdefault(step, []).append(entry_id)
         for step, entries in sorted(by_step.items()):
             self.settling.settle(entries, f"consumed:step={step}", token=f"step={step}", epoch=self.epoch)
+        self.reading.forget_settled(used)
         with self._lock:
             for entry_id in used:
                 self.used.pop(entry_id, None)

@@ -111,6 +111,17 @@ def test_nothing_is_settled_before_the_step_is_durable(stream: TrajectoryStream)
     assert gather.used_groups() == set() and gather.not_yet_durable() == {}
 
 
+def test_the_reader_remembers_nothing_of_what_was_settled_by_another_connection(open_stream: OpenStream) -> None:
+    reading, settling = open_stream(), open_stream()
+    gather = BatchSource(reading, settling, SourceSettings(groups_per_step=2), FINGERPRINT, REWARD, 0)
+    publish(reading, "g0", "g1", "g2")
+    gather.use(collect(gather, 7), 8)
+    gather.settle(gather.not_yet_durable())
+    assert not reading._deliveries._delivered[gather.consumer]
+    publish(reading, "g3")
+    assert names(collect(gather, 7)) == ["g2", "g3"]
+
+
 def test_a_settlement_repeated_after_a_restart_counts_once(stream: TrajectoryStream) -> None:
     publish(stream, "g0", "g1")
     gather = source(stream)
