@@ -13,7 +13,7 @@ import torch
 from restoration.base_models import KINDS, ModelFacts, describe, load
 from restoration.base_models.interface import SamplerSettings
 from restoration.base_models.latent import LatentModel
-from tests.restoration.released_models import MODELS
+from tests.restoration.released_models import EACH, MODELS
 
 Folders = Callable[[str], Path]
 
@@ -29,7 +29,7 @@ def wrecked(folder: Path, to: Path) -> Path:
     return to
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EACH)
 def test_without_weights_everything_is_known_that_the_loaded_model_does(
     name: str, model_folder: Folders, tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ from restoration.base_models import describe, load
 from restoration.base_models.latent import LatentModel
 from restoration.footprint import Counts, Setup, actor_bytes, counts_of, rank_bytes
 from restoration.stock import STOCK, stock
-from tests.restoration.released_models import MODELS
+from tests.restoration.released_models import EACH
 
 Folders = Callable[[str], Path]
 KEYS = Path(__file__).parents[1] / "golden"
@@ -28,7 +28,7 @@ def released(name: str) -> int:
     return sum(math.prod(shape) for key, shape in shapes.items() if key not in ("logvar", "pos_embed.pos_embed"))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EACH)
 def test_a_folders_counts_are_those_of_the_loaded_and_adapted_model(name: str, model_folder: Folders) -> None:
     counts = counts_of(describe(model_folder(name)).skeleton)
     full, lora = load(model_folder(name)), describe(model_folder(name)).skeleton
