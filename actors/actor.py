@@ -23,7 +23,6 @@ from restoration.adapters import (
     load_trainable,
     make_trainable,
     reference,
-    trainable_parameters,
     trained_parameters,
 )
 from restoration.base_models import load
@@ -33,7 +32,7 @@ from restoration.degradations import seeded_rng
 from restoration.evaluate import Row, ScoreFunction, evaluate_pairs
 from restoration.images import ImageError, to_uint8
 from restoration.metrics.appearance import APPEARANCE
-from restoration.precision import enable_tf32, resolve, set_frozen_dtype
+from restoration.precision import enable_tf32, resolve, set_frozen_dtype, trainable
 from restoration.tiling import Tiling
 from restoration.weights import WeightsMessage, from_bytes, require_epoch
 from reward_service.client import RewardClient
@@ -229,7 +228,7 @@ class RolloutActor:
     def _base_state(self) -> dict[str, torch.Tensor]:
         """Of full training: what it started from, read again and not kept."""
         base = load(self.spec.model, self.spec.embeddings)
-        return {name: p.detach() for name, p in trainable_parameters(base).items()}
+        return {name: p.detach() for name, p in trainable(base).items()}
 
     def _take(self, weights: WeightsMessage) -> None:
         if (weights.epoch, weights.version) == (self.epoch, self.version):

@@ -34,6 +34,7 @@ import safetensors.torch
 import torch
 
 from actors.work import WorkSequence
+from benchmarks.records import make_record
 from benchmarks.report import RESULTS, write
 from learner import checkpoint
 from learner.advantage import AdvantageSettings, RewardRow, RewardTracks
@@ -42,7 +43,7 @@ from learner.exact import mean_variance
 from learner.objective import ObjectiveSettings
 from learner.statistics import batch_summary
 from learner.tensor_file import tensor_writer
-from trajectories.schema import RecordMeta, Trajectories
+from trajectories.schema import Trajectories
 
 ROLLOUTS, STEPS, IMAGES = 8, 6, 5000
 GROUPS = (64, 256, 1024, 4096)
@@ -91,38 +92,18 @@ def image(number: int) -> str:
 
 
 def make_group(number: int, generator: torch.Generator) -> Trajectories:
-    group_id = f"{number:08d}-000"
-    meta = RecordMeta(
-        run_id="bench",
-        epoch=0,
-        weights_version=1,
-        reward_version="bench-1",
-        scheduler_fingerprint="bench",
-        dtype="float32",
-        actor="actor-0",
-        group_id=group_id,
-        image_id=image(number % IMAGES),
-        crop=(0, 0, 512, 512),
-        flip=False,
-        seed=0,
-    )
     latents = torch.empty(1).expand(ROLLOUTS, STEPS, 4, 64, 64)  # no memory: nothing here reads them
     numbers = torch.randn(ROLLOUTS, STEPS + 3, generator=generator)
-    return Trajectories(
-        meta=meta,
-        trajectory_ids=[f"{group_id}/{k}" for k in range(ROLLOUTS)],
-        latent=(4, 64, 64),
-        states=latents,
-        targets=latents,
-        step_index=torch.arange(STEPS, dtype=torch.int32),
-        log_probs=torch.zeros(ROLLOUTS, STEPS),
+    return make_record(
+        f"{number:08d}-000",
+        latents,
+        latents,
+        image_id=image(number % IMAGES),
         rewards=3 + numbers[:, :STEPS],
-        scored=torch.ones(ROLLOUTS, STEPS, dtype=torch.bool),
         final_reward=3 + numbers[:, STEPS],
         gt_reward=4.0,
         error_l1=numbers[:, STEPS + 1].abs(),
         error_l2=numbers[:, STEPS + 2].abs(),
-        shift=torch.zeros(ROLLOUTS, STEPS),
     )
 
 

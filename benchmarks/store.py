@@ -23,8 +23,9 @@ from typing import Any
 import redis
 import torch
 
+from benchmarks.records import make_record
 from benchmarks.report import RESULTS, show, spread, write
-from trajectories.schema import RecordMeta, Summary, Trajectories, encode, encode_summary
+from trajectories.schema import Summary, Trajectories, encode, encode_summary
 from trajectories.server import EmbeddedServer
 from trajectories.settings import StoreAddress, StoreSettings
 from trajectories.stream import TrajectoryStream
@@ -40,48 +41,13 @@ SHAPES = {  # K, S, C, h, w, float32
 SETTINGS = StoreSettings(max_entries=IN_FLIGHT, max_bytes=256 << 20)
 
 
-def make_record(run_id: str, group_id: str, latents: list[torch.Tensor]) -> Trajectories:
-    rows, steps = latents[0].shape[:2]
-    meta = RecordMeta(
-        run_id=run_id,
-        epoch=0,
-        weights_version=1,
-        reward_version="bench-1",
-        scheduler_fingerprint="bench",
-        dtype="float32",
-        actor="actor-0",
-        group_id=group_id,
-        image_id="image",
-        crop=(0, 0, 128, 128),
-        flip=False,
-        seed=0,
-    )
-    states, targets = latents
-    return Trajectories(
-        meta=meta,
-        trajectory_ids=[f"{group_id}/{k}" for k in range(rows)],
-        latent=tuple(states.shape[2:]),
-        states=states,
-        targets=targets,
-        step_index=torch.arange(steps, dtype=torch.int32),
-        log_probs=torch.zeros(rows, steps),
-        rewards=torch.ones(rows, steps),
-        scored=torch.ones(rows, steps, dtype=torch.bool),
-        final_reward=torch.ones(rows),
-        gt_reward=1.0,
-        error_l1=torch.ones(rows),
-        error_l2=torch.ones(rows),
-        shift=torch.zeros(rows, steps),
-    )
-
-
 def make_latents(shape: tuple[int, ...]) -> list[torch.Tensor]:
     return [torch.randn(shape) for _ in range(2)]
 
 
 def produce_ours(address: StoreAddress, run_id: str, shape: tuple[int, ...], count: int, ready: Any) -> None:
     latents = make_latents(shape)
-    records = [make_record(run_id, f"g{n}", latents) for n in range(count)]  # they share the latents
+    records = [make_record(f"g{n}", *latents, run_id=run_id) for n in range(count)]  # they share the latents
     with TrajectoryStream(address, run_id, SETTINGS) as stream:
         ready.wait()
         for record in records:
@@ -109,7 +75,7 @@ def raw_client(address: StoreAddress) -> redis.Redis:
 
 
 def produce_raw(address: StoreAddress, run_id: str, shape: tuple[int, ...], count: int, ready: Any) -> None:
-    payload = encode(make_record(run_id, "g0", make_latents(shape)))
+    payload = encode(make_record("g0", *make_latents(shape), run_id=run_id))
     client = raw_client(address)
     client.ping()
     ready.wait()
@@ -173,7 +139,7 @@ def megabytes_per_second(
 
 def compare(name: str, shape: tuple[int, ...], options: argparse.Namespace, address: StoreAddress) -> dict[str, Any]:
     """Alternate ours and raw; print and return ratio and rates."""
-    record = make_record("bench", "g0", make_latents(shape))
+    record = make_record("g0", *make_latents(shape))
     size, summary = len(encode(record)), len(encode_summary(record))
     with_actions = size + record.states.nbytes  # what schema version 1 sent: the actions beside the next states
     paths: dict[str, tuple[Any, Any]] = {"ours": (produce_ours, consume_ours), "raw": (produce_raw, consume_raw)}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import gc
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple, TypeVar
@@ -23,7 +25,7 @@ Shape = tuple[int, ...]
 
 
 class BatchError(ValueError):
-    """Summary that can't be trained on together or at all; without `groups`, the ids to blame, they could."""
+    """Groups that can't be trained on, together or at all. Without `groups`, the ids to blame, the others could be."""
 
     def __init__(self, message: str, groups: Collection[str] = ()) -> None:
         super().__init__(message)
@@ -58,7 +60,7 @@ class PolicyItem(NamedTuple):
     shape: Shape
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SftItem:
     """One sample of L_diff; `index` is its place in the whole batch and seeds its noise."""
 
@@ -174,21 +176,27 @@ def make_work(batch: GlobalBatch, chosen: Sequence[int], objective: ObjectiveSet
     rl, sft = objective.rl_weights(difficulty).tolist(), objective.sft_weights(difficulty).tolist()
     by_shape: dict[Shape, tuple[list[PolicyItem], list[SftItem]]] = {}
     first = 0  # row of the batch that is the group's first
-    for g, group in zip(chosen, groups, strict=True):
-        shape = shape_of(group)
-        policy_items, sft_items = by_shape.setdefault(shape, ([], []))
-        advantages = batch.advantages[g]
-        if objective.needs_policy:
-            shares = [1 / (rows * len(values)) if values else 0.0 for values in advantages]
-            # Step by step, as the rollout evaluated them: all rows of a group at one timestep are neighbours.
-            for position, step in enumerate(group.step_index.tolist()):
-                for row, (values, share) in enumerate(zip(advantages, shares, strict=True)):
-                    if step in values:
-                        weights = rl[first + row] * share, objective.kl_beta * share
-                        policy_items.append(PolicyItem(g, row, position, values[step], *weights, shape))
-        if objective.needs_sft:
-            sft_items += [SftItem(g, i, sft[i] / rows, shape) for i in range(first, first + len(advantages))]
-        first += len(advantages)
+    with _uncollected():
+        for g, group in zip(chosen, groups, strict=True):
+            shape = shape_of(group)
+            policy_items, sft_items = by_shape.setdefault(shape, ([], []))
+            advantages = batch.advantages[g]
+            if objective.needs_policy:
+                shares = [1 / (rows * len(values)) if values else 0.0 for values in advantages]
+                weighted = [
+                    (values, rl[first + row] * share, objective.kl_beta * share)
+                    for row, (values, share) in enumerate(zip(advantages, shares, strict=True))
+                ]
+                # Step by step, as the rollout evaluated them: all rows of a group at one timestep are neighbours.
+                policy_items += [
+                    PolicyItem(g, row, position, values[step], surrogate, kl, shape)
+                    for position, step in enumerate(group.step_index.tolist())
+                    for row, (values, surrogate, kl) in enumerate(weighted)
+                    if step in values
+                ]
+            if objective.needs_sft:
+                sft_items += [SftItem(g, i, sft[i] / rows, shape) for i in range(first, first + len(advantages))]
+            first += len(advantages)
     return Work(
         tuple(item for items, _ in by_shape.values() for item in items),
         tuple(item for _, items in by_shape.values() for item in items),
@@ -235,6 +243,20 @@ def cut(image: Tensor, crop: tuple[int, int, int, int], flip: bool) -> Tensor:
         raise BatchError(f"crop {crop} leaves the image of {tuple(image.shape[-2:])}: the data set changed since")
     part = image[..., y : y + h, x : x + w]
     return part.flip(-1) if flip else part
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Inside, Python looks for no cycles. Items make none, and to look at all of them again and again takes longer than
+    to make them.
+    """
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def _ordered(groups: Sequence[Summary]) -> tuple[Summary, ...]:

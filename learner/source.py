@@ -74,7 +74,7 @@ class _Counts:
 class BatchSource:
     """The reader of a run's stream in one epoch. An entry is settled only when the step that used it is durable.
 
-    `collect` and `refuse` may run in one thread beside `use` and `settle` in others.
+    `collect` and `refuse` are the reader's, one call at a time; `use` and `settle` may run in other threads.
 
     Args:
         reading, settling: connections to the stream of the run, one for each side.
@@ -109,17 +109,18 @@ class BatchSource:
         """
         wanted = self.settings.groups_per_step
         for entry_id, summary in list(self.waiting.items()):  # some may have grown too old meanwhile
-            if (reason := self._refusal(summary, version)) is not None:
-                self._drop(entry_id, summary.meta.group_id, reason, "")
+            if (refused := self._refusal(summary, version)) is not None:
+                self._drop(entry_id, summary.meta.group_id, *refused)
         while len(self.waiting) < wanted:
             if stop.is_set():
                 raise Stopped
             for entry in self._next(wanted - len(self.waiting)):
-                reason = self._refusal(entry.summary, version)
-                if reason is None and isinstance(entry.summary, Summary):
-                    self.waiting[entry.entry_id] = entry.summary
+                if isinstance(entry.summary, SchemaError):
+                    self._drop(entry.entry_id, entry.group_id, "schema", str(entry.summary)[:500])
+                elif (refused := self._refusal(entry.summary, version)) is not None:
+                    self._drop(entry.entry_id, entry.group_id, *refused)
                 else:
-                    self._drop(entry.entry_id, entry.group_id, str(reason), str(entry.summary)[:500])
+                    self.waiting[entry.entry_id] = entry.summary
         chosen = sorted(list(self.waiting.items())[:wanted], key=lambda pair: pair[1].meta.group_id)
         for entry_id, _ in chosen:
             del self.waiting[entry_id]
@@ -164,6 +165,7 @@ class BatchSource:
             by_step.setdefault(step, []).append(entry_id)
         for step, entries in sorted(by_step.items()):
             self.settling.settle(entries, f"consumed:step={step}", token=f"step={step}", epoch=self.epoch)
+        self.reading.forget_settled(used)
         with self._lock:
             for entry_id in used:
                 self.used.pop(entry_id, None)
@@ -193,13 +195,14 @@ class BatchSource:
             if reason not in ("stale", "reward_version"):
                 self._counts.refused.append(Refused(group_id, reason, detail))
 
-    def _refusal(self, summary: Summary | SchemaError, version: int) -> str | None:
-        if isinstance(summary, SchemaError):
-            return "schema"
-        if summary.meta.scheduler_fingerprint != self.fingerprint:
-            return "fingerprint"
-        if summary.meta.reward_version != self.reward_version:
-            return "reward_version"
-        if version - summary.meta.weights_version > self.settings.max_staleness:
-            return "stale"
+    def _refusal(self, summary: Summary, version: int) -> tuple[str, str] | None:
+        """The reason, a word, and the detail."""
+        meta = summary.meta
+        if meta.scheduler_fingerprint != self.fingerprint:
+            found = f"rolled out with schedule {meta.scheduler_fingerprint}, the learner replays {self.fingerprint}"
+            return "fingerprint", found
+        if meta.reward_version != self.reward_version:
+            return "reward_version", f"scored by {meta.reward_version}, the run by {self.reward_version}"
+        if version - meta.weights_version > self.settings.max_staleness:
+            return "stale", f"of weights {meta.weights_version}, the learner has {version}"
         return None

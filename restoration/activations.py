@@ -112,23 +112,22 @@ def acting(
     """
     found: dict[str, int] = {}
     rows = images * rollouts
+    models = {dtype: _of(skeleton, dtype) for dtype in set(dtypes)}  # a copy of thousands of modules takes its time
+    conditioner, denoiser, decoder = (models[dtype] for dtype in dtypes)
     with torch.no_grad():
-        model = _of(skeleton, dtypes[0])
         lq = torch.empty(images, 3, height, width, device="meta")
-        with counted(model, lq) as live:
-            condition = model.condition(lq)
+        with counted(conditioner, lq) as live:
+            condition = conditioner.condition(lq)
         found["condition"] = live.peak
         condition = condition.repeat_interleave(rollouts)
         found["held"] = sum(t.nbytes for t in _tensors(condition))
-        model = _of(skeleton, dtypes[1])
         x_t, times = _noisy(condition, rows)
-        with counted(model, x_t, times, *_tensors(condition)) as live:
-            model.denoise(x_t, times, condition, guidance_scale)
+        with counted(denoiser, x_t, times, *_tensors(condition)) as live:
+            denoiser.denoise(x_t, times, condition, guidance_scale)
         found["denoise"] = live.peak
-        model = _of(skeleton, dtypes[2])
         some = condition[:decoded]
-        with counted(model, *_tensors(some)) as live:
-            model.decode(some.latent, some)
+        with counted(decoder, *_tensors(some)) as live:
+            decoder.decode(some.latent, some)
         found["decode"] = live.peak
     return found
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from restoration.base_models.interface import BaseModel
-from restoration.precision import resolve
+from restoration.precision import resolve, trainable
 
 _STATE = "_restorl_adapted"
 _ADAPTER = "default"
@@ -92,7 +92,7 @@ def make_trainable(model: BaseModel, settings: AdaptSettings, keep_reference: bo
     if settings.mode == "lora":
         _inject_lora(model, settings)
     else:
-        for parameter in trainable_parameters(model).values():
+        for parameter in trainable(model).values():
             parameter.requires_grad_(True)
     parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
     if not parameters:
@@ -138,19 +138,9 @@ def enable_checkpointing(model: BaseModel) -> None:
             enable()
 
 
-def trainable_parameters(model: BaseModel) -> dict[str, nn.Parameter]:
-    """What SFT trains, by its names in the policy (the model's `trainable_names`)."""
-    named = model.policy.named_parameters()
-    return {name: p for name, p in named if any(re.match(pattern, name) for pattern in model.trainable_names)}
-
-
 def trained_parameters(model: BaseModel) -> dict[str, nn.Parameter]:
     """The trained parameters by their names in the policy."""
     return dict(_adapted(model).parameters)
-
-
-def settings_of(model: BaseModel) -> AdaptSettings:
-    return _adapted(model).settings
 
 
 @contextmanager

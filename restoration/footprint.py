@@ -3,32 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from diffusers import (
-    AutoencoderKL,
-    ControlNetModel,
-    FluxControlNetModel,
-    FluxTransformer2DModel,
-    SD3ControlNetModel,
-    SD3Transformer2DModel,
-    UNet2DConditionModel,
-)
 from torch import nn
 
-from restoration.backbones.restormer import Restormer, RestormerConfig
-from restoration.base_models import describe
-from restoration.base_models.diffbir import DiffBIR
-from restoration.base_models.flow_flux import FluxControl
-from restoration.base_models.flow_sd3 import SD3Control
-from restoration.base_models.interface import NEGATIVE
 from restoration.base_models.latent import LatentModel
-from restoration.base_models.networks.released import without_hint
-from restoration.base_models.pixel_control import PixelControl
 from restoration.precision import networks_of, trainable
 
 FULL = 4  # bytes of a float32
@@ -109,11 +89,6 @@ def counts_of(skeleton: LatentModel, targets: str | None = None) -> Counts:
     )
 
 
-def parameter_counts(folder: Path | str, targets: str | None = None) -> Counts:
-    """Of a model folder, whose weights are not read. Raises CheckpointError."""
-    return counts_of(describe(folder).skeleton, targets)
-
-
 def actor_bytes(counts: Counts, setup: Setup) -> dict[str, int]:
     """What the weights take on an actor's device, by what they are."""
     trained = setup.trained(counts)
@@ -121,7 +96,7 @@ def actor_bytes(counts: Counts, setup: Setup) -> dict[str, int]:
         "frozen weights": setup.frozen(counts) * setup.frozen_bytes,
         "trained weights": trained * FULL,
         "embeddings": counts.embeddings * FULL,
-        "casts": _casts(counts, setup, setup.mode == "full"),
+        "casts": _trained_casts(counts, setup),
     }
 
 
@@ -141,7 +116,7 @@ def rank_bytes(counts: Counts, setup: Setup) -> tuple[dict[str, int], dict[str, 
         "gradients": trained * FULL // of[2],
         "reference": trained * FULL if setup.reference and setup.mode == "full" else 0,
         "embeddings": counts.embeddings * FULL,
-        "casts": _casts(counts, setup, setup.mode == "full"),
+        "casts": _trained_casts(counts, setup) + _frozen_casts(counts, setup),
     }
     host = {
         "published weights": trained * FULL,
@@ -152,16 +127,17 @@ def rank_bytes(counts: Counts, setup: Setup) -> tuple[dict[str, int], dict[str, 
     return device, host
 
 
-def _casts(counts: Counts, setup: Setup, full: bool) -> int:
-    """Copies that autocast makes of the policy's float32 weights, and keeps until the step's end.
+def _trained_casts(counts: Counts, setup: Setup) -> int:
+    """Copies that autocast makes of trained float32 weights and keeps to its end; a LoRA's are small and left out."""
+    kept = setup.mode == "full" and setup.compute_bytes < FULL
+    return counts.trainable * setup.compute_bytes if kept else 0
 
-    A LoRA counts little and is left out.
-    """
-    if setup.compute_bytes >= FULL:
-        return 0
-    trained = counts.trainable if full else 0
-    frozen = counts.policy - trained if setup.frozen_bytes == FULL else 0
-    return (trained + frozen) * setup.compute_bytes
+
+def _frozen_casts(counts: Counts, setup: Setup) -> int:
+    """Copies of the policy's frozen float32 weights: autocast makes them at each use, and a graph holds them all."""
+    held = setup.compute_bytes < FULL == setup.frozen_bytes
+    frozen = counts.policy - (counts.trainable if setup.mode == "full" else 0)
+    return frozen * setup.compute_bytes if held else 0
 
 
 def _lora_a_rank(policy: nn.Module, targets: str) -> int:
@@ -174,98 +150,3 @@ def _lora_a_rank(policy: nn.Module, targets: str) -> int:
                 area = layer.kernel_size[0] * layer.kernel_size[1]
                 count += layer.in_channels * area + layer.out_channels // layer.groups
     return count
-
-
-# Architectures of public models in diffusers' configs, where they differ from its defaults.
-_SD21 = {
-    "block_out_channels": (320, 640, 1280, 1280),
-    "attention_head_dim": (5, 10, 20, 20),
-    "cross_attention_dim": 1024,
-    "use_linear_projection": True,
-}
-_SDXL = {
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-_SD3 = {
-    "sample_size": 128,
-    "in_channels": 16,
-    "out_channels": 16,
-    "attention_head_dim": 64,
-    "num_attention_heads": 24,
-    "joint_attention_dim": 4096,
-    "caption_projection_dim": 1536,
-    "pooled_projection_dim": 2048,
-    "pos_embed_max_size": 192,
-}
-_FLUX = {"in_channels": 64, "guidance_embeds": True}
-_VAE = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-}
-_VAE16 = _VAE | {"latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False, "shift_factor": 0.06}
-
-
-def _vae(config: dict[str, Any]) -> AutoencoderKL:
-    return AutoencoderKL(**config)
-
-
-def _texts(tokens: int, width: int, pooled: int = 0, negative: bool = True) -> dict[str, torch.Tensor]:
-    one = {"text": torch.empty(1, tokens, width)} | ({"pooled": torch.empty(1, pooled)} if pooled else {})
-    return one | ({NEGATIVE + name: value for name, value in one.items()} if negative else {})
-
-
-def _sd21() -> LatentModel:
-    unet = UNet2DConditionModel(sample_size=64, **_SD21)
-    control = without_hint(ControlNetModel(in_channels=8, **_SD21))
-    text = _texts(77, 1024)
-    return DiffBIR(_vae(_VAE), unet, control, _restormer(), text["text"], text[NEGATIVE + "text"])
-
-
-def _sdxl() -> LatentModel:
-    up = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
-    unet = UNet2DConditionModel(sample_size=128, up_block_types=up, **_SDXL)
-    return PixelControl(_vae(_VAE), unet, ControlNetModel(**_SDXL), _restormer(), _texts(77, 2048, 1280))
-
-
-def _sd3() -> LatentModel:
-    control = SD3ControlNetModel(num_layers=6, **_SD3)
-    return SD3Control(
-        _vae(_VAE16), SD3Transformer2DModel(num_layers=24, **_SD3), control, _restormer(), _texts(333, 4096, 2048)
-    )
-
-
-def _flux() -> LatentModel:
-    control = FluxControlNetModel(num_layers=5, num_single_layers=10, **_FLUX)
-    text = _texts(512, 4096, 768, negative=False)
-    return FluxControl(_vae(_VAE16), FluxTransformer2DModel(**_FLUX), control, _restormer(), text)
-
-
-def _restormer() -> Restormer:
-    return Restormer(RestormerConfig())
-
-
-STOCK: dict[str, Callable[[], LatentModel]] = {"sd21": _sd21, "sdxl": _sdxl, "sd3": _sd3, "flux": _flux}
-
-
-def stock(name: str) -> LatentModel:
-    """A model of the shapes of Stable Diffusion 2.1 (DiffBIR), XL, 3 or Flux.1 dev with a ControlNet, without weights.
-
-    ControlNets: DiffBIR's; diffusers' own of SDXL; 6 blocks for SD 3; 5 and 10 blocks for Flux. Cleaner: Restormer.
-
-    Raises:
-        ValueError: another name.
-    """
-    if name not in STOCK:
-        raise ValueError(f"stock shapes {name!r}: choose {', '.join(STOCK)}")
-    with torch.device("meta"):
-        return STOCK[name]()

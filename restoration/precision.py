@@ -96,7 +96,7 @@ def networks_of(model: BaseModel) -> list[nn.Module]:
 
 
 def trainable(model: BaseModel) -> dict[str, nn.Parameter]:
-    """The policy's parameters whose names begin with one of the model's `trainable_names`."""
+    """What SFT trains, by its names in the policy: those that begin with one of the model's `trainable_names`."""
     named = model.policy.named_parameters()
     return {name: p for name, p in named if any(re.match(pattern, name) for pattern in model.trainable_names)}
 

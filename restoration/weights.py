@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import safetensors
-import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -97,8 +96,3 @@ def require_epoch(message: WeightsInfo | WeightsMessage, minimum: int) -> None:
         raise StaleEpoch(
             f"weights version {message.version} come from epoch {message.epoch}, the run is in epoch {minimum}: refused"
         )
-
-
-def checksum(state: Mapping[str, Tensor]) -> float:
-    """A float64 sum over all values, to compare two copies in a log."""
-    return float(sum(value.detach().to("cpu", torch.float64).abs().sum() for value in state.values()))

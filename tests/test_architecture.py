@@ -85,6 +85,16 @@ RULES = (
         ("ray", "redis", "deepspeed", *others("cluster", "actors")),
     ),
     Rule(
+        "what can be known before a start needs nothing that starts",
+        ("cluster.run.preflight", "cluster.run.checks.*", "cluster.run.flow", "cluster.run.memory_plan"),
+        ("ray", "redis", "deepspeed"),
+    ),
+    Rule(
+        "nothing but the command line needs the command line",
+        ("cluster.config.*", "cluster.report.*", "cluster.run.*"),
+        ("cluster.cli",),
+    ),
+    Rule(
         "scorers and their training need neither a cluster nor a table format",
         ("reward_service.scorers", "reward_service.scorers.*", "reward_service.training.*"),
         ("ray", "redis", "deepspeed", "pyarrow", "pydantic"),

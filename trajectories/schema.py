@@ -44,7 +44,6 @@ __all__ = [
     "decode_summary",
     "encode",
     "encode_both",
-    "encode_buffer",
     "encode_summary",
     "validate",
 ]
@@ -66,14 +65,9 @@ def encode_both(record: Trajectories) -> tuple[pa.Buffer, pa.Buffer]:
     return _write(record, {**small, **_large_columns(record, arrays)}, metadata), _write(record, small, metadata)
 
 
-def encode_buffer(record: Trajectories) -> pa.Buffer:
-    """`encode` without the copy into a bytes object; `memoryview(buffer)` can be sent as it is."""
-    return encode_both(record)[0]
-
-
 def encode(record: Trajectories) -> bytes:
     """The record as an Arrow IPC stream. Raises SchemaError when it breaks the rules of `validate`."""
-    return bytes(encode_buffer(record).to_pybytes())
+    return bytes(encode_both(record)[0].to_pybytes())
 
 
 def encode_summary(summary: Summary) -> bytes:

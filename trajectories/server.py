@@ -18,8 +18,6 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -284,20 +282,6 @@ class EmbeddedServer:
         finally:
             client.close()
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def open_store(settings: StoreSettings, folder: Path) -> Iterator[tuple[StoreAddress, EmbeddedServer | None]]:
-    """The store that `settings` names: (address, server), where server is None for an external one.
-
-    Raises:
-        StoreError: the embedded server does not start, or the environment variable of the password is missing.
-    """
-    if not settings.is_embedded:
-        yield settings.external_address(), None
-        return
-    with EmbeddedServer(folder, settings) as server:
-        yield server.address, server
 
 
 def _locked(file: IO[str]) -> bool:

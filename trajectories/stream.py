@@ -255,6 +255,10 @@ class TrajectoryStream:
         self._deliveries.settled(ids)
         return results
 
+    def forget_settled(self, entry_ids: Iterable[str]) -> None:
+        """Don't remember as handed out what another instance has settled: that would grow for ever."""
+        self._deliveries.settled(entry_ids)
+
     def reclaim_others(self, consumer: str, epoch: int | None = None) -> list[Entry]:
         """Take over everything that any other consumer has read and not settled, in the order of publication.
 

@@ -6,18 +6,20 @@ import warnings
 from pathlib import Path
 
 from cluster.cli.errors import USER_MISTAKE, UserMistake
+from cluster.cli.plan import plan_of
 from cluster.config.configure import ConfigError
 from cluster.config.recipe import RunConfig
 from cluster.config.resume import check_resume
 from cluster.config.tree import Problem
 from cluster.models import load_run_config
+from cluster.run.checks.model import facts_of
+from cluster.run.checks.pictures import Pictures
 from cluster.run.machine import this_machine
-from cluster.run.plan import plan_of
-from cluster.run.preflight import Pictures, examine, facts_of
+from cluster.run.preflight import examine
 from restoration.base_models import ModelFacts
 from restoration.datasets.paired import DataError, discover
-from restoration.footprint import stock
 from restoration.images import ImageError
+from restoration.stock import stock
 
 
 def show_plan(config: RunConfig, shape: str | None = None, resumed: Path | None = None) -> int:
@@ -32,11 +34,8 @@ def show_plan(config: RunConfig, shape: str | None = None, resumed: Path | None 
     """
     facts = facts_of(config) if shape is None else _stock(shape)
     pictures = _pictures(config, assumed=shape is not None)
-    seen = pictures if isinstance(pictures, Pictures) else Pictures([], [])
-    found = examine(config, seen, facts, this_machine())
+    found = examine(config, pictures, facts, this_machine())
     problems, told = list(found.problems), list(found.warnings)
-    if isinstance(pictures, Problem):
-        problems.append(pictures)
     if resumed is not None:
         try:
             told += check_resume(load_run_config(resumed), config)

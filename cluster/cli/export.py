@@ -74,7 +74,8 @@ def write(
         ValueError: `over` is missing or not needed, or the model has no released layout.
     """
     from cluster.models import is_run, load_policy
-    from restoration.adapters import merge, save_lora, trainable_parameters, trained_parameters
+    from restoration.adapters import merge, save_lora, trained_parameters
+    from restoration.precision import trainable
 
     policy, sampler = load_policy(run, checkpoint)
     tuned = is_run(run) and checkpoint != "base"
@@ -82,7 +83,7 @@ def write(
         if not tuned:
             raise ValueError(f"{run} with --checkpoint {checkpoint} has no LoRA; only a trained run has one")
         return save_lora(policy, out)
-    trained = set(trainable_parameters(policy))  # by SFT, of which a run knows nothing
+    trained = set(trainable(policy))  # by SFT, of which a run knows nothing
     if tuned:
         trained |= trained_parameters(policy).keys()
         merge(policy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self
@@ -41,8 +42,11 @@ class RoleSettings:
 
     def __post_init__(self) -> None:
         for name, least in (("count", 1), ("num_cpus", 0), ("num_gpus", 0), ("threads", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: at least {least}")
+            if not least <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)}: a number of at least {least}")
+        for name, amount in self.resources.items():
+            if not 0 < amount < math.inf:
+                raise ValueError(f"resources[{name!r}]={amount}: must be above 0; leave it out instead")
 
     @property
     def options(self) -> dict[str, object]:

@@ -298,14 +298,14 @@ class Learning:
         blamed = getattr(error, "groups", ())
         if not blamed:
             raise error
-        following = self._gathering
-        self.source.refuse(batch, [Refused(group_id, "batch", str(error)) for group_id in blamed])
-        if following is not None:  # what it gathered comes behind the groups that are left of this batch
+        following, self._gathering = self._gathering, None
+        if following is not None:  # first, as the source has one reader at a time
             self._stop.set()
             with suppress(Stopped):
                 self.source.refuse(following.result(timeout=self.config.stall_timeout_s), ())
             self._stop = threading.Event()
-            self._gathering = None
+        # What is left of this batch comes before what was gathered for the next.
+        self.source.refuse(batch, [Refused(group_id, "batch", str(error)) for group_id in blamed])
         return self._batch(version)
 
     # checkpoints

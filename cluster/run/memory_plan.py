@@ -46,18 +46,17 @@ def memory_plan(config: RunConfig, facts: ModelFacts, moved: Flow, heldout: Sequ
     Args:
         heldout: sizes of the pictures that are evaluated.
     """
-    counts, setup = counts_of(facts.skeleton, config.adapt.targets), setup_of(config)
-    return [_actor(config, facts, counts, setup, moved, heldout), _rank(config, facts, counts, setup, moved)]
+    counts = counts_of(facts.skeleton, config.adapt.targets)
+    return [_actor(config, facts, counts, moved, heldout), _rank(config, facts, counts, moved)]
 
 
-def setup_of(config: RunConfig) -> Setup:
-    """How weights are kept under a configuration."""
-    reduced = config.learner.dtype == "bfloat16"
+def setup_of(config: RunConfig, compute: torch.dtype) -> Setup:
+    """How weights are kept where the policy's products are taken in `compute`."""
     return Setup(
         mode=config.adapt.mode,
         rank=config.adapt.rank,
-        frozen_bytes=2 if frozen_type(config) == torch.bfloat16 else 4,
-        compute_bytes=2 if reduced else 4,
+        frozen_bytes=frozen_type(config, compute).itemsize,
+        compute_bytes=compute.itemsize,
         zero_stage=config.optimiser.zero_stage,
         ranks=config.ranks.count,
         offload=config.optimiser.offload == "cpu",
@@ -66,10 +65,9 @@ def setup_of(config: RunConfig) -> Setup:
     )
 
 
-def frozen_type(config: RunConfig) -> torch.dtype:
-    """Of weights that aren't trained; `auto` as a GPU takes it."""
-    reduced = config.learner.dtype == "bfloat16"
-    return torch.bfloat16 if reduced and config.adapt.frozen_dtype != "float32" else torch.float32
+def frozen_type(config: RunConfig, compute: torch.dtype) -> torch.dtype:
+    """Of weights that aren't trained, where the policy's products are taken in `compute`; `auto` as a GPU takes it."""
+    return torch.float32 if compute == torch.float32 else _type(config.adapt.frozen_dtype)
 
 
 def _type(name: str) -> torch.dtype:
@@ -77,12 +75,11 @@ def _type(name: str) -> torch.dtype:
     return torch.bfloat16 if name == AUTO else DTYPES[name]
 
 
-def _actor(
-    config: RunConfig, facts: ModelFacts, counts: Counts, setup: Setup, moved: Flow, heldout: Sequence[Size]
-) -> RoleMemory:
+def _actor(config: RunConfig, facts: ModelFacts, counts: Counts, moved: Flow, heldout: Sequence[Size]) -> RoleMemory:
     rollout, guidance = config.rollout, config.sampler.guidance_scale
-    frozen = frozen_type(config)
-    types = (_type(rollout.condition_dtype), _type(rollout.denoise_dtype), _type(rollout.decode_dtype))
+    compute = _type(rollout.denoise_dtype)
+    setup, frozen = setup_of(config, compute), frozen_type(config, compute)
+    types = (_type(rollout.condition_dtype), compute, _type(rollout.decode_dtype))
     together = images_within(rollout.decode_pixels, *moved.picture)
     rolled = acting(
         facts.skeleton,
@@ -103,15 +100,17 @@ def _actor(
         "decode": rolled["decode"] + rolled["held"] + chain + 2 * pictures,
     }
     height, width, batch = evaluated_together(config, facts.size_multiple, heldout)
+    judging = _type(config.evaluation.dtype) if frozen == torch.float32 else frozen
     judged = acting(
-        facts.skeleton, batch, 1, height, width, guidance_scale=guidance, decoded=batch, dtypes=(frozen,) * 3
+        facts.skeleton, batch, 1, height, width, guidance_scale=guidance, decoded=batch, dtypes=(judging,) * 3
     )
     passes["evaluation"] = max(judged[k] for k in ("condition", "denoise", "decode")) + judged["held"]
     host = {"records of a batch": rollout.images_per_batch * moved.group_bytes, "while loading": _loaded(counts, setup)}
     return RoleMemory("actor", actor_bytes(counts, setup), passes, host)
 
 
-def _rank(config: RunConfig, facts: ModelFacts, counts: Counts, setup: Setup, moved: Flow) -> RoleMemory:
+def _rank(config: RunConfig, facts: ModelFacts, counts: Counts, moved: Flow) -> RoleMemory:
+    setup = setup_of(config, DTYPES[config.learner.dtype])
     kept, host = rank_bytes(counts, setup)
     learner, guidance = config.learner, config.sampler.guidance_scale
     passes = {}

@@ -81,6 +81,7 @@ def train_single(
     method = method_of(config)
     before_start(config, train, heldout)
     runner = Reference(load(config.model, config.data.embeddings), method)
+    work = WorkSequence(train.image_ids, config.rollout.images_per_batch, config.seed)
     others = {**judges(config.evaluation.scorers), **APPEARANCE}
     try:
         score = make_scorer(config.reward.scorer, **config.reward.params).score
@@ -99,7 +100,7 @@ def train_single(
         write_csv(folder / "evaluation" / "base.csv", base)
         log.append({"kind": "eval", "iteration": 0, "who": "base", **mean_values(base)})
         for iteration in range(1, config.iterations + 1):
-            metrics = step(config, runner, train, score)
+            metrics = step(config, runner, train, work, score)
             log.append({"kind": "train", "iteration": iteration, **metrics})
             if config.evaluation.due(iteration, config.iterations):
                 rows = evaluate(base)
@@ -115,14 +116,13 @@ def train_single(
     return rows
 
 
-def step(config: RunConfig, runner: Reference, train: PairedFolder, score: Any) -> dict[str, float]:
+def step(config: RunConfig, runner: Reference, train: PairedFolder, work: WorkSequence, score: Any) -> dict[str, float]:
     """Roll out the iteration's batch, score it and learn from it."""
     began = time.monotonic()
-    sequence = WorkSequence(train.image_ids, config.rollout.images_per_batch, config.seed)
     items = config.source.groups_per_step // config.rollout.images_per_batch
     groups: list[Group] = []
     for index in range(runner.iteration * items, (runner.iteration + 1) * items):
-        item = sequence.item(index)
+        item = work.item(index)
         batch, refused = draw_batch(train, item, config.rollout.crop, config.seed, runner.model.size_multiple)
         if batch is None or refused:
             raise DataError(f"{refused[0].detail}; mend the picture or take it out of the set")

@@ -20,11 +20,12 @@ from cluster.config.recipe import RunConfig
 from cluster.jobs import connect
 from cluster.metrics import RunMetrics
 from cluster.run.actor_pool import ActorPool
+from cluster.run.checks.resources import fits_cluster
 from cluster.run.evaluations import EvaluationPart
 from cluster.run.flow import SLOTS_PER_ACTOR
 from cluster.run.judges import judges
 from cluster.run.learning import Learning
-from cluster.run.preflight import before_start, fits_cluster
+from cluster.run.preflight import before_start
 from cluster.run.starting import Starting
 from restoration.datasets.paired import PairedFolder, discover
 from restoration.evaluate import Row

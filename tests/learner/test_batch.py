@@ -1,4 +1,5 @@
 import copy
+import gc
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,7 @@ from learner.batch import (
 )
 from learner.objective import ObjectiveSettings
 from tests.learner.fakes import SAMPLER, FakeModel, roll_out_group
+from tests.trajectories.records import make_record
 from trajectories.schema import Summary, Trajectories, decode_summary, encode_summary
 
 MODEL = FakeModel()
@@ -81,6 +83,26 @@ def test_recipes_without_rl_replay_nothing() -> None:
     assert make_work(batch, range(3), ObjectiveSettings(recipe="diff_sft")).policy == ()
     nothing = make_work(batch, range(3), ObjectiveSettings(recipe="base"))
     assert nothing.policy == () and nothing.sft == ()
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_items_are_made_without_a_collection_and_the_collector_is_left_as_it_was(before: bool) -> None:
+    shape = 64, 60
+    scores = {"scored": torch.ones(shape, dtype=torch.bool), "rewards": torch.ones(shape)}
+    record = make_record(shape=(*shape, 2, 4, 4), **scores)
+    batch = preview([record], AdvantageSettings())
+    collections: list[str] = []
+    try:
+        gc.callbacks.append(lambda phase, _: collections.append(phase))
+        gc.enable() if before else gc.disable()
+        items = len(make_work(batch, [0], ObjectiveSettings()).policy)
+        found = [*collections]
+        assert gc.isenabled() == before
+    finally:
+        gc.callbacks.pop()
+        gc.enable()
+    # One may come before and one behind, of two phases; the items alone would cause one for each `threshold`.
+    assert items == 64 * 60 > 5 * gc.get_threshold()[0] and len(found) <= 4
 
 
 SMALL, LARGE, TALL = (4, 8, 8, 64, 64), (4, 16, 16, 128, 128), (4, 16, 8, 128, 64)

@@ -65,7 +65,8 @@ def test_groups_that_cannot_be_trained_on_are_dropped_with_their_reason(stream: 
     assert names(collect(gather, 7)) == ["g0", "g1"]
     dropped, refused = gather.take_counts()
     assert dropped == {"stale": 1, "fingerprint": 1, "reward_version": 1}
-    assert [r.group_id for r in refused] == ["other"] and gather.take_counts() == ({}, [])
+    found = "rolled out with schedule ddim-9, the learner replays ddim-5"
+    assert refused == [Refused("other", "fingerprint", found)] and gather.take_counts() == ({}, [])
     report = stream.audit()
     assert report.ok and report.dropped_rows == {"fingerprint": 2, "reward_version": 2, "stale": 2}
     assert not report.consumed
@@ -108,6 +109,17 @@ def test_nothing_is_settled_before_the_step_is_durable(stream: TrajectoryStream)
     gather.settle(gather.not_yet_durable())
     assert (stream.audit().consumed_rows, stream.audit().pending_rows) == (4, 0)
     assert gather.used_groups() == set() and gather.not_yet_durable() == {}
+
+
+def test_the_reader_remembers_nothing_of_what_was_settled_by_another_connection(open_stream: OpenStream) -> None:
+    reading, settling = open_stream(), open_stream()
+    gather = BatchSource(reading, settling, SourceSettings(groups_per_step=2), FINGERPRINT, REWARD, 0)
+    publish(reading, "g0", "g1", "g2")
+    gather.use(collect(gather, 7), 8)
+    gather.settle(gather.not_yet_durable())
+    assert not reading._deliveries._delivered[gather.consumer]
+    publish(reading, "g3")
+    assert names(collect(gather, 7)) == ["g2", "g3"]
 
 
 def test_a_settlement_repeated_after_a_restart_counts_once(stream: TrajectoryStream) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from diffusers import (
     ControlNetModel,
@@ -239,3 +240,7 @@ MODELS: dict[str, Callable[[Path], BaseModel]] = {
     "sd3": sd3,
     "flux": flux,
 }
+
+AS_ANOTHER = ("rap", "controlnet_sdxl")  # of the same code as seesr and controlnet
+EACH = [pytest.param(name, marks=pytest.mark.slow if name in AS_ANOTHER else ()) for name in MODELS]
+"""For `parametrize`: every model, those that repeat another among the slow tests."""

@@ -15,7 +15,7 @@ from restoration.adapters import AdaptSettings, make_trainable, merge, trained_p
 from restoration.base_models import KINDS, BaseModel, CheckpointError, class_of
 from restoration.checkpoints import read_raw
 from tests.restoration.released_folders import write_diffbir_files
-from tests.restoration.released_models import MODELS
+from tests.restoration.released_models import EACH, MODELS
 
 Arguments = dict[str, Any]
 
@@ -83,7 +83,7 @@ def tuned(model: BaseModel, settings: AdaptSettings) -> list[str]:
 
 
 @pytest.mark.parametrize("mode", ["full", "lora"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EACH)
 def test_the_export_of_a_tuned_model_is_read_as_a_release_and_is_it(
     name: str, mode: Any, tmp_path: Path, released: list[Arguments]
 ) -> None:

@@ -13,7 +13,7 @@ import torch
 from restoration.base_models import KINDS, ModelFacts, describe, load
 from restoration.base_models.interface import SamplerSettings
 from restoration.base_models.latent import LatentModel
-from tests.restoration.released_models import MODELS
+from tests.restoration.released_models import EACH, MODELS
 
 Folders = Callable[[str], Path]
 
@@ -29,7 +29,7 @@ def wrecked(folder: Path, to: Path) -> Path:
     return to
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EACH)
 def test_without_weights_everything_is_known_that_the_loaded_model_does(
     name: str, model_folder: Folders, tmp_path: Path
 ) -> None:
@@ -45,8 +45,9 @@ def test_without_weights_everything_is_known_that_the_loaded_model_does(
     assert own == shapes and all(p.is_meta for p in facts.skeleton.policy.parameters())
     side = 2 * model.size_multiple
     condition = model.condition(torch.rand(1, 3, side, side), [])
-    assert facts.latent_shape(side, side) == tuple(condition.latent.shape[1:])
-    assert facts.guidance == (condition.negative_text is not None) and facts.has_text == (condition.text is not None)
+    cells = side // facts.vae_factor
+    assert (facts.latent_channels, cells, cells) == tuple(condition.latent.shape[1:])
+    assert facts.guidance == (condition.negative_text is not None)
 
 
 def test_every_kind_is_among_those_described(model_folder: Folders) -> None:
@@ -60,7 +61,7 @@ def test_embeddings_that_come_with_each_picture_are_named(model_folder: Folders,
     file = folder / "text.safetensors"
     save_file({k: v for k, v in load_file(file).items() if k == "text"}, file)
     facts = describe(folder)
-    assert facts.missing_embeddings == ("image",) and not facts.guidance and facts.has_text
+    assert facts.missing_embeddings == ("image",) and not facts.guidance
     assert describe(model_folder("seesr")).missing_embeddings == ()
 
 
@@ -79,15 +80,3 @@ def test_a_one_step_model_has_one_decision_and_refuses_more_steps(name: str, mod
     assert len(facts.schedule(SamplerSettings(steps=1)).decisions) == 1
     with pytest.raises(ValueError, match="set sampler.steps to 1"):
         facts.schedule(SamplerSettings(steps=2))
-
-
-def test_sizes_that_do_not_fit_are_refused_with_those_that_do(model_folder: Folders) -> None:
-    facts = describe(model_folder("sd3"))
-    multiple, limit = facts.size_multiple, facts.side_limit
-    assert limit is not None
-    with pytest.raises(ValueError, match=f"{multiple} or {2 * multiple}"):
-        facts.latent_shape(multiple + 1, multiple)
-    with pytest.raises(ValueError, match=f"at least {multiple}"):
-        facts.latent_shape(multiple - 1, multiple)
-    with pytest.raises(ValueError, match=f"up to {limit}"):
-        facts.latent_shape(multiple, limit + multiple)

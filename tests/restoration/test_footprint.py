@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from restoration import activations
 from restoration.adapters import AdaptSettings, make_trainable
 from restoration.base_models import describe, load
 from restoration.base_models.latent import LatentModel
-from restoration.footprint import STOCK, Counts, Setup, actor_bytes, counts_of, parameter_counts, rank_bytes, stock
-from tests.restoration.released_models import MODELS
+from restoration.footprint import Counts, Setup, actor_bytes, counts_of, rank_bytes
+from restoration.stock import STOCK, stock
+from tests.restoration.released_models import EACH
 
 Folders = Callable[[str], Path]
 KEYS = Path(__file__).parents[1] / "golden"
@@ -26,9 +28,9 @@ def released(name: str) -> int:
     return sum(math.prod(shape) for key, shape in shapes.items() if key not in ("logvar", "pos_embed.pos_embed"))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EACH)
 def test_a_folders_counts_are_those_of_the_loaded_and_adapted_model(name: str, model_folder: Folders) -> None:
-    counts = parameter_counts(model_folder(name))
+    counts = counts_of(describe(model_folder(name)).skeleton)
     full, lora = load(model_folder(name)), describe(model_folder(name)).skeleton
     assert isinstance(full, LatentModel) and counts == counts_of(full)
     assert counts.policy == sum(p.numel() for p in full.policy.parameters())
@@ -39,8 +41,8 @@ def test_a_folders_counts_are_those_of_the_loaded_and_adapted_model(name: str, m
 
 
 def test_stablesrs_second_autoencoder_counts_as_another_network(model_folder: Folders) -> None:
-    assert parameter_counts(model_folder("stablesr")).others > 0
-    assert parameter_counts(model_folder("diffbir")).others == 0
+    others = {name: counts_of(describe(model_folder(name)).skeleton).others for name in ("stablesr", "diffbir")}
+    assert others["stablesr"] > 0 == others["diffbir"]
 
 
 def test_stock_shapes_have_the_published_numbers_of_parameters() -> None:
@@ -69,7 +71,7 @@ def test_bytes_of_full_training_are_those_that_adamw_holds(model_folder: Folders
     for p in parameters:
         p.grad = torch.zeros_like(p)
     optimiser.step()
-    device, host = rank_bytes(parameter_counts(model_folder("controlnet")), Setup("full", reference=True))
+    device, host = rank_bytes(counts_of(model), Setup("full", reference=True))  # type: ignore[arg-type]
     moments = sum(v.nbytes for s in optimiser.state.values() for k, v in s.items() if k != "step")
     own = sum(p.nbytes for p in parameters)
     assert device["AdamW moments"] == moments and device["gradients"] == own == device["trained weights"]
@@ -101,8 +103,26 @@ def test_frozen_weights_of_16_bits_take_half_and_need_no_cast() -> None:
         )
         assert (wide["frozen weights"], narrow["frozen weights"]) == (4 * frozen, 2 * frozen)
         assert wide["trained weights"] == narrow["trained weights"] == 4 * trained
-        assert wide["casts"] == 2 * 1000 and narrow["casts"] == (0 if mode == "lora" else 2 * 200)
         assert actor_bytes(COUNTS, Setup(mode, rank=2))["casts"] == 0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_an_actor_keeps_casts_of_trained_weights_alone_and_a_rank_those_of_its_graph(mode: str) -> None:
+    trained = 2 * 200 if mode == "full" else 0
+    for size, frozen in ((4, 2 * 1000 - trained), (2, 0)):
+        setup = Setup(mode, rank=2, frozen_bytes=size, compute_bytes=2)  # type: ignore[arg-type]
+        assert actor_bytes(COUNTS, setup)["casts"] == trained
+        assert rank_bytes(COUNTS, setup)[0]["casts"] == trained + frozen
+
+
+@pytest.mark.parametrize(("trained", "graph", "kept"), [(False, False, 1), (False, True, 4), (True, False, 4)])
+def test_autocast_keeps_the_casts_that_are_counted(trained: bool, graph: bool, kept: int) -> None:
+    layers = nn.Sequential(*(nn.Linear(256, 256, bias=False) for _ in range(4))).requires_grad_(trained)
+    x = torch.randn(1, 256, requires_grad=graph)
+    live = activations.LiveBytes([x, *layers.parameters()])
+    with torch.set_grad_enabled(graph), torch.autocast("cpu", torch.bfloat16), live:
+        layers(x)
+    assert live.peak == pytest.approx(kept * 256 * 256 * 2, rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["controlnet", "sd3"])

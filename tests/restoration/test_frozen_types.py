@@ -14,7 +14,7 @@ from restoration.base_models import describe, load
 from restoration.base_models.latent import LatentModel
 from restoration.precision import autocast, enable_tf32, networks_of, resolve, set_frozen_dtype, trainable
 from tests.restoration.live_bytes import LiveBytes
-from tests.restoration.released_models import MODELS
+from tests.restoration.released_models import EACH
 
 Folders = Callable[[str], Path]
 BF16 = torch.bfloat16
@@ -25,7 +25,7 @@ def tensors(network: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EACH)
 def test_a_model_with_frozen_weights_of_16_bits_takes_float32_inputs_and_trains(
     name: str, mode: str, model_folder: Folders
 ) -> None:

@@ -16,7 +16,7 @@ from restoration.acceleration import accelerate
 from restoration.base_models import describe, load
 from restoration.images import to_uint8
 from restoration.transfer import PixelCopies, to_device
-from tests.restoration.released_models import MODELS
+from tests.restoration.released_models import EACH
 
 WAITS = {
     torch.tensor, torch.as_tensor, torch.from_numpy, Tensor.item, Tensor.tolist, Tensor.cpu, Tensor.numpy,
@@ -35,7 +35,7 @@ class NoWaiting(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EACH)
 @torch.no_grad()
 def test_a_step_of_every_model_never_waits(name: str, model_folder: Callable[[str], Path]) -> None:
     facts = describe(model_folder(name))

@@ -41,7 +41,7 @@ from restoration.pretrain.sft import (
 from restoration.pretrain.sft_data import SftData, held_out, training_pairs
 from restoration.restore import sample
 from tests.restoration.released_folders import write_embeddings
-from tests.restoration.released_models import MODELS
+from tests.restoration.released_models import EACH, MODELS
 from tests.restoration.tiny_model import TinyModel
 
 DEMO = Path(__file__).resolve().parents[2] / "models" / "demo"
@@ -198,7 +198,7 @@ def test_the_merged_lora_gives_the_pictures_that_the_adapter_gave(folder: Path, 
     assert torch.allclose(with_adapter, merged, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", sorted(MODELS.keys() - {"rap", "controlnet_sdxl"}))  # as seesr and controlnet
+@pytest.mark.parametrize("name", EACH)
 def test_every_model_takes_two_steps(name: str, pairs: Path, tmp_path: Path) -> None:
     before = MODELS[name](tmp_path)
     before.save(tmp_path / "model")

@@ -144,6 +144,7 @@ def test_the_service_of_a_killed_run_ends_itself(cluster: str) -> None:
     assert eventually(lambda: service.status("reward-orphan")["status"] == "NOT_STARTED", 90)
 
 
+@pytest.mark.slow
 def test_an_http_application_of_somebody_else_keeps_its_proxy_and_outlives_our_services() -> None:
     app = service.deploy(ORDERED, "reward-guest")
     assert RewardClient(app).submit(block([7])).result().scores.tolist() == [7]
@@ -173,6 +174,7 @@ def test_replicas_that_wait_for_busy_nodes_are_given_up_at_the_deadline_with_wha
         ray.kill(holder)
 
 
+@pytest.mark.slow
 def test_more_replicas_than_there_is_room_for_are_refused_and_the_running_one_goes_on() -> None:
     app = service.deploy(replace(HUNDREDFOLD, num_gpus=0.5), "reward-grows")
     with pytest.raises(RewardUnavailable, match="each of its 3 replicas wants .* room for 2"):

@@ -114,6 +114,7 @@ def test_a_scorer_that_gives_nan_ends_the_run_with_its_reason_and_no_reward_of_0
     assert read_metrics(run.folder, "train") == []
 
 
+@pytest.mark.slow
 def test_an_unreachable_store_is_told_without_a_stack_trace(start: Start) -> None:
     run = start("mistake", "store.url=redis://127.0.0.1:1", "store.reconnect_timeout_s=2")
     assert run.wait() == 2, run.output()

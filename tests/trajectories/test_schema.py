@@ -24,7 +24,6 @@ from trajectories.schema import (
     decode_summary,
     encode,
     encode_both,
-    encode_buffer,
     encode_summary,
 )
 
@@ -76,7 +75,7 @@ def test_views_and_gradients_are_encoded_as_their_values() -> None:
 
 
 def test_latents_are_decoded_without_a_copy() -> None:
-    buffer = encode_buffer(make_record(shape=(2, 3, 4, 16, 16)))
+    buffer, _ = encode_both(make_record(shape=(2, 3, 4, 16, 16)))
     for tensor in (decode(buffer).states, decode(buffer).targets):
         assert buffer.address < tensor.data_ptr() < buffer.address + buffer.size
 

@@ -20,7 +20,7 @@ import redis
 from tests.trajectories.records import make_record
 from tests.trajectories.test_stream import ids, publish
 from trajectories.errors import StoreAuthError, StoreError, StoreUnreachable
-from trajectories.server import ADDRESS_FILE, EmbeddedServer, open_store
+from trajectories.server import ADDRESS_FILE, EmbeddedServer
 from trajectories.settings import StoreAddress, StoreSettings
 from trajectories.stream import TrajectoryStream
 
@@ -205,38 +205,33 @@ def test_a_damaged_address_file_is_refused_naming_it(tmp_path: Path) -> None:
         StoreAddress.read(tmp_path / ADDRESS_FILE)
 
 
-def work(settings: StoreSettings, folder: Path) -> TrajectoryStream:
+def work(settings: StoreSettings) -> TrajectoryStream:
     """Publish, read, settle, reclaim and audit once in the store that `settings` names."""
-    with open_store(settings, folder) as (address, server):
-        assert server is None
-        stream = TrajectoryStream(address, "external", settings)
-        epoch = stream.begin_epoch()
-        names = [f"{epoch}-{n}" for n in range(4)]
-        for name in names:
-            stream.publish(make_record(name, run_id="external", epoch=epoch))
-        stream.read("dead", 2)
-        entries = stream.read("rank0", 9) + stream.reclaim_others("rank0")
-        assert sorted(entry.group_id for entry in entries) == names
-        assert stream.settle(ids(entries), "consumed:step=1", epoch=epoch) == ["settled"] * 4
-        assert stream.audit().ok and stream.audit().consumed == stream.audit().published
-        return stream
+    stream = TrajectoryStream(settings.external_address(), "external", settings)
+    epoch = stream.begin_epoch()
+    names = [f"{epoch}-{n}" for n in range(4)]
+    for name in names:
+        stream.publish(make_record(name, run_id="external", epoch=epoch))
+    stream.read("dead", 2)
+    entries = stream.read("rank0", 9) + stream.reclaim_others("rank0")
+    assert sorted(entry.group_id for entry in entries) == names
+    assert stream.settle(ids(entries), "consumed:step=1", epoch=epoch) == ["settled"] * 4
+    assert stream.audit().ok and stream.audit().consumed == stream.audit().published
+    return stream
 
 
 def test_an_external_server_is_used_by_url_with_password(
-    own_server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work(StoreSettings(url=own_server.address.url_with_password), tmp_path).close()
+    work(StoreSettings(url=own_server.address.url_with_password)).close()
     monkeypatch.setenv("STORE_SECRET", own_server.address.password)
-    work(StoreSettings(url=own_server.address.url, password_env="STORE_SECRET"), tmp_path).close()
-    work(
-        StoreSettings(url=own_server.address.url_with_password.replace("redis://", "redis://default")), tmp_path
-    ).close()
+    work(StoreSettings(url=own_server.address.url, password_env="STORE_SECRET")).close()
+    work(StoreSettings(url=own_server.address.url_with_password.replace("redis://", "redis://default"))).close()
     with pytest.raises(StoreAuthError):
-        work(StoreSettings(url=own_server.address.url), tmp_path)
+        work(StoreSettings(url=own_server.address.url))
     monkeypatch.delenv("STORE_SECRET")
     with pytest.raises(StoreError, match="STORE_SECRET"):
-        work(StoreSettings(url=own_server.address.url, password_env="STORE_SECRET"), tmp_path)
-    assert not list(tmp_path.glob("*.conf"))
+        work(StoreSettings(url=own_server.address.url, password_env="STORE_SECRET"))
 
 
 @pytest.fixture
@@ -265,8 +260,8 @@ def debian_redis(tmp_path: Path) -> Iterator[str]:
         process.terminate()
 
 
-def test_a_debian_redis_server_works_too(debian_redis: str, tmp_path: Path) -> None:
-    work(StoreSettings(url=debian_redis), tmp_path).close()
+def test_a_debian_redis_server_works_too(debian_redis: str) -> None:
+    work(StoreSettings(url=debian_redis)).close()
 
 
 def test_a_tls_url_speaks_tls(own_server: EmbeddedServer) -> None:

@@ -11,9 +11,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import cluster.cli.app as cli
+from cluster.cli import dry_run
 from cluster.config.configure import load_config
 from cluster.config.recipe import RunConfig
 from cluster.run.state import RunState
+from restoration.base_models import describe
+from restoration.footprint import counts_of
 
 ROOT = Path(__file__).parents[3]
 DEMO = ROOT / "models" / "demo"
@@ -80,6 +83,13 @@ def test_a_model_or_data_that_are_not_there_are_problems_beside_the_others(tmp_p
     assert "Traceback" not in result.output
 
 
+def test_data_that_are_not_there_are_told_beside_what_a_model_tells_without_pictures(tmp_path: Path) -> None:
+    result = run(OURS, f"model={DEMO}", f"data.root={tmp_path}/none", "sampler.steps=1", "--dry-run")
+    assert result.exit_code == 2, result
+    problems = [line for line in result.stdout.splitlines() if line.startswith("problem: ")]
+    assert [p.split(":")[1].strip() for p in problems] == ["sampler.steps", "data"] and "none" in problems[1]
+
+
 def test_a_resumed_run_is_checked_against_what_it_was(tmp_path: Path, data: Path) -> None:
     config = load_config(RunConfig, OURS, [f"model={DEMO}", f"data.root={data}", "rollout.crop=40"])
     with RunState(config, tmp_path / "run", resume=False):
@@ -91,18 +101,27 @@ def test_a_resumed_run_is_checked_against_what_it_was(tmp_path: Path, data: Path
     assert load_config(RunConfig, tmp_path / "run" / "config.yaml") == config
 
 
-@pytest.mark.parametrize(
-    ("shape", "billions"),
-    [
-        ("sd21", 1.34),
-        pytest.param("sdxl", 3.92, marks=pytest.mark.slow),
-        pytest.param("sd3", 2.68, marks=pytest.mark.slow),
-        pytest.param("flux", 15.3, marks=pytest.mark.slow),
-    ],
-)
-def test_memory_of_each_role_is_computed_for_a_shape_without_any_weights(shape: str, billions: float) -> None:
-    small = ["rollout.crop=256", "rollout.images_per_batch=1", "rollout.rollouts_per_image=2", "learner.micro_batch=1"]
-    result = run(OURS, *small, "data.root=/nowhere", "evaluation.batch=1", "--dry-run", "--shape", shape)
+SMALL = ("rollout.images_per_batch=1", "rollout.rollouts_per_image=2", "learner.micro_batch=1", "evaluation.batch=1")
+
+
+def test_memory_of_each_role_is_computed_for_a_shape_without_weights_and_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = describe(DEMO).skeleton
+    monkeypatch.setattr(dry_run, "stock", {"sd21": shape}.__getitem__)
+    result = run(OURS, *SMALL, "rollout.crop=512", "data.root=/nowhere", "--dry-run", "--shape", "sd21")
+    assert result.exit_code == 0, result
+    counts = counts_of(shape)
+    frozen = (counts.policy + counts.frozen_beside) * 4 / 2**30
+    for role, passes in (("actor", ("condition", "denoise", "decode", "evaluation")), ("rank", ("forward",))):
+        table = rows_of(result.stdout, role)
+        worst = max(gib for name, gib in table.items() if name.startswith(passes))
+        assert table["frozen weights"] == pytest.approx(frozen, abs=0.005)
+        assert worst > 0.1 and table["device, at most"] == pytest.approx(frozen + worst, abs=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shape", "billions"), [("sd21", 1.34), ("sdxl", 3.92), ("sd3", 2.68), ("flux", 15.3)])
+def test_memory_of_each_role_is_computed_for_the_shapes_of_public_models(shape: str, billions: float) -> None:
+    result = run(OURS, *SMALL, "rollout.crop=256", "data.root=/nowhere", "--dry-run", "--shape", shape)
     assert result.exit_code == 0, result
     actor, rank = rows_of(result.stdout, "actor"), rows_of(result.stdout, "rank")
     assert actor["frozen weights"] == rank["frozen weights"]

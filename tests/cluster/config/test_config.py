@@ -26,3 +26,18 @@ OURS = Path(__file__).parents[3] / "configs" / "ours.yaml"
 def test_settings_that_do_not_fit_together_are_refused_before_anything_starts(overrides: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load_config(RunConfig, OURS, ["model=models/demo", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("actors.num_gpus=.nan", "actors.*num_gpus=nan; a number of at least 0"),
+        ("ranks.num_cpus=.inf", "ranks.*num_cpus=inf"),
+        ("actors.count=0", "actors.*count=0; a number of at least 1"),
+        ("ranks.resources={here: 0}", r"ranks.*resources\['here'\]=0.*leave it out"),
+        ("reward.resources={here: -1}", "reward.*must be above 0"),
+    ],
+)
+def test_what_no_process_can_reserve_is_refused(override: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_config(RunConfig, OURS, ["model=models/demo", override])

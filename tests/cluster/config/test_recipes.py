@@ -9,13 +9,15 @@ import pytest
 from benchmarks.study import ARMS, RECIPE, Arm
 from cluster.config.configure import load_config, value_of
 from cluster.config.recipe import RunConfig
+from cluster.run.checks.findings import Checked
+from cluster.run.checks.pictures import Pictures
 from cluster.run.machine import Machine
-from cluster.run.preflight import Checked, of_config, of_model
+from cluster.run.preflight import of_config, of_model
 from cluster.run.single import method_of
 from restoration.base_models import KINDS, class_of
 from restoration.pretrain.run import PretrainRecipe
 from restoration.pretrain.sft import SftRecipe
-from tests.cluster.run.test_preflight import LOL, Facts
+from tests.cluster.run.checks.cases import LOL, Facts
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 ABLATIONS = {
@@ -94,7 +96,7 @@ def test_a_recipe_for_gpus_has_neither_problems_nor_warnings_on_pictures_of_lol(
     facts = Facts(kind, latent_channels=channels)
     config = load_config(RunConfig, path, ["model=models/x"])
     assert Checked.of(of_config(config, Machine(8))) == Checked((), ())
-    assert Checked.of(of_model(config, facts, LOL, LOL)) == Checked((), ())
+    assert Checked.of(of_model(config, facts, Pictures(LOL, LOL))) == Checked((), ())
     assert (config.rollout.denoise_dtype, config.rollout.decode_dtype, config.learner.dtype) == ("bfloat16",) * 3
     assert config.learner.gradient_checkpointing and not config.learner.norms_every
     assert config.checkpoint_every == 10 and config.evaluation.batch <= 4
@@ -127,4 +129,4 @@ def test_the_example_of_a_cluster_in_the_readme_feeds_all_its_actors() -> None:
     config = load_config(RunConfig, CONFIGS.parent / words[0], [w for w in words[1:] if "=" in w])
     assert config.actors.count == 8 and config.reward.num_gpus == 1
     assert Checked.of(of_config(config, Machine(8))) == Checked((), ())
-    assert Checked.of(of_model(config, Facts(), LOL, LOL)) == Checked((), ())
+    assert Checked.of(of_model(config, Facts(), Pictures(LOL, LOL))) == Checked((), ())

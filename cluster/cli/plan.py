@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from cluster.cli.output import table_lines
 from cluster.config.recipe import RunConfig
+from cluster.run.checks.resources import demands
 from cluster.run.flow import GPU, Flow, Size, flow, rolled_sizes
 from cluster.run.memory_plan import CONTEXT, RoleMemory, memory_plan
-from cluster.run.preflight import demands
 from restoration.base_models import ModelFacts
 
 GIB = 2**30

@@ -9,15 +9,16 @@ from typing import Any
 from cluster.config.recipe import RunConfig
 from cluster.config.tree import Problem
 from cluster.jobs import effective_address
+from cluster.run.checks.findings import Finding
+from cluster.run.checks.resources import ON_GPU, demands, exceeds
 from cluster.run.flow import SLOTS_PER_ACTOR, groups_in_flight
 from cluster.run.machine import ADVICE, Machine
 from restoration.precision import AUTO
 
 CLIP_OF_BF16 = 1e-3  # ε below which rounding to bfloat16 shows in the ratio
-ON_GPU = "actors.num_gpus=1 ranks.num_gpus=1"
 
 
-def placement(config: RunConfig, machine: Machine) -> Iterator[Problem | str]:
+def placement(config: RunConfig, machine: Machine) -> Iterator[Finding]:
     """GPUs that the roles reserve, and what this machine has, if the cluster is this machine's own."""
     roles: dict[str, Any] = {"actors": config.actors, "ranks": config.ranks, "reward": config.reward}
     for key, role in roles.items():
@@ -60,7 +61,7 @@ def placement(config: RunConfig, machine: Machine) -> Iterator[Problem | str]:
         )
 
 
-def _own_machine(config: RunConfig, machine: Machine, used: list[str]) -> Iterator[Problem | str]:
+def _own_machine(config: RunConfig, machine: Machine, used: list[str]) -> Iterator[Finding]:
     if used and machine.trouble:
         yield Problem(
             f"{used[0]}.num_gpus",
@@ -76,15 +77,10 @@ def _own_machine(config: RunConfig, machine: Machine, used: list[str]) -> Iterat
             f"this machine has {machine.gpus} GPUs and every role computes on the CPU, with {config.actors.threads} "
             f"threads an actor: to use one add {ON_GPU} (docs/gpu.md; half of one each: 0.5)"
         )
-    limits = {"num_cpus": config.cluster.num_cpus, "num_gpus": config.cluster.num_gpus}
-    roles = (
-        ("actors", config.actors, config.actors.count),
-        ("ranks", config.ranks, config.ranks.count),
-        ("reward", config.reward, config.reward.replicas),
-    )
-    for name, limit in limits.items():
-        asked = {key: count * getattr(role, name) for key, role, count in roles}
-        if limit is not None and sum(asked.values()) > limit * (1 + 1e-9):
+    limits = {"CPU": ("num_cpus", config.cluster.num_cpus), "GPU": ("num_gpus", config.cluster.num_gpus)}
+    for resource, (name, limit) in limits.items():
+        asked = {role.key: role.count * role.each.get(resource, 0) for role in demands(config)}
+        if limit is not None and exceeds(sum(asked.values()), limit):
             told = ", ".join(f"{key} {amount:g}" for key, amount in asked.items() if amount)
             yield Problem(
                 f"cluster.{name}",
@@ -93,7 +89,7 @@ def _own_machine(config: RunConfig, machine: Machine, used: list[str]) -> Iterat
             )
 
 
-def precision(config: RunConfig) -> Iterator[Problem | str]:
+def precision(config: RunConfig) -> Iterator[Finding]:
     """Number types against devices and the clip."""
     rollout, learner = config.rollout, config.learner
     types = {
@@ -134,7 +130,7 @@ def precision(config: RunConfig) -> Iterator[Problem | str]:
         )
 
 
-def feeding(config: RunConfig) -> Iterator[Problem | str]:
+def feeding(config: RunConfig) -> Iterator[Finding]:
     """Whether admission lets all actors have work, and a batch all ranks."""
     count, item = config.actors.count, config.rollout.images_per_batch
     groups = groups_in_flight(config)

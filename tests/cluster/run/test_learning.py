@@ -1,0 +1,47 @@
+"""The learner as the driver sees it, without ranks or a store."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+from cluster.run.learning import Learning
+from learner.batch import BatchError
+from learner.source import Batch, Stopped
+
+
+class Source:
+    """Gathers until it is asked to stop, and notes who is in it at a time."""
+
+    def __init__(self) -> None:
+        self.refused: list[tuple[str, list[str]]] = []
+        self.inside = threading.Semaphore(1)
+        self.entered = threading.Event()
+
+    def collect(self, version: int, stop: threading.Event) -> Batch:
+        with self.inside:
+            self.entered.set()
+            if stop.wait(10):
+                raise Stopped
+            raise AssertionError("nobody asked it to stop")
+
+    def refuse(self, batch: Any, refused: Any) -> None:
+        assert self.inside.acquire(blocking=False), "another thread reads the stream"
+        self.refused.append((batch, [r.group_id for r in refused]))
+        self.inside.release()
+
+
+def test_a_group_that_only_a_step_finds_unfit_is_refused_when_nobody_else_reads_the_stream() -> None:
+    learning: Any = Learning.__new__(Learning)
+    learning.source, learning.group, learning._stop = Source(), SimpleNamespace(), threading.Event()
+    learning.config = SimpleNamespace(stall_timeout_s=10.0)
+    learning._batch = lambda version: ("the next batch", version)
+    stop = learning._stop
+    with ThreadPoolExecutor(1) as pool:
+        learning._gathering = pool.submit(learning._gather, 8)
+        assert learning.source.entered.wait(10)
+        assert learning._refuse_named("this batch", BatchError("unfit", ["g1"]), 7) == ("the next batch", 7)
+    assert learning.source.refused == [("this batch", ["g1"])]
+    assert stop.is_set() and not learning._stop.is_set() and learning._gathering is None
