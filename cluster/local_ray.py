@@ -78,21 +78,37 @@ def on_loopback() -> Iterator[None]:
 
 
 def folder_of_sessions() -> Path:
-    """Where Ray keeps sockets and logs."""
-    return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray"
+    """Where Ray keeps sockets and logs, a folder for each cluster that was started."""
+    return (Path(_temporary()[1]) / "ray").absolute()
+
+
+def logs_of_own_session() -> Path | None:
+    """Where the cluster that this process started last has its logs; None if Ray didn't get so far.
+
+    `session_latest` there is whoever's cluster started last on this machine.
+    """
+    sessions = folder_of_sessions().glob(f"session_*_{os.getpid()}")  # their names begin with the time
+    return max((path for s in sessions if (path := s / "logs").is_dir()), default=None)
 
 
 def too_long_for_sockets() -> str | None:
     """What to do if the temporary folder's path leaves no room for the names of Ray's sockets; None if it does."""
-    parent = str(folder_of_sessions().parent)
+    name, parent = _temporary()
     length = len(os.fsencode(parent)) + _SOCKET_OF_SESSION + len(str(os.getpid()))
     if length <= LONGEST_SOCKET_PATH:
         return None
-    name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
     return (
         f"Ray can't start: {name}={parent} makes the paths of its sockets {length} bytes long, and "
         f"{LONGEST_SOCKET_PATH} is the most; set RAY_TMPDIR=/tmp"
     )
+
+
+def _temporary() -> tuple[str, str]:
+    """(variable, folder) that Ray takes; as Ray does, one that is set to nothing is the working directory."""
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        if name in os.environ:
+            return name, os.environ[name]
+    return "TMPDIR", "/tmp"
 
 
 def address_of_ray_start() -> str | None:
