@@ -14,6 +14,7 @@ from cluster.models import load_run_config
 from cluster.run.machine import this_machine
 from cluster.run.plan import plan_of
 from cluster.run.preflight import Pictures, examine, facts_of
+from cluster.run.roles import as_here, number_types
 from restoration.base_models import ModelFacts
 from restoration.datasets.paired import DataError, discover
 from restoration.footprint import stock
@@ -33,7 +34,8 @@ def show_plan(config: RunConfig, shape: str | None = None, resumed: Path | None 
     facts = facts_of(config) if shape is None else _stock(shape)
     pictures = _pictures(config, assumed=shape is not None)
     seen = pictures if isinstance(pictures, Pictures) else Pictures([], [])
-    found = examine(config, seen, facts, this_machine())
+    machine = this_machine()
+    found = examine(config, seen, facts, machine)
     problems, told = list(found.problems), list(found.warnings)
     if isinstance(pictures, Problem):
         problems.append(pictures)
@@ -43,7 +45,9 @@ def show_plan(config: RunConfig, shape: str | None = None, resumed: Path | None 
         except ConfigError as error:
             problems += error.problems
     if isinstance(facts, ModelFacts) and isinstance(pictures, Pictures) and not problems:
-        text, tight = plan_of(config, facts, pictures.train, pictures.heldout, assumed=not pictures.ids)
+        types = number_types(config, machine)
+        here = as_here(config, machine)
+        text, tight = plan_of(here, facts, pictures.train, pictures.heldout, types, assumed=not pictures.ids)
         print(text, end="\n\n")
         told += tight
     for line in (*(f"problem: {p}" for p in problems), *(f"warning: {w}" for w in told)):

@@ -52,7 +52,7 @@ def memory_plan(config: RunConfig, facts: ModelFacts, moved: Flow, heldout: Sequ
 
 def setup_of(config: RunConfig) -> Setup:
     """How weights are kept under a configuration."""
-    reduced = config.learner.dtype == "bfloat16"
+    reduced = _type(config.learner.dtype) == torch.bfloat16
     return Setup(
         mode=config.adapt.mode,
         rank=config.adapt.rank,
@@ -68,7 +68,7 @@ def setup_of(config: RunConfig) -> Setup:
 
 def frozen_type(config: RunConfig) -> torch.dtype:
     """Of weights that aren't trained; `auto` as a GPU takes it."""
-    reduced = config.learner.dtype == "bfloat16"
+    reduced = _type(config.learner.dtype) == torch.bfloat16
     return torch.bfloat16 if reduced and config.adapt.frozen_dtype != "float32" else torch.float32
 
 
@@ -123,7 +123,7 @@ def _rank(config: RunConfig, facts: ModelFacts, counts: Counts, setup: Setup, mo
             *moved.picture,
             guidance_scale=guidance if config.objective.needs_policy else 1.0,
             checkpointing=learner.gradient_checkpointing,
-            dtype=DTYPES[learner.dtype],
+            dtype=_type(learner.dtype),
         )
     share = -(-config.source.groups_per_step // config.ranks.count)
     groups = AHEAD * share * moved.group_bytes
