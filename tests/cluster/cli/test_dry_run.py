@@ -68,7 +68,6 @@ def test_the_plan_of_a_run_is_shown_and_nothing_is_started_or_written(data: Path
 
 def test_the_plan_says_what_auto_is_on_this_processor(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fast = ("rollout.decode_dtype=auto", "evaluation.dtype=auto", "rollout.crop=40", "--dry-run")
-    decode = {}
     for bf16 in (True, False):
         monkeypatch.setattr("cluster.cli.dry_run.this_machine", lambda bf16=bf16: Machine(bf16=bf16))
         result = run(OURS, f"model={DEMO}", f"data.root={data}", *fast)
@@ -78,8 +77,6 @@ def test_the_plan_says_what_auto_is_on_this_processor(data: Path, monkeypatch: p
             "number types: float32 rollout.condition_dtype, rollout.denoise_dtype, learner.dtype, adapt.frozen_dtype; "
             f"{'bfloat16' if bf16 else 'float32'} (auto) rollout.decode_dtype, evaluation.dtype"
         )
-        decode[bf16] = rows_of(result.output, "actor")["decode"]
-    assert decode[True] <= decode[False]
 
 
 def test_problems_end_with_status_2_and_are_told_at_once(data: Path) -> None:
