@@ -118,6 +118,11 @@ class Connection:
         self._exits = exits
 
     @property
+    def logs(self) -> Path | None:
+        """Folder of the logs of a cluster of our own; it stays when the cluster has ended."""
+        return logs_of_own_session() if self.local else None
+
+    @property
     def metrics_ports(self) -> list[int]:
         import ray
 

@@ -134,6 +134,8 @@ class RunState:
         )
         if parts.connection.dashboard_url:
             self.display.note(f"Ray dashboard: {parts.connection.dashboard_url}")
+        if parts.connection.logs:
+            self.display.note(f"logs of its processes: {parts.connection.logs}")
         for warning in (*self.warnings, *parts.warnings):
             self.display.note(f"WARNING: {warning}")
         self.iteration_began = time.monotonic()

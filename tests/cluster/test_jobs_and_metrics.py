@@ -164,6 +164,13 @@ def test_the_folder_of_logs_is_the_one_that_ray_takes(
     assert folder_of_sessions() == Path(get_default_ray_temp_dir()).absolute()
 
 
+def test_a_cluster_of_our_own_says_where_its_logs_are(cluster: Connection) -> None:
+    import ray
+
+    assert cluster.logs is not None and (cluster.logs / "raylet.out").is_file()
+    assert str(cluster.logs) == ray._private.worker._global_node.get_logs_dir_path()  # type: ignore[union-attr]
+
+
 def test_a_ray_that_cannot_start_names_the_logs_of_its_own_session_and_none_that_are_not_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
