@@ -119,8 +119,8 @@ def measure(name: str, mode: str, batch: int, options: argparse.Namespace) -> di
     settings = AdaptSettings(mode, rank=16, frozen_dtype=options.frozen)  # type: ignore[arg-type]
     make_trainable(model, settings, keep_reference=False)
     trained, frozen = trained_parameters(model), frozen_type(settings, device, products)
-    for name, parameter in model.policy.named_parameters():
-        if name not in trained:
+    for key, parameter in model.policy.named_parameters():
+        if key not in trained:
             parameter.data = parameter.data.to(frozen)
     if options.checkpointing:
         for network in model.policy.children():
