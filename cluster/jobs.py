@@ -34,6 +34,7 @@ from cluster.local_ray import (
     folder_of_sessions,
     logs_of_own_session,
     on_loopback,
+    room_for_sockets,
     too_long_for_sockets,
 )
 from cluster.run.interrupts import keep_handlers
@@ -169,7 +170,10 @@ def connect(settings: ClusterSettings, folder: Path | None = None, env: Mapping[
         if not own:
             _require_reachable(address)
         loopback = own or _is_only_on_loopback(address)
-        more = {**(LOOPBACK_ENV if loopback else {}), **({**LOCAL_ENV, **variables} if own else {})}
+        more = {
+            **(LOOPBACK_ENV if loopback else {}),
+            **({**LOCAL_ENV, **room_for_sockets(), **variables} if own else {}),
+        }
         exits.callback(_set_environment, _set_environment({**auth, **more}))
 
         import ray

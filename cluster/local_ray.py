@@ -19,6 +19,7 @@ FIRST_PAUSE_S = 1.0
 STOP_PATIENCE_S = 3.0  # Ray's processes follow one another within seconds
 LONGEST_SOCKET_PATH = 107  # bytes, of Linux
 _SOCKET_OF_SESSION = len("/ray/session_2026-01-01_00-00-00_000000_/sockets/plasma_store")
+_SOCKET_OF_PYTHON = len("/pymp-12345678/listener-12345678")  # of multiprocessing, which Ray's dashboard uses
 
 
 class LocalRay:
@@ -101,6 +102,15 @@ def too_long_for_sockets() -> str | None:
         f"Ray can't start: {name}={parent} makes the paths of its sockets {length} bytes long, and "
         f"{LONGEST_SOCKET_PATH} is the most; set RAY_TMPDIR=/tmp"
     )
+
+
+def room_for_sockets() -> dict[str, str]:
+    """The TMPDIR that Ray's processes need: Ray's own folder if the user's is too deep for Python's sockets, else none.
+
+    RAY_TMPDIR moves Ray's files, but its dashboard's processes meet in TMPDIR, and it doesn't start without them.
+    """
+    parent = os.environ.get("TMPDIR", "/tmp")
+    return {} if len(os.fsencode(parent)) + _SOCKET_OF_PYTHON <= LONGEST_SOCKET_PATH else {"TMPDIR": _temporary()[1]}
 
 
 def _temporary() -> tuple[str, str]:

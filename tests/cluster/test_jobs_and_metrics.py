@@ -150,6 +150,31 @@ def test_a_temporary_folder_too_deep_for_sockets_is_told_before_anything_starts(
         connect(ClusterSettings(num_cpus=1), tmp_path)
 
 
+def test_with_the_advice_taken_no_process_of_ray_makes_sockets_in_the_deep_folder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The dashboard did not start: Python's multiprocessing, which it uses, looks at TMPDIR only."""
+    import ray
+
+    seen = []
+
+    def start(self: LocalRay, options: dict[str, object]) -> None:
+        seen.append(os.environ.get("TMPDIR"))
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # of the cluster that the others share
+    monkeypatch.setattr(LocalRay, "start", start)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    kept, deep = "/" + "x" * 74, "/" + "x" * 75  # what multiprocessing makes below has 32 bytes more, 107 are the most
+    for given in (kept, deep):
+        monkeypatch.setenv("TMPDIR", given)
+        with pytest.raises(ClusterError):
+            connect(ClusterSettings(num_cpus=1))
+        assert os.environ["TMPDIR"] == given
+    assert seen == [kept, "/tmp"]
+
+
 @pytest.mark.parametrize("set_to", [{}, {"TMPDIR": "/a"}, {"TMPDIR": "/a", "RAY_TMPDIR": "/b"}, {"RAY_TMPDIR": ""}])
 def test_the_folder_of_logs_is_the_one_that_ray_takes(
     set_to: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
