@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cluster.cli.errors import USER_MISTAKE, UserMistake
 from cluster.config.configure import ConfigError
-from cluster.config.recipe import RunConfig
+from cluster.config.recipe import DataSettings, RunConfig
 from cluster.config.resume import check_resume
 from cluster.config.tree import Problem
 from cluster.models import load_run_config
@@ -67,12 +67,14 @@ def _stock(shape: str) -> ModelFacts:
 
 
 def _pictures(config: RunConfig, assumed: bool) -> Pictures | Problem:
-    """Those of the data; with `assumed`, where there are none, ones of the crop's size."""
+    """Those of the data; with `assumed`, where there are none or none were named, ones of the crop's size."""
     data = config.data
-    if assumed and not data.root.is_dir():
+    if assumed and (data.root == DataSettings.root or not data.root.is_dir()):
         side = config.rollout.crop
         if not side:
-            raise UserMistake(f"{data.root} is no folder, and rollout.crop=0 takes whole pictures: give a rollout.crop")
+            raise UserMistake(
+                "rollout.crop=0 takes whole pictures, and there are none: give a rollout.crop or data.root"
+            )
         return Pictures([(side, side)], [(side, side)] * config.evaluation.batch)
     try:
         return Pictures.of(*(discover(data.root, split, match=data.match) for split in (data.train, data.heldout)))

@@ -11,9 +11,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import cluster.cli.app as cli
+from cluster.cli.dry_run import _pictures
 from cluster.config.configure import load_config
 from cluster.config.recipe import RunConfig
 from cluster.run.machine import Machine
+from cluster.run.preflight import Pictures
 from cluster.run.state import RunState
 
 ROOT = Path(__file__).parents[3]
@@ -123,6 +125,21 @@ def test_memory_of_each_role_is_computed_for_a_shape_without_any_weights(shape: 
     assert actor["frozen weights"] == pytest.approx(billions * 1e9 * 4 / 2**30, rel=0.02)
     assert actor["device, at most"] > actor["frozen weights"]
     assert rank["device, at most"] > rank["frozen weights"] + rank["forward and backward (the worst)"]
+
+
+def test_a_shape_is_planned_for_pictures_of_the_crop_s_size_beside_the_demo_s_smaller_ones(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After `make demo` the examples of pages and help ended with its pictures being too small."""
+    (data.parent / "data" / "demo").mkdir()
+    (data.parent / "data" / "demo" / "rain").symlink_to(data)
+    monkeypatch.chdir(data.parent)
+    config = load_config(RunConfig, OURS, ["model=sd21", "rollout.crop=256"])
+    found = _pictures(config, assumed=True)
+    assert isinstance(found, Pictures) and set(found.train) == {(256, 256)} and not found.ids
+    named = load_config(RunConfig, OURS, ["model=sd21", "rollout.crop=256", f"data.root={data}"])
+    for pictures in (_pictures(config, assumed=False), _pictures(named, assumed=True)):
+        assert isinstance(pictures, Pictures) and set(pictures.train) == {(40, 60)}
 
 
 @pytest.mark.parametrize(
