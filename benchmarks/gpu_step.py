@@ -33,7 +33,7 @@ from restoration.base_models.diffbir import DiffBIRSettings, Policy
 from restoration.base_models.networks.attended import build_attended, config_from_shapes
 from restoration.base_models.pasd import PASD, PASDSettings
 from restoration.base_models.pixel_control import HEADS_OF_SFT, KINDS, PixelPolicy
-from restoration.precision import enable_tf32
+from restoration.precision import AUTO, DTYPES, autocast, enable_tf32, resolve
 from restoration.transition import ddim_schedule, scaled_linear_alphas, transition
 
 SD21: dict[str, Any] = {
@@ -115,11 +115,12 @@ def seconds(work: Callable[[], object], device: str, rounds: int) -> float:
 def measure(name: str, mode: str, batch: int, options: argparse.Namespace) -> dict[str, Any]:
     device = options.device
     model = MODELS[name](options.tiny, device)
+    products = resolve(options.dtype, device)
     settings = AdaptSettings(mode, rank=16, frozen_dtype=options.frozen)  # type: ignore[arg-type]
     make_trainable(model, settings, keep_reference=False)
-    trained, frozen = trained_parameters(model), frozen_type(settings, device, torch.bfloat16)
-    for name, parameter in model.policy.named_parameters():
-        if name not in trained:
+    trained, frozen = trained_parameters(model), frozen_type(settings, device, products)
+    for key, parameter in model.policy.named_parameters():
+        if key not in trained:
             parameter.data = parameter.data.to(frozen)
     if options.checkpointing:
         for network in model.policy.children():
@@ -132,7 +133,7 @@ def measure(name: str, mode: str, batch: int, options: argparse.Namespace) -> di
     times = torch.full((batch,), int(step.timestep), device=device)
 
     def output() -> Tensor:
-        with torch.autocast(device, torch.bfloat16):
+        with autocast(device, products):
             found: Tensor = model.policy(x, times, seen, text)
         return found
 
@@ -166,6 +167,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512, help="side of the image in pixels")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward pass")
+    parser.add_argument("--dtype", choices=[AUTO, *DTYPES], default=AUTO, help="of matrix products")
     parser.add_argument("--frozen", choices=["auto", "float32", "bfloat16"], default="auto", help="of frozen weights")
     parser.add_argument("--tiny", action="store_true", help="a small model, to try the script without a GPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -186,7 +188,13 @@ def main() -> None:
         print(rows[-1], flush=True)
     write(
         options.output,
-        {"device": where, "torch": torch.__version__, "dtype": "bf16 autocast", "frozen": options.frozen, "rows": rows},
+        {
+            "device": where,
+            "torch": torch.__version__,
+            "dtype": f"{str(resolve(options.dtype, options.device)).removeprefix('torch.')} autocast",
+            "frozen": options.frozen,
+            "rows": rows,
+        },
     )
 
 

@@ -28,7 +28,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cluster.local_ray import LocalRay, address_of_ray_start, folder_of_sessions, on_loopback, too_long_for_sockets
+from cluster.local_ray import (
+    LocalRay,
+    address_of_ray_start,
+    folder_of_sessions,
+    logs_of_own_session,
+    on_loopback,
+    room_for_sockets,
+    too_long_for_sockets,
+)
 from cluster.run.interrupts import keep_handlers
 
 CONNECTION_FILE = "ray.json"
@@ -111,6 +119,11 @@ class Connection:
         self._exits = exits
 
     @property
+    def logs(self) -> Path | None:
+        """Folder of the logs of a cluster of our own; it stays when the cluster has ended."""
+        return logs_of_own_session() if self.local else None
+
+    @property
     def metrics_ports(self) -> list[int]:
         import ray
 
@@ -157,7 +170,10 @@ def connect(settings: ClusterSettings, folder: Path | None = None, env: Mapping[
         if not own:
             _require_reachable(address)
         loopback = own or _is_only_on_loopback(address)
-        more = {**(LOOPBACK_ENV if loopback else {}), **({**LOCAL_ENV, **variables} if own else {})}
+        more = {
+            **(LOOPBACK_ENV if loopback else {}),
+            **({**LOCAL_ENV, **room_for_sockets(), **variables} if own else {}),
+        }
         exits.callback(_set_environment, _set_environment({**auth, **more}))
 
         import ray
@@ -355,7 +371,12 @@ def _advice(address: str, error: BaseException) -> str:
             f"Ray at {address} refused the token ({reason}); set cluster.token_path or RAY_AUTH_TOKEN_PATH to its file"
         )
     if address == "local":
-        return f"Ray can't start on this machine ({reason}); see {folder_of_sessions()}/session_latest/logs"
+        logs = logs_of_own_session()
+        if logs is None:
+            there = f"{folder_of_sessions()} has no logs of it"
+            return f"Ray can't start on this machine ({reason}); {there}: can it be written? Else set RAY_TMPDIR=/tmp"
+        more = ", or set RAY_TMPDIR=/tmp" if "AF_UNIX" in reason else ""
+        return f"Ray can't start on this machine ({reason}); see {logs}{more}"
     return f"Ray at {address} can't be reached ({reason}); start it (`ray start --head`) or set cluster.address=local"
 
 

@@ -19,6 +19,7 @@ FIRST_PAUSE_S = 1.0
 STOP_PATIENCE_S = 3.0  # Ray's processes follow one another within seconds
 LONGEST_SOCKET_PATH = 107  # bytes, of Linux
 _SOCKET_OF_SESSION = len("/ray/session_2026-01-01_00-00-00_000000_/sockets/plasma_store")
+_SOCKET_OF_PYTHON = len("/pymp-12345678/listener-12345678")  # of multiprocessing, which Ray's dashboard uses
 
 
 class LocalRay:
@@ -78,21 +79,46 @@ def on_loopback() -> Iterator[None]:
 
 
 def folder_of_sessions() -> Path:
-    """Where Ray keeps sockets and logs."""
-    return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray"
+    """Where Ray keeps sockets and logs, a folder for each cluster that was started."""
+    return (Path(_temporary()[1]) / "ray").absolute()
+
+
+def logs_of_own_session() -> Path | None:
+    """Where the cluster that this process started last has its logs; None if Ray didn't get so far.
+
+    `session_latest` there is whoever's cluster started last on this machine.
+    """
+    sessions = folder_of_sessions().glob(f"session_*_{os.getpid()}")  # their names begin with the time
+    return max((path for s in sessions if (path := s / "logs").is_dir()), default=None)
 
 
 def too_long_for_sockets() -> str | None:
     """What to do if the temporary folder's path leaves no room for the names of Ray's sockets; None if it does."""
-    parent = str(folder_of_sessions().parent)
+    name, parent = _temporary()
     length = len(os.fsencode(parent)) + _SOCKET_OF_SESSION + len(str(os.getpid()))
     if length <= LONGEST_SOCKET_PATH:
         return None
-    name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
     return (
         f"Ray can't start: {name}={parent} makes the paths of its sockets {length} bytes long, and "
         f"{LONGEST_SOCKET_PATH} is the most; set RAY_TMPDIR=/tmp"
     )
+
+
+def room_for_sockets() -> dict[str, str]:
+    """The TMPDIR that Ray's processes need: Ray's own folder if the user's is too deep for Python's sockets, else none.
+
+    RAY_TMPDIR moves Ray's files, but its dashboard's processes meet in TMPDIR, and it doesn't start without them.
+    """
+    parent = os.environ.get("TMPDIR", "/tmp")
+    return {} if len(os.fsencode(parent)) + _SOCKET_OF_PYTHON <= LONGEST_SOCKET_PATH else {"TMPDIR": _temporary()[1]}
+
+
+def _temporary() -> tuple[str, str]:
+    """(variable, folder) that Ray takes; as Ray does, one that is set to nothing is the working directory."""
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        if name in os.environ:
+            return name, os.environ[name]
+    return "TMPDIR", "/tmp"
 
 
 def address_of_ray_start() -> str | None:

@@ -30,7 +30,7 @@ from restoration.adapters import enable_checkpointing, frozen_type, make_trainab
 from restoration.average import WeightAverage
 from restoration.base_models.interface import BaseModel
 from restoration.checkpoints import CheckpointError
-from restoration.precision import enable_tf32, set_frozen_dtype
+from restoration.precision import enable_tf32, resolve, set_frozen_dtype
 from restoration.weights import WeightsInfo, to_bytes
 from trajectories.schema import Summary, Trajectories, decode
 
@@ -70,7 +70,7 @@ class LearnerRank:
         self.model = model
         make_trainable(model, settings.adapt, keep_reference=settings.objective.needs_reference)
         trained = trained_parameters(model)
-        compute = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
+        compute = resolve(settings.dtype, self.device)
         frozen = frozen_type(settings.adapt, self.device, compute)
         if frozen != torch.float32:
             set_frozen_dtype(model, frozen, keep=trained)
@@ -81,7 +81,7 @@ class LearnerRank:
         if settings.compile != "none":
             model.policy.compile(backend=settings.compile)  # in place: names and hooks stay
         self.schedule = model.schedule(settings.sampler)
-        autocast = torch.bfloat16 if settings.dtype == "bfloat16" else None
+        autocast = compute if compute != torch.float32 else None
         replay = Replay(model, self.schedule, settings.objective, settings.sampler.guidance_scale, autocast)
         self.engine = Engine(replay, trained, settings.optimiser, self.device)
         self.model = model.to(self.device)

@@ -71,7 +71,8 @@ class StepSettings:
         condition_batch: pictures whose conditions and ground-truth latents are computed together, once an iteration
             each; costs the activations of cleaner and VAE encoder for so many, without gradients.
         dtype: of the forward's matrix products (autocast); parameters, ratios and losses stay float32. bfloat16 is
-            several times as fast on a GPU, errs by 1e-3 in log-probs at worst and must be the rollout's too.
+            several times as fast on a GPU, errs by 1e-3 in log-probs at worst and must be the rollout's too. "auto"
+            as `restoration.precision.resolve`.
         updates_per_batch: optimiser steps a batch is divided into, by groups; each costs a reduction over the ranks.
         inner_epochs: passes over a batch, each costs as much as the first; with more than one update the later ones
             are off-policy (ratio is not 1).
@@ -95,7 +96,7 @@ class StepSettings:
 
     micro_batch: int = 8
     condition_batch: int = 8
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
     updates_per_batch: int = 1
     inner_epochs: int = 1
     old_log_probs: Literal["rollout", "recompute"] = "rollout"
@@ -107,7 +108,7 @@ class StepSettings:
 
     def __post_init__(self) -> None:
         choices = {
-            "dtype": ("float32", "bfloat16"),
+            "dtype": ("auto", "float32", "bfloat16"),
             "old_log_probs": ("rollout", "recompute"),
             "compile": ("none", "inductor", "eager"),
         }

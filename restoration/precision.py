@@ -38,7 +38,19 @@ def resolve(dtype: str, device: torch.device | str) -> torch.dtype:
         return DTYPES[dtype]
     if dtype != AUTO:
         raise ValueError(f"dtype {dtype!r}: choose {AUTO}, {', '.join(DTYPES)}")
-    return torch.bfloat16 if _multiplies_bf16(torch.device(device)) else torch.float32
+    return torch.bfloat16 if multiplies_bf16(device) else torch.float32
+
+
+def slow_here(dtype: torch.dtype, device: torch.device | str) -> str | None:
+    """What a user should know who named `dtype` for its speed, where `device` is slower in it; None elsewhere."""
+    device = torch.device(device)
+    known = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_available())
+    if dtype == torch.bfloat16 and known and not multiplies_bf16(device):
+        named = "processor" if device.type == "cpu" else "GPU"
+        return f"bfloat16 takes about ten times as long as float32 on a {named} that doesn't multiply it natively"
+    if dtype == torch.float16 and device.type == "cpu" and not torch.cpu._is_amx_fp16_supported():
+        return "float16 takes a hundred times as long as float32 on a processor that doesn't multiply it natively"
+    return None
 
 
 def enable_tf32() -> None:
@@ -120,7 +132,9 @@ def type_of_each(model: BaseModel, dtype: torch.dtype, kept: Iterable[Tensor]) -
     return lambda tensor: torch.float32 if id(tensor) in full else dtype
 
 
-def _multiplies_bf16(device: torch.device) -> bool:
+def multiplies_bf16(device: torch.device | str) -> bool:
+    """Whether the device has instructions for it."""
+    device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.is_available() and torch.cuda.get_device_capability(device)[0] >= _BF16_CAPABILITY
     if device.type == "cpu":

@@ -324,4 +324,4 @@ def _cluster(question: Callable[[], Any]) -> Any:
 def _cause(message: str) -> str:
     """Of a constructor's stack trace the line with the error; else the whole message."""
     found = [line.strip() for line in message.splitlines() if _ERROR_LINE.match(line)]
-    return found[-1] if found else message.strip() or "no reason given; see the logs of Ray Serve"
+    return found[-1] if found else message.strip() or "no reason given; see serve/ among Ray's logs"

@@ -80,8 +80,8 @@ RULES = (
         ("ray", "deepspeed", "redis"),
     ),
     Rule(
-        "the policies of a run are pure: failures, admission, the order of work",
-        ("cluster.run.failures", "cluster.run.admission", "cluster.run.work_queue"),
+        "the policies of a run are pure: failures, admission, the order of work, what is left of it",
+        ("cluster.run.failures", "cluster.run.admission", "cluster.run.work_queue", "cluster.run.pace"),
         ("ray", "redis", "deepspeed", *others("cluster", "actors")),
     ),
     Rule(

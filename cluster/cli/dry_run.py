@@ -8,12 +8,13 @@ from pathlib import Path
 from cluster.cli.errors import USER_MISTAKE, UserMistake
 from cluster.cli.plan import plan_of
 from cluster.config.configure import ConfigError
-from cluster.config.recipe import RunConfig
+from cluster.config.recipe import DataSettings, RunConfig
 from cluster.config.resume import check_resume
 from cluster.config.tree import Problem
 from cluster.models import load_run_config
 from cluster.run.checks.model import facts_of
 from cluster.run.checks.pictures import Pictures
+from cluster.run.checks.roles import as_here, number_types
 from cluster.run.machine import this_machine
 from cluster.run.preflight import examine
 from restoration.base_models import ModelFacts
@@ -34,7 +35,8 @@ def show_plan(config: RunConfig, shape: str | None = None, resumed: Path | None 
     """
     facts = facts_of(config) if shape is None else _stock(shape)
     pictures = _pictures(config, assumed=shape is not None)
-    found = examine(config, pictures, facts, this_machine())
+    machine = this_machine()
+    found = examine(config, pictures, facts, machine)
     problems, told = list(found.problems), list(found.warnings)
     if resumed is not None:
         try:
@@ -42,7 +44,9 @@ def show_plan(config: RunConfig, shape: str | None = None, resumed: Path | None 
         except ConfigError as error:
             problems += error.problems
     if isinstance(facts, ModelFacts) and isinstance(pictures, Pictures) and not problems:
-        text, tight = plan_of(config, facts, pictures.train, pictures.heldout, assumed=not pictures.ids)
+        types = number_types(config, machine)
+        here = as_here(config, machine)
+        text, tight = plan_of(here, facts, pictures.train, pictures.heldout, types, assumed=not pictures.ids)
         print(text, end="\n\n")
         told += tight
     for line in (*(f"problem: {p}" for p in problems), *(f"warning: {w}" for w in told)):
@@ -62,12 +66,14 @@ def _stock(shape: str) -> ModelFacts:
 
 
 def _pictures(config: RunConfig, assumed: bool) -> Pictures | Problem:
-    """Those of the data; with `assumed`, where there are none, ones of the crop's size."""
+    """Those of the data; with `assumed`, where there are none or none were named, ones of the crop's size."""
     data = config.data
-    if assumed and not data.root.is_dir():
+    if assumed and (data.root == DataSettings.root or not data.root.is_dir()):
         side = config.rollout.crop
         if not side:
-            raise UserMistake(f"{data.root} is no folder, and rollout.crop=0 takes whole pictures: give a rollout.crop")
+            raise UserMistake(
+                "rollout.crop=0 takes whole pictures, and there are none: give a rollout.crop or data.root"
+            )
         return Pictures([(side, side)], [(side, side)] * config.evaluation.batch)
     try:
         return Pictures.of(*(discover(data.root, split, match=data.match) for split in (data.train, data.heldout)))

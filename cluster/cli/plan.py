@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cluster.cli.output import table_lines
 from cluster.config.recipe import RunConfig
 from cluster.run.checks.resources import demands
+from cluster.run.checks.roles import NumberType
 from cluster.run.flow import GPU, Flow, Size, flow, rolled_sizes
 from cluster.run.memory_plan import CONTEXT, RoleMemory, memory_plan
 from restoration.base_models import ModelFacts
@@ -15,19 +16,26 @@ GIB = 2**30
 
 
 def plan_of(
-    config: RunConfig, facts: ModelFacts, train: Sequence[Size], heldout: Sequence[Size], assumed: bool = False
+    config: RunConfig,
+    facts: ModelFacts,
+    train: Sequence[Size],
+    heldout: Sequence[Size],
+    types: Mapping[str, NumberType],
+    assumed: bool = False,
 ) -> tuple[str, list[str]]:
     """The plan of a run whose configuration was checked, and warnings about its memory.
 
     Args:
+        config: with what each `auto` of a number type means here (`checks.roles.as_here`).
         train, heldout: sizes of the pictures; `assumed` ones are not counted.
+        types: of `roles.number_types`, to be shown.
     """
     schedule = facts.schedule(config.sampler)
     largest = rolled_sizes(config, train, facts.size_multiple)[-1]
     moved = flow(config, largest, facts.vae_factor, facts.latent_channels, len(schedule.decisions))
     roles = memory_plan(config, facts, moved, heldout)
     count = "of the size of a crop" if assumed else f"{len(train)} to train on, {len(heldout)} held out"
-    parts = [_model(config, facts, moved, count), _roles(config), _flow(config, moved)]
+    parts = [[*_model(config, facts, moved, count), _types(types)], _roles(config), _flow(config, moved)]
     text = "\n\n".join("\n".join(lines) for lines in (*parts, *map(_memory, roles), [NOTE]))
     shares = (config.actors.num_gpus, config.ranks.num_gpus)
     return text, [w for w in map(too_large, roles, shares) if w]
@@ -57,6 +65,14 @@ def _model(config: RunConfig, facts: ModelFacts, moved: Flow, pictures: str) -> 
         f"({config.source.groups_per_step * rows} chains), {config.adapt.mode}"
         + (f" of rank {config.adapt.rank}" if config.adapt.mode == "lora" else ""),
     ]
+
+
+def _types(types: Mapping[str, NumberType]) -> str:
+    """Settings by what they mean, so that one sees what `auto` is on this machine."""
+    keys: dict[str, list[str]] = {}
+    for key, found in types.items():
+        keys.setdefault(str(found), []).append(key)
+    return "number types: " + "; ".join(f"{meaning} {', '.join(named)}" for meaning, named in keys.items())
 
 
 def _roles(config: RunConfig) -> list[str]:

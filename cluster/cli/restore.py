@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.cli.errors import as_mistake, guarded
+from cluster.cli.errors import as_mistake, guarded, say
 from cluster.cli.output import Counter
 
 
@@ -27,7 +27,9 @@ def restore(
     steps: Annotated[int | None, typer.Option(help="Denoising steps, in place of the model's.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale, in place of the model's; 1 is none.")] = None,
     colour_fix: Annotated[str | None, typer.Option(help="none, adain or wavelet, in place of the model's.")] = None,
-    dtype: Annotated[str, typer.Option(help="The networks compute in float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="The networks compute in float32, bfloat16, float16, or auto.")
+    ] = "float32",
     bits: Annotated[int, typer.Option(help="8 or 16 a channel of the results.")] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     devices: Annotated[int, typer.Option(help="Work on so many GPUs (or CPU processes) at once.", min=1)] = 1,
@@ -38,20 +40,25 @@ def restore(
 
     restorl restore --model models/demo photo.jpg photo_restored.png
 
-    restorl restore --model models/diffbir --tile 512 --dtype bfloat16 --devices 4 large/ restored/
+    restorl restore --model models/diffbir --tile 512 --dtype auto --devices 4 large/ restored/
     """
     from dataclasses import replace
 
     from cluster.models import load_policy
-    from restoration.precision import DTYPES, set_precision
+    from restoration.precision import AUTO, DTYPES, resolve, set_precision, slow_here
     from restoration.restore import restore_folder
     from restoration.tiling import Grid, Tiling
 
     given: dict[str, Any] = {"steps": steps, "guidance_scale": guidance, "colour_fix": colour_fix}
     with as_mistake(ValueError):
-        if dtype not in DTYPES or bits not in (8, 16):
-            raise ValueError(f"--dtype {dtype} --bits {bits}: choose float32, bfloat16 or float16, and 8 or 16")
+        if dtype not in (AUTO, *DTYPES) or bits not in (8, 16):
+            raise ValueError(f"--dtype {dtype} --bits {bits}: choose float32, bfloat16, float16 or auto, and 8 or 16")
         tiling = Tiling(tile, tile_overlap) if tile else None
+    place = device_of(device)
+    with as_mistake(ValueError, RuntimeError):  # a device that torch doesn't know
+        compute = resolve(dtype, place)
+        if (warning := slow_here(compute, place)) is not None:
+            say(f"WARNING: --dtype {dtype}: {warning}; give auto, or float32")
     policy, sampler = load_policy(model, checkpoint, embeddings)
     with as_mistake(ValueError), Counter() as shown:
         sampler = replace(sampler, **{k: v for k, v in given.items() if v is not None})
@@ -60,7 +67,6 @@ def restore(
         def progress(done: int, total: int, file: Path) -> None:
             shown(file.name, done, total)
 
-        place = device_of(device)
         if devices > 1:
             from cluster.cli.restore_workers import RestoreSpec, restore_on_workers
 
@@ -69,7 +75,7 @@ def restore(
             spec = RestoreSpec(model.resolve(), checkpoint, each, sampler, dtype, seed, place, tiling, bits)
             summary = restore_on_workers(spec, devices, input.resolve(), output.resolve(), not overwrite, progress)
         else:
-            set_precision(policy, DTYPES[dtype])
+            set_precision(policy, compute)
             summary = restore_folder(
                 policy.to(place),
                 input,

@@ -13,7 +13,7 @@ from cluster.jobs import ClusterError, ClusterSettings, connect
 from cluster.models import load_policy
 from restoration.base_models.interface import SamplerSettings
 from restoration.images import ImageError
-from restoration.precision import DTYPES, set_precision
+from restoration.precision import resolve, set_precision
 from restoration.restore import Job, RestoreSummary, restore_file, restore_jobs
 from restoration.tiling import Tiling
 
@@ -38,7 +38,7 @@ class RestoreSpec:
 class RestoreWorker:
     def __init__(self, spec: RestoreSpec) -> None:
         self.spec, (model, _) = spec, load_policy(spec.model, spec.checkpoint, spec.embeddings)
-        set_precision(model, DTYPES[spec.dtype])
+        set_precision(model, resolve(spec.dtype, spec.device))
         self.model = model.to(spec.device)
 
     def ready(self) -> bool:

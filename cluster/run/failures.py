@@ -47,6 +47,7 @@ class Failure:
 
 P, T, F = Kind.POISON, Kind.TRANSIENT, Kind.FATAL
 _MEMORY = "lower rollout.images_per_batch, rollout.decode_batch or learner.micro_batch, then resume"
+_LOG = "look at its log, in the folder that was told at the start, or in the Ray dashboard"
 _RESUME = "put it right, then go on with --resume"
 
 # Class name -> (kind, reason, remedy). The nearest class of the error's own line of descent decides.
@@ -60,15 +61,15 @@ POLICY: dict[str, tuple[Kind, str, str]] = {
     "ScorerFailed": (P, "reward:scorer", "look at the scorer's error"),
     # a process, a node, a connection
     "RewardTimeout": (T, "reward:timeout", "raise reward.deadline_s or reward.replicas"),
-    "RewardUnavailable": (T, "reward:unavailable", "look at the reward service in the Ray dashboard"),
+    "RewardUnavailable": (T, "reward:unavailable", f"is the reward service up? {_LOG}"),
     "StoreUnreachable": (T, "store", "is the store running and reachable from every node?"),
     "BackPressureTimeout": (T, "store:full", "raise store.max_entries or store.max_bytes, or look at the learner"),
     "StaleEpoch": (T, "epoch", ""),
-    "LearnerDied": (T, "learner", "look at the rank's log: was it out of memory, or its node lost?"),
+    "LearnerDied": (T, "learner", f"was it out of memory, or its node lost? {_LOG}"),
     "BatchTimeout": (F, "batch", "look at the rollout actors and the reward service"),
-    "RayActorError": (T, "process", "look at the process's log in the Ray dashboard"),
-    "ActorUnavailableError": (T, "process", "look at the process's log in the Ray dashboard"),
-    "WorkerCrashedError": (T, "process", "look at the process's log in the Ray dashboard"),
+    "RayActorError": (T, "process", _LOG),
+    "ActorUnavailableError": (T, "process", _LOG),
+    "WorkerCrashedError": (T, "process", _LOG),
     "NodeDiedError": (T, "node", "look at the nodes in the Ray dashboard"),
     "OutOfMemoryError": (F, "memory", _MEMORY),  # torch's, of a GPU; Ray's own is of a node, see below
     "ObjectLostError": (T, "object", ""),

@@ -55,6 +55,12 @@ class HeldOut:
     def backlog(self) -> int:
         return len(self.due) + len(self.evaluations)
 
+    def parts_left(self, version: int) -> int:
+        """Parts of evaluations that are under way, wait, or will be due after iteration `version`."""
+        under_way = sum(len(e.waiting) + e.out for e in self.evaluations.queue)
+        coming = sum(map(self._is_due, range(version + 1, self.config.iterations + 1))) + len(self.due)
+        return under_way + coming * len(self.evaluations.blocks) * len(self._wanted)
+
     def begin(self, version: int) -> None:
         """Read what an earlier part of the run has evaluated, and queue what it has not."""
         base, rl = (self.folder / "evaluation" / f"{who}.csv" for who in ("base", "rl"))
@@ -68,8 +74,7 @@ class HeldOut:
             self.now_rows = read_csv(rl)
         if version:
             self.made = {(r["iteration"], r["who"]) for r in read_metrics(self.folder, "eval")}
-        wanted = ("now", "ema") if self.config.optimiser.ema else ("now",)
-        missing = (i for i in range(1, version + 1) if any((i, who) not in self.made for who in wanted))
+        missing = (i for i in range(1, version + 1) if any((i, who) not in self.made for who in self._wanted))
         self.due.extend(i for i in missing if self._is_due(i))
         self.learning.protected.update(self.due)
 
@@ -101,6 +106,10 @@ class HeldOut:
             self.evaluations.poisoned(part, failure.reason, failure.detail)
         else:
             self.evaluations.again(part)
+
+    @property
+    def _wanted(self) -> tuple[str, ...]:
+        return ("now", "ema") if self.config.optimiser.ema else ("now",)
 
     def _is_due(self, iteration: int) -> bool:
         return self.config.evaluation.due(iteration, self.config.iterations)

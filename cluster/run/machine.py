@@ -1,4 +1,4 @@
-"""Whether this machine has NVIDIA GPUs, and whether the installed torch can use them."""
+"""What this machine computes with: NVIDIA GPUs, whether the installed torch can use them, and the processor."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+
+from restoration.precision import multiplies_bf16
 
 ADVICE = "install a newer driver, or a torch that was built for this one"
 
@@ -16,10 +18,12 @@ class Machine:
     Attributes:
         gpus: NVIDIA devices that processes may see.
         trouble: why torch can't use them, or empty.
+        bf16: whether the processor multiplies bfloat16 natively. Of GPUs that can't be asked without taking one.
     """
 
     gpus: int = 0
     trouble: str = ""
+    bf16: bool = True
 
 
 def this_machine(dev: Path = Path("/dev")) -> Machine:
@@ -27,7 +31,8 @@ def this_machine(dev: Path = Path("/dev")) -> Machine:
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1", "none", "NoDevFiles")
     # WSL has one file for all of its GPUs.
     count = len(list(dev.glob("nvidia[0-9]*"))) or len(list(dev.glob("dxg")))
-    return Machine() if hidden or not count else Machine(count, torch_trouble())
+    bf16 = multiplies_bf16("cpu")
+    return Machine(bf16=bf16) if hidden or not count else Machine(count, torch_trouble(), bf16)
 
 
 def torch_trouble() -> str:

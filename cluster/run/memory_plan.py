@@ -110,7 +110,7 @@ def _actor(config: RunConfig, facts: ModelFacts, counts: Counts, moved: Flow, he
 
 
 def _rank(config: RunConfig, facts: ModelFacts, counts: Counts, moved: Flow) -> RoleMemory:
-    setup = setup_of(config, DTYPES[config.learner.dtype])
+    setup = setup_of(config, _type(config.learner.dtype))
     kept, host = rank_bytes(counts, setup)
     learner, guidance = config.learner, config.sampler.guidance_scale
     passes = {}
@@ -122,7 +122,7 @@ def _rank(config: RunConfig, facts: ModelFacts, counts: Counts, moved: Flow) -> 
             *moved.picture,
             guidance_scale=guidance if config.objective.needs_policy else 1.0,
             checkpointing=learner.gradient_checkpointing,
-            dtype=DTYPES[learner.dtype],
+            dtype=_type(learner.dtype),
         )
     share = -(-config.source.groups_per_step // config.ranks.count)
     groups = AHEAD * share * moved.group_bytes

@@ -54,7 +54,7 @@ def of_config(config: RunConfig, machine: Machine) -> Iterator[Finding]:
     """What the configuration alone tells."""
     yield from names(config)
     yield from placement(config, machine)
-    yield from precision(config)
+    yield from precision(config, machine)
     yield from feeding(config)
     yield from idle_keys(config)
 

@@ -27,6 +27,7 @@ from cluster.run.heldout import HeldOut
 from cluster.run.interrupts import Interrupts, Stopped
 from cluster.run.learning import StepResult
 from cluster.run.memory import MemoryWatch
+from cluster.run.pace import Pace, about
 from cluster.run.progress import TrainingProgress
 from cluster.run.topology import Topology
 from cluster.run.work_queue import WorkQueue
@@ -131,14 +132,19 @@ class RunState:
         self._restore_record(parts.version)
         sequence = WorkSequence(parts.train.image_ids, self.config.rollout.images_per_batch, self.config.seed)
         self.work = WorkQueue(sequence, parts.stream.published_groups())
-        self.display = self.exits.enter_context(TrainingProgress(self.config.iterations, parts.version))
+        self.display = self.exits.enter_context(
+            TrainingProgress(self.config.iterations, parts.version, left=self._left)
+        )
         if parts.connection.dashboard_url:
             self.display.note(f"Ray dashboard: {parts.connection.dashboard_url}")
+        if parts.connection.logs:
+            self.display.note(f"logs of its processes: {parts.connection.logs}")
         for warning in (*self.warnings, *parts.warnings):
             self.display.note(f"WARNING: {warning}")
         self.iteration_began = time.monotonic()
         self.heldout = HeldOut(self.config, self.folder, parts.heldout, parts.learning, self.log, self.display)
         self.heldout.begin(parts.version)
+        self.pace = Pace(self.iteration_began, ahead=self.config.source.max_staleness > 0)
 
     # what actors and the learner have done
 
@@ -148,9 +154,11 @@ class RunState:
         Raises:
             Fatal: a fatal failure, or too many without progress.
         """
+        self.pace.passed(time.monotonic(), self._evaluating)
         if isinstance(result, Failure):
             self._failed(task, result)
         elif isinstance(task, EvaluationPart):
+            self.pace.evaluated()
             self.patience[EvaluationPart].progressed()
             self.heldout.evaluations.done(task, *result)
         else:
@@ -196,17 +204,21 @@ class RunState:
             self.parts.learning.recover()
             self.log.truncate_after(self.parts.version)
             self.heldout.rewind(self.parts.version)
+            self.pace.interrupted(time.monotonic())
             return
         if step is not None:
             if not self.reporting:  # here, so that the start waits for it no more than the end
                 self.reporting = True
                 threading.Thread(target=load_libraries, name="report", daemon=True).start()
             self.parts.learning.patience.progressed()
-            self._record(step)
             self.heldout.learned(step.version)
+            self._record(step)
 
     def _record(self, step: StepResult) -> None:
         now = time.monotonic()
+        first = self.pace.iteration_s is None
+        self.pace.passed(now, self._evaluating)
+        self.pace.learned(step.metrics.get("learn_s"))
         record: dict[str, Any] = {"kind": "train", "iteration": step.version, **step.metrics}
         record |= {f"dropped:{reason}": count for reason, count in sorted(step.dropped.items())}
         record |= {**self.phase_s, "iteration_s": now - self.iteration_began}
@@ -233,6 +245,17 @@ class RunState:
             staleness=step.metrics.get("staleness_mean"),
             throughput=(step.metrics.get("trajectories") or 0) / max(record["iteration_s"], 1e-9),
         )
+        if first and (left := self._left()):
+            took, each = record["iteration_s"], about(self.pace.iteration_s or 0.0)
+            self.display.note_beside(f"the first iteration took {took:.0f} s, the others will take {each}; {left}")
+
+    @property
+    def _evaluating(self) -> bool:
+        return len(self.heldout.evaluations) > 0
+
+    def _left(self) -> str:
+        version = self.parts.version
+        return self.pace.left(self.config.iterations - version, self.heldout.parts_left(version))
 
     def _quarantine(self, found: Any) -> None:
         """Write down what can't be used and why; told once a reason."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from restoration.precision import autocast
 from restoration.pretrain.pairs import DegradedCrops, PairRecipe
 from restoration.pretrain.trainer import train
 from restoration.pretrain.vae import psnr
@@ -35,6 +36,7 @@ def train_cleaner(
     heldout: Path,
     log: Path,
     progress: Callable[..., None] | None = None,
+    products: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
     torch.manual_seed(recipe.seed)
     drawn = DegradedCrops(photos, pairs, recipe.crop, recipe.seed)
@@ -42,7 +44,7 @@ def train_cleaner(
 
     def loss() -> dict[str, Tensor]:
         lq, gt = drawn.batch(recipe.batch_size)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu", products):
             restored = cleaner(lq)
         l1 = (restored.float() - gt).abs().mean()
         return {"loss": l1, "l1": l1.detach()}

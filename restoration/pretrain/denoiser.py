@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from restoration.base_models.interface import BaseModel, Condition, SamplerSettings
+from restoration.precision import autocast
 from restoration.pretrain.pairs import DegradedCrops, PairRecipe
 from restoration.pretrain.trainer import train
 from restoration.pretrain.vae import psnr
@@ -54,6 +55,7 @@ def train_denoiser(
     heldout: Path,
     log: Path,
     progress: Callable[..., None] | None = None,
+    products: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
     torch.manual_seed(recipe.seed)
     gts, conditions = latent_pool(model, DegradedCrops(photos, pairs, recipe.crop, recipe.seed), recipe.pool)
@@ -74,7 +76,7 @@ def train_denoiser(
         gt, latent = both
         condition = Condition(blank, latent, None if text is None else text.expand(len(rows), -1, -1))
         timestep = torch.randint(model.train_timesteps, (len(rows),))
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu", products):
             mean = model.sft_loss(gt, condition, timestep, torch.randn_like(gt)).mean()
         return {"loss": mean, "mse": mean.detach()}
 

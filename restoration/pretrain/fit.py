@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,7 +37,8 @@ class FitSettings:
         warmup: iterations over which the learning rate grows linearly to `lr`.
         grad_clip: largest global gradient norm, 0 for no clipping.
         ema: decay, an iteration, of the average of the weights that is validated and kept; 0 for the last weights.
-        bfloat16: matrix products of the trained forward in bfloat16 (autocast); weights and losses stay float32.
+        bfloat16: matrix products of the trained forward in bfloat16 (autocast); weights and losses stay float32. "auto"
+            where the device multiplies it natively (`restoration.precision.resolve`).
         log_every, checkpoint_every: iterations.
     """
 
@@ -51,7 +52,7 @@ class FitSettings:
     warmup: int = 100
     grad_clip: float = 1.0
     ema: float = 0.0
-    bfloat16: bool = False
+    bfloat16: bool | Literal["auto"] = False
     log_every: int = 50
     checkpoint_every: int = 500
 
@@ -59,6 +60,8 @@ class FitSettings:
         for name in ("iterations", "batch_size", "micro_batch", "crop", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: at least 1")
+        if self.bfloat16 not in (True, False, "auto"):
+            raise ValueError(f"bfloat16={self.bfloat16!r}: choose true, false or auto")
         if not self.lr > 0:
             raise ValueError(f"lr={self.lr}: above 0")
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):

@@ -6,8 +6,9 @@ An interrupted training goes on from the last state when started again with the 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from restoration.base_models.pixel_control import PixelControl
 from restoration.evaluate import evaluate_pairs, mean_values
 from restoration.images import crop_back, pad_to_multiple
 from restoration.metrics import DEFAULT_PROTOCOL, protocol
+from restoration.precision import AUTO, autocast, resolve, slow_here
 from restoration.pretrain.fit import Fit, FitSettings, Progress
 from restoration.pretrain.sft_data import HeldOut, SftData, TrainingPairs, held_out, training_pairs
 from restoration.restore import seeded_generator
@@ -145,6 +147,9 @@ def fine_tune(recipe: SftRecipe, out: Path, progress: Progress | None = None) ->
     sampler = recipe.sampler or sampler_of(recipe.model, model)
     _check(recipe, model)
     heads = _heads(recipe, model)
+    for name, stage in (("cleaner", recipe.cleaner), ("diffusion", recipe.diffusion)):
+        if stage is not None and (warning := slow_here(products(stage, device), device)) is not None:
+            warnings.warn(f"{name}.bfloat16=true: {warning}; set it to auto", stacklevel=2)
     model.to(device)
     out.mkdir(parents=True, exist_ok=True)
     pairs = held_out(recipe.data, recipe.validation.images, recipe.validation.crop)
@@ -260,7 +265,14 @@ def _cleaner_losses(
 
 
 def _precision(settings: FitSettings, device: torch.device) -> AbstractContextManager[object]:
-    return torch.autocast(device.type, torch.bfloat16) if settings.bfloat16 else nullcontext()
+    return autocast(device, products(settings, device))
+
+
+def products(settings: FitSettings, device: torch.device | str) -> torch.dtype:
+    """In which a stage's products are taken on `device`."""
+    if settings.bfloat16 == AUTO:
+        return resolve(AUTO, device)
+    return torch.bfloat16 if settings.bfloat16 else torch.float32
 
 
 def _judge(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 
+from restoration.precision import autocast
 from restoration.pretrain.crops import PhotoCrops
 from restoration.pretrain.trainer import train
 
@@ -51,7 +52,12 @@ def psnr(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def train_vae(
-    recipe: VaeRecipe, photos: Path, heldout: Path, log: Path, progress: Callable[..., None] | None = None
+    recipe: VaeRecipe,
+    photos: Path,
+    heldout: Path,
+    log: Path,
+    progress: Callable[..., None] | None = None,
+    products: torch.dtype = torch.float32,
 ) -> tuple[AutoencoderKL, dict[str, Any]]:
     """Train; sets `scaling_factor` so that latents have unit deviation. Returns the VAE and its evaluation."""
     torch.manual_seed(recipe.seed)
@@ -61,7 +67,7 @@ def train_vae(
 
     def loss() -> dict[str, torch.Tensor]:
         x = crops.batch(recipe.batch_size)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu", products):
             posterior = vae.encode(x * 2 - 1).latent_dist
             y = vae.decode(posterior.sample()).sample
         error = y.float() - (x * 2 - 1)

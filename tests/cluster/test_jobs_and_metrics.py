@@ -8,6 +8,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from cluster.jobs import (
     effective_address,
     entrypoint,
 )
+from cluster.local_ray import LocalRay, folder_of_sessions
 from cluster.metrics import METRICS, PHASES, RunMetrics
 
 
@@ -143,6 +145,81 @@ def test_a_temporary_folder_too_deep_for_sockets_is_told_before_anything_starts(
     monkeypatch.setenv("TMPDIR", "/" + "x" * 86)
     with pytest.raises(ClusterError, match=r"TMPDIR=/x+ makes .* set RAY_TMPDIR=/tmp"):
         connect(ClusterSettings(num_cpus=1), tmp_path)
+    monkeypatch.setenv("RAY_TMPDIR", "/" + "y" * 86)
+    with pytest.raises(ClusterError, match=r" RAY_TMPDIR=/y+ makes .* set RAY_TMPDIR=/tmp"):
+        connect(ClusterSettings(num_cpus=1), tmp_path)
+
+
+def test_with_the_advice_taken_no_process_of_ray_makes_sockets_in_the_deep_folder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The dashboard did not start: Python's multiprocessing, which it uses, looks at TMPDIR only."""
+    import ray
+
+    seen = []
+
+    def start(self: LocalRay, options: dict[str, object]) -> None:
+        seen.append(os.environ.get("TMPDIR"))
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # of the cluster that the others share
+    monkeypatch.setattr(LocalRay, "start", start)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    kept, deep = "/" + "x" * 74, "/" + "x" * 75  # what multiprocessing makes below has 32 bytes more, 107 are the most
+    for given in (kept, deep):
+        monkeypatch.setenv("TMPDIR", given)
+        with pytest.raises(ClusterError):
+            connect(ClusterSettings(num_cpus=1))
+        assert os.environ["TMPDIR"] == given
+    assert seen == [kept, "/tmp"]
+
+
+@pytest.mark.parametrize("set_to", [{}, {"TMPDIR": "/a"}, {"TMPDIR": "/a", "RAY_TMPDIR": "/b"}, {"RAY_TMPDIR": ""}])
+def test_the_folder_of_logs_is_the_one_that_ray_takes(
+    set_to: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from ray._common.utils import get_default_ray_temp_dir
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("TMPDIR", "RAY_TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in set_to.items():
+        monkeypatch.setenv(name, value)
+    assert folder_of_sessions() == Path(get_default_ray_temp_dir()).absolute()
+
+
+def test_a_cluster_of_our_own_says_where_its_logs_are(cluster: Connection) -> None:
+    import ray
+
+    assert cluster.logs is not None and (cluster.logs / "raylet.out").is_file()
+    assert str(cluster.logs) == ray._private.worker._global_node.get_logs_dir_path()  # type: ignore[union-attr]
+
+
+def test_a_ray_that_cannot_start_names_the_logs_of_its_own_session_and_none_that_are_not_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    def start(self: LocalRay, options: dict[str, object]) -> None:
+        raise TimeoutError("timed out")
+
+    def told() -> str:
+        with pytest.raises(ClusterError) as error:
+            connect(ClusterSettings(num_cpus=1))
+        return str(error.value)
+
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # of the cluster that the others share
+    monkeypatch.setattr(LocalRay, "start", start)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with tempfile.TemporaryDirectory(dir="/tmp") as parent:  # pytest's own are too deep for sockets
+        monkeypatch.setenv("RAY_TMPDIR", parent)
+        assert f"{parent}/ray has no logs of it" in told() and "RAY_TMPDIR=/tmp" in told()
+        own = [Path(parent) / "ray" / f"session_2026-01-0{d}_00-00-00_000000_{os.getpid()}" / "logs" for d in (1, 2)]
+        for folder in (*own, Path(parent) / "ray" / "session_2026-01-03_00-00-00_000000_1" / "logs"):
+            folder.mkdir(parents=True)
+        (Path(parent) / "ray" / "session_latest").symlink_to("session_2026-01-03_00-00-00_000000_1")
+        assert told().endswith(f"(timed out); see {own[1]}")
 
 
 def test_metrics_of_driver_and_actors_appear_on_the_metrics_port(cluster: Connection) -> None:

@@ -22,7 +22,7 @@ from tests.learner.rank_process import ONE_RANK_ONLY, VARIANTS, batches
 
 ROOT = Path(__file__).parents[2]
 TWO = ["zero0", "zero1", "zero2", "zero3", "full2", "track", "offload1", "offload2", "offload3", "recompute3"]
-OTHER = ("bf16", "frozen", "frozen3", "recompute", "recompute3")  # not what the reference computes
+OTHER = ("bf16", "frozen", "auto", "frozen3", "recompute", "recompute3")  # not what the reference computes
 
 
 def free_port() -> int:
@@ -176,6 +176,13 @@ def trained_start(variant: str) -> dict[str, torch.Tensor]:
     model = FakeModel()
     make_trainable(model, VARIANTS[variant].adapt)
     return {name: p.detach() for name, p in trained_parameters(model).items()}
+
+
+def test_auto_is_bfloat16_where_that_is_multiplied_natively(results: dict[str, Any]) -> None:
+    auto, named = (results["one"][variant] for variant in ("auto", "frozen"))
+    for ours, theirs in zip(auto["weights"], named["weights"], strict=True):
+        assert all(torch.equal(ours[name], weights) for name, weights in theirs.items())
+    assert [m["loss_rl"] for m in auto["metrics"]] == [m["loss_rl"] for m in named["metrics"]]
 
 
 @pytest.mark.parametrize("who", ["one", "two0"])

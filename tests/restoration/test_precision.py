@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 from restoration.backbones.snr import SNRAware, SNRConfig
 from restoration.base_models.interface import SamplerSettings
-from restoration.precision import set_precision
+from restoration.precision import AUTO, multiplies_bf16, resolve, set_precision, slow_here
 from restoration.restore import restore, seeded_generator
 from restoration.tiling import Tiling
 from tests.restoration.released_models import MODELS
@@ -61,3 +62,43 @@ def test_the_snr_aware_cleaner_keeps_its_map_and_its_sum_exact_in_bfloat16() -> 
 def test_other_types_are_refused() -> None:
     with pytest.raises(ValueError, match="choose float32, bfloat16, float16"):
         set_precision(TinyModel(), torch.float64)
+
+
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def with_instructions(bf16: bool = False, amx: bool = False, fp16: bool = False) -> None:
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+        monkeypatch.setattr(torch.cpu, "_is_amx_fp16_supported", lambda: fp16)
+
+    return with_instructions
+
+
+def test_auto_is_bfloat16_on_a_processor_that_has_instructions_for_it_and_float32_on_others(
+    processor: Callable[..., None],
+) -> None:
+    for bf16, amx in ((True, False), (False, True)):
+        processor(bf16=bf16, amx=amx)
+        assert multiplies_bf16("cpu") and resolve(AUTO, "cpu") == torch.bfloat16
+    processor()
+    assert not multiplies_bf16("cpu") and resolve(AUTO, "cpu") == torch.float32
+    assert resolve("bfloat16", "cpu") == torch.bfloat16  # what is named is taken
+
+
+def test_auto_on_a_gpu_is_bfloat16_from_capability_8_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for capability, wanted in (((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert resolve(AUTO, "cuda") == wanted
+        assert (slow_here(torch.bfloat16, "cuda") is None) == (wanted == torch.bfloat16)
+
+
+def test_a_type_that_is_named_for_its_speed_and_is_slower_on_this_device_is_told_with_the_ratio(
+    processor: Callable[..., None],
+) -> None:
+    processor()
+    assert "bfloat16 takes about ten times as long" in (slow_here(torch.bfloat16, "cpu") or "")
+    assert "float16 takes a hundred times as long" in (slow_here(torch.float16, "cpu") or "")
+    assert slow_here(torch.float32, "cpu") is None
+    processor(amx=True, fp16=True)
+    assert slow_here(torch.bfloat16, "cpu") is None and slow_here(torch.float16, "cpu") is None

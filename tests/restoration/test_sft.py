@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,27 @@ def test_what_saves_memory_or_time_leaves_the_loss_about_the_same(folder: Path, 
     losses = [log_of(tmp_path / name, "diffusion", "loss") for name in ("plain", "saving")]
     assert losses[0] != losses[1]
     assert np.allclose(*losses, rtol=0.02)
+
+
+def test_auto_computes_in_what_the_device_multiplies_and_bfloat16_by_name_is_told_where_it_is_slow(
+    folder: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = stage(log_every=1, iterations=1)
+    losses = {}
+    for native in (True, False):
+        monkeypatch.setattr("restoration.precision.multiplies_bf16", lambda device, native=native: native)
+        for given in (False, True, "auto"):
+            out = tmp_path / f"{native}{given}"
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                fine_tune(recipe(folder, pairs, diffusion=replace(plain, bfloat16=given)), out)
+            told = any("diffusion.bfloat16=true: bfloat16 takes about ten times" in str(w.message) for w in caught)
+            assert told == (given is True and not native)
+            losses[native, given] = log_of(out, "diffusion", "loss")
+    assert losses[True, "auto"] == losses[True, True] == losses[False, True]
+    assert losses[False, "auto"] == losses[False, False] != losses[False, True]
+    with pytest.raises(ValueError, match="bfloat16='fast': choose true, false or auto"):
+        stage(bfloat16="fast")
 
 
 def test_an_offset_gives_the_noise_of_a_channel_a_mean_of_its_own(pairs: Path) -> None:

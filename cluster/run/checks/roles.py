@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.config.recipe import RunConfig
@@ -89,37 +90,79 @@ def _own_machine(config: RunConfig, machine: Machine, used: list[str]) -> Iterat
             )
 
 
-def precision(config: RunConfig) -> Iterator[Finding]:
-    """Number types against devices and the clip."""
-    rollout, learner = config.rollout, config.learner
-    types = {
-        "rollout.denoise_dtype": rollout.denoise_dtype,
-        "rollout.decode_dtype": rollout.decode_dtype,
-        "learner.dtype": learner.dtype,
+@dataclass(frozen=True)
+class NumberType:
+    """A setting of a number type: as it was `given`, and what it means (`means`) on the device of its role."""
+
+    given: str
+    means: str
+    device: str
+
+    def __str__(self) -> str:
+        return f"{self.means} ({AUTO})" if self.given == AUTO else self.given
+
+
+def number_types(config: RunConfig, machine: Machine) -> dict[str, NumberType]:
+    """By the setting's key. Of GPUs and of other machines nothing is known: there `auto` is told as bfloat16."""
+    slow = ("cpu",) if effective_address(config.cluster) == "local" and not machine.bf16 else ()
+    rollout, learner, actors, ranks = config.rollout, config.learner, config.actors.device, config.ranks.device
+
+    def of(given: str, device: str) -> NumberType:
+        return NumberType(given, given if given != AUTO else "float32" if device in slow else "bfloat16", device)
+
+    found = {
+        "rollout.condition_dtype": of(rollout.condition_dtype, actors),
+        "rollout.denoise_dtype": of(rollout.denoise_dtype, actors),
+        "rollout.decode_dtype": of(rollout.decode_dtype, actors),
+        "learner.dtype": of(learner.dtype, ranks),
+        "adapt.frozen_dtype": of(config.adapt.frozen_dtype, ranks),
+        "evaluation.dtype": of(config.evaluation.dtype, actors),
     }
-    slow = [
-        key
-        for key, dtype in types.items()
-        if dtype == "float32" and (config.ranks if key.startswith("learner") else config.actors).num_gpus
-    ]
+    if found["adapt.frozen_dtype"].given == AUTO and found["learner.dtype"].means == "float32":
+        found["adapt.frozen_dtype"] = NumberType(AUTO, "float32", ranks)  # as `restoration.adapters.frozen_type`
+    return found
+
+
+def as_here(config: RunConfig, machine: Machine) -> RunConfig:
+    """The same configuration with what each `auto` of a number type means."""
+    rooms: dict[str, dict[str, str]] = {}
+    for key, found in number_types(config, machine).items():
+        room, _, name = key.partition(".")
+        rooms.setdefault(room, {})[name] = found.means
+    return config.model_copy(update={room: replace(getattr(config, room), **names) for room, names in rooms.items()})
+
+
+def precision(config: RunConfig, machine: Machine) -> Iterator[Finding]:
+    """Number types against devices and the clip."""
+    rollout, learner, types = config.rollout, config.learner, number_types(config, machine)
+    computed = {key: types[key] for key in ("rollout.denoise_dtype", "rollout.decode_dtype", "learner.dtype")}
+    slow = [key for key, found in computed.items() if found.given == "float32" and found.device == "cuda"]
     if slow:
         yield f"{', '.join(slow)}: float32 on a GPU takes several times as long as bfloat16 (configs/gpu.yaml)"
-    full = [k for k, v in types.items() if v == "float32" and k != "rollout.decode_dtype"]
+    named = [key for key, found in types.items() if found.given == "bfloat16" and found.device == "cpu"]
+    if named and not machine.bf16 and effective_address(config.cluster) == "local":
+        yield (
+            f"{', '.join(named)}=bfloat16: this processor doesn't multiply it natively and takes about ten times as "
+            f"long as in float32; set {'it' if len(named) == 1 else 'them'} to auto"
+        )
+    full = [key for key, found in computed.items() if found.means == "float32" and key != "rollout.decode_dtype"]
     if config.adapt.frozen_dtype == "bfloat16" and full:
         what = f"bfloat16, and {', '.join(full)} float32: products of two types"
-        yield Problem("adapt.frozen_dtype", what, "set it to float32, or these to bfloat16")
-    conditions, frozen = rollout.condition_dtype, config.adapt.frozen_dtype
-    if config.objective.needs_policy and conditions != frozen and AUTO not in (conditions, frozen):
+        yield Problem("adapt.frozen_dtype", what, "set it to float32 or auto, or these to bfloat16")
+    conditions, frozen = types["rollout.condition_dtype"], types["adapt.frozen_dtype"]
+    same_device = conditions.device == frozen.device or AUTO not in (conditions.given, frozen.given)
+    if config.objective.needs_policy and conditions.means != frozen.means and same_device:
         what = f"{conditions}, and the learner makes conditions in adapt.frozen_dtype={frozen}: its replay sees others"
         yield Problem("rollout.condition_dtype", what, "set both to the same")
     on_gpu = {bool(config.actors.num_gpus), bool(config.ranks.num_gpus)}
-    if config.adapt.frozen_dtype == "auto" and not full and len(on_gpu) > 1:
+    autos = [k for k in ("adapt.frozen_dtype", "learner.dtype") if types[k].given == AUTO]
+    if autos and "float32" not in (rollout.denoise_dtype, learner.dtype) and len(on_gpu) > 1:
         yield (
-            "adapt.frozen_dtype=auto: actors and ranks compute on different devices, where it may mean different types "
-            "and another policy; set it to float32 or bfloat16"
+            f"{', '.join(autos)}=auto: actors and ranks compute on different devices, where it may mean different "
+            "types and another policy; set it to float32 or bfloat16"
         )
     rows = rollout.images_per_batch * rollout.rollouts_per_image
-    reduced = rollout.denoise_dtype == "bfloat16" and config.objective.needs_policy
+    reduced = types["rollout.denoise_dtype"].means == "bfloat16" and config.objective.needs_policy
     recomputed = learner.old_log_probs == "recompute"
     if reduced and not recomputed and config.objective.clip < CLIP_OF_BF16 and rows != learner.micro_batch:
         yield (

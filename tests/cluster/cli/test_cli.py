@@ -72,7 +72,7 @@ def test_every_command_has_a_help_with_an_example(command: str) -> None:
         (["audit", "/nowhere"], "/nowhere is no run"),
         (["restore", "--model", "/nowhere", "a.png", "b.png"], "/nowhere is neither a run"),
         (["restore", "--model", "m", "a.png", "b.png", "--tile", "64"], "tiles of 64 pixels that overlap by 64"),
-        (["restore", "--model", "m", "a.png", "b.png", "--dtype", "int8"], "choose float32, bfloat16 or float16"),
+        (["restore", "--model", "m", "a.png", "b.png", "--dtype", "int8"], "choose float32, bfloat16, float16 or auto"),
         (["restore", "--model", "m", "a.png", "b.png", "--bits", "12"], "and 8 or 16"),
         (["reward", "scale", "2", "--run", "/nowhere"], "no run is running there"),
         (["data", "demo", "/tmp/x", "--task", "snow"], "choose from rain"),

@@ -14,6 +14,8 @@ import cluster.cli.app as cli
 from cluster.cli import dry_run
 from cluster.config.configure import load_config
 from cluster.config.recipe import RunConfig
+from cluster.run.checks.pictures import Pictures
+from cluster.run.machine import Machine
 from cluster.run.state import RunState
 from restoration.base_models import describe
 from restoration.footprint import counts_of
@@ -66,6 +68,19 @@ def test_the_plan_of_a_run_is_shown_and_nothing_is_started_or_written(data: Path
     ]
     assert text.splitlines()[-1] == "status 0 []"
     assert [p.name for p in data.parent.iterdir()] == ["data"]
+
+
+def test_the_plan_says_what_auto_is_on_this_processor(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = ("rollout.decode_dtype=auto", "evaluation.dtype=auto", "rollout.crop=40", "--dry-run")
+    for bf16 in (True, False):
+        monkeypatch.setattr("cluster.cli.dry_run.this_machine", lambda bf16=bf16: Machine(bf16=bf16))
+        result = run(OURS, f"model={DEMO}", f"data.root={data}", *fast)
+        assert result.exit_code == 0, result.output
+        (line,) = [line for line in result.output.splitlines() if line.startswith("number types: ")]
+        assert line == (
+            "number types: float32 rollout.condition_dtype, rollout.denoise_dtype, learner.dtype, adapt.frozen_dtype; "
+            f"{'bfloat16' if bf16 else 'float32'} (auto) rollout.decode_dtype, evaluation.dtype"
+        )
 
 
 def test_problems_end_with_status_2_and_are_told_at_once(data: Path) -> None:
@@ -128,6 +143,21 @@ def test_memory_of_each_role_is_computed_for_the_shapes_of_public_models(shape: 
     assert actor["frozen weights"] == pytest.approx(billions * 1e9 * 4 / 2**30, rel=0.02)
     assert actor["device, at most"] > actor["frozen weights"]
     assert rank["device, at most"] > rank["frozen weights"] + rank["forward and backward (the worst)"]
+
+
+def test_a_shape_is_planned_for_pictures_of_the_crop_s_size_beside_the_demo_s_smaller_ones(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After `make demo` the examples of pages and help ended with its pictures being too small."""
+    (data.parent / "data" / "demo").mkdir()
+    (data.parent / "data" / "demo" / "rain").symlink_to(data)
+    monkeypatch.chdir(data.parent)
+    config = load_config(RunConfig, OURS, ["model=sd21", "rollout.crop=256"])
+    found = dry_run._pictures(config, assumed=True)
+    assert isinstance(found, Pictures) and set(found.train) == {(256, 256)} and not found.ids
+    named = load_config(RunConfig, OURS, ["model=sd21", "rollout.crop=256", f"data.root={data}"])
+    for pictures in (dry_run._pictures(config, assumed=False), dry_run._pictures(named, assumed=True)):
+        assert isinstance(pictures, Pictures) and set(pictures.train) == {(40, 60)}
 
 
 @pytest.mark.parametrize(

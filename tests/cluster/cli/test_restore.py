@@ -72,6 +72,22 @@ def test_every_option_of_restoring_changes_the_picture_and_none_its_size(model: 
     assert (picture("--steps", 3, "--bits", 16) - plain).abs().max() <= 0.5 / 255 + 1e-6
 
 
+def test_auto_restores_in_what_the_processor_multiplies_and_a_slow_type_by_name_is_told_and_taken(
+    model: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def restored(dtype: str, native: bool) -> tuple[bytes, str]:
+        monkeypatch.setattr("restoration.precision.multiplies_bf16", lambda device: native)
+        out = photos.parent / f"{dtype}{native}.png"
+        result = run("--model", model, photos / "a.png", out, "--steps", 2, "--device", "cpu", "--dtype", dtype)
+        assert result.exit_code == 0, result.output
+        return out.read_bytes(), result.stderr
+
+    exact, near, unasked = restored("float32", False), restored("bfloat16", True), restored("bfloat16", False)
+    assert restored("auto", False) == exact and restored("auto", True) == near and near[0] != exact[0]
+    assert unasked[0] == near[0] and not near[1]
+    assert "WARNING: --dtype bfloat16: bfloat16 takes about ten times as long" in unasked[1]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

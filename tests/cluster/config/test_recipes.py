@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from benchmarks.study import ARMS, RECIPE, Arm
 from cluster.config.configure import load_config, value_of
 from cluster.config.recipe import RunConfig
 from cluster.run.checks.findings import Checked
 from cluster.run.checks.pictures import Pictures
+from cluster.run.checks.roles import number_types
 from cluster.run.machine import Machine
 from cluster.run.preflight import of_config, of_model
 from cluster.run.single import method_of
@@ -97,7 +99,9 @@ def test_a_recipe_for_gpus_has_neither_problems_nor_warnings_on_pictures_of_lol(
     config = load_config(RunConfig, path, ["model=models/x"])
     assert Checked.of(of_config(config, Machine(8))) == Checked((), ())
     assert Checked.of(of_model(config, facts, Pictures(LOL, LOL))) == Checked((), ())
-    assert (config.rollout.denoise_dtype, config.rollout.decode_dtype, config.learner.dtype) == ("bfloat16",) * 3
+    types = number_types(config, Machine(8, bf16=False))  # of the GPUs' device, whatever the processor is
+    speedy = {key: str(found) for key, found in types.items() if key != "evaluation.dtype"}
+    assert set(speedy.values()) == {"bfloat16 (auto)"} and len(speedy) == 5
     assert config.learner.gradient_checkpointing and not config.learner.norms_every
     assert config.checkpoint_every == 10 and config.evaluation.batch <= 4
     assert config.actors.num_gpus == config.ranks.num_gpus == config.reward.num_gpus == 1
@@ -110,6 +114,21 @@ def test_every_kind_of_base_model_has_a_recipe_for_gpus_with_its_own_chain() -> 
         if kind not in OWN_CHAIN:
             assert config.sampler == class_of(kind).SAMPLER, kind
     assert {p.stem for p in GPU} == {files.get(kind, kind) for kind in KINDS} | {"sdxl"}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: p.stem)
+def test_no_shipped_recipe_names_a_type_that_a_processor_may_be_slow_in(path: Path) -> None:
+    """`decode_dtype: bfloat16` made the demo ten times slower on a processor without instructions for it."""
+    shipped = flat(yaml.safe_load(path.read_text()))
+    assert not {key for key, value in shipped.items() if value in ("bfloat16", "float16")}
+    assert all(value in ("auto", False) for key, value in shipped.items() if key.endswith(".bfloat16"))
+
+
+def test_figures_that_are_compared_between_machines_are_computed_in_float32_by_name() -> None:
+    for arm, overrides in ARMS.items():
+        config = load_config(RunConfig, RECIPE, overrides)
+        types = number_types(config, Machine())
+        assert {found.given for found in types.values()} == {"float32"}, arm
 
 
 @pytest.mark.parametrize(

@@ -127,3 +127,20 @@ def test_a_picture_left_out_of_the_base_is_left_out_of_all_and_none_at_all_ends_
     held.failed(held.evaluations.take(), poison)
     with pytest.raises(Fatal, match="no held-out picture can be evaluated: a.png is cut off"):
         held.advance()
+
+
+def test_the_parts_that_are_left_are_those_under_way_those_that_wait_and_those_that_will_be_due(make: Any) -> None:
+    held = make(batch=1)  # two parts an evaluation, of weights and of their average
+    held.begin(0)
+    assert held.parts_left(0) == 2 + 2 * 2 * 2  # the base's; iterations 2 and 4
+    part = held.evaluations.take()
+    assert held.parts_left(0) == 2 + 2 * 2 * 2
+    held.evaluations.done(part, [Row(i, dict(VALUES)) for i in part.image_ids], {})
+    assert held.parts_left(1) == 1 + 2 * 2 * 2
+    held.learned(2)
+    assert held.parts_left(2) == 1 + 2 * 2 * 2
+    finish(held)
+    assert held.parts_left(2) == 2 * 2
+    held.learned(4)
+    finish(held)
+    assert held.parts_left(4) == 0

@@ -12,6 +12,7 @@ from cluster.run.machine import Machine, this_machine, torch_trouble
 @pytest.fixture
 def dev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("cluster.run.machine.multiplies_bf16", lambda device: True)
     return tmp_path
 
 
@@ -49,3 +50,11 @@ def test_gpus_that_the_user_has_hidden_do_not_count(dev: Path, monkeypatch: pyte
     (dev / "nvidia0").touch()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert this_machine(dev) == Machine()
+
+
+def test_a_processor_without_native_bfloat16_is_told_as_one(dev: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.run.machine.multiplies_bf16", lambda device: device != "cpu")
+    assert this_machine(dev) == Machine(bf16=False)
+    (dev / "nvidia0").touch()
+    monkeypatch.setattr("cluster.run.machine.torch_trouble", lambda: "")
+    assert this_machine(dev) == Machine(1, "", bf16=False)

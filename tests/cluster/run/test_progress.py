@@ -31,3 +31,25 @@ def test_on_a_terminal_it_is_one_live_bar_that_starts_where_a_resumed_run_does()
         progress.note("actor 1 restarted")
     assert "11/40" in out.getvalue() and "reward 0.5000" in out.getvalue() and "actor 1 restarted" in out.getvalue()
     assert "iteration 11/40  " not in out.getvalue()
+
+
+def test_what_is_left_is_told_in_the_bar_and_in_plain_lines_and_the_note_about_it_in_the_latter_only() -> None:
+    shown = {}
+    for terminal in (True, False):
+        out = io.StringIO()
+        console = Console(file=out, force_terminal=terminal, width=150, color_system=None)
+        left = iter(["about 14 min left", "about 7 min left", ""])
+        with TrainingProgress(3, console=console, line_every_s=0.0, left=left.__next__) as progress:
+            for i in (1, 2, 3):
+                progress.update(i, reward=0.5)
+                if i == 1:
+                    progress.note_beside("the first iteration took 420 s")
+                progress._bar.refresh()
+        shown[terminal] = out.getvalue()
+    assert "about 14 min left" in shown[True] and "about 7 min left" in shown[True] and "420" not in shown[True]
+    assert shown[False].splitlines() == [
+        "iteration 1/3  reward 0.5000  about 14 min left",
+        "the first iteration took 420 s",
+        "iteration 2/3  reward 0.5000  about 7 min left",
+        "iteration 3/3  reward 0.5000",
+    ]

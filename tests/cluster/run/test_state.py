@@ -16,6 +16,7 @@ from cluster.report.records import MetricsLog, read_metrics
 from cluster.run.evaluations import EvaluationPart, Evaluations
 from cluster.run.failures import Failure, Fatal, Kind, Patience
 from cluster.run.learning import StepResult
+from cluster.run.pace import Pace
 from cluster.run.state import MAX_FAILURES, RunState
 from cluster.run.work_queue import WorkQueue
 from learner.batch import Refused
@@ -47,10 +48,13 @@ def state(tmp_path: Path) -> RunState:
     made.log = MetricsLog(tmp_path, tensorboard=False)
     made.iteration_began = 0.0
     made.notes = []  # type: ignore[attr-defined]
-    made.display = SimpleNamespace(note=made.notes.append, update=lambda *_, **__: None)  # type: ignore
+    told = SimpleNamespace(note=made.notes.append, update=lambda *_, **__: None, beside=[])
+    told.note_beside = told.beside.append
+    made.display = told  # type: ignore[assignment]
+    made.pace = Pace(0.0, ahead=True)
     made.work = WorkQueue(WorkSequence(["a", "b"], 2, seed=0))
     evaluations = Evaluations(["x", "y"], [["x", "y"]])
-    heldout = SimpleNamespace(evaluations=evaluations, learned=lambda v: None, rewinds=[])
+    heldout = SimpleNamespace(evaluations=evaluations, learned=lambda v: None, rewinds=[], parts_left=lambda version: 4)
     heldout.failed = lambda part, failure: heldout.rewinds.append(("failed", part, failure))
     heldout.rewind = lambda version: heldout.rewinds.append(version)
     made.heldout = heldout  # type: ignore[assignment]
@@ -174,3 +178,24 @@ def test_replays_outside_the_clip_before_any_update_are_told_once_and_logged(sta
     assert [r["iteration"] for r in read_metrics(tmp_path, "alarm")] == [1, 2]
     (told,) = state.notes  # type: ignore[attr-defined]
     assert "differ by more than the clip (0.003 > objective.clip=0.0001)" in told
+
+
+def test_after_the_first_iteration_of_this_start_and_only_then_a_note_says_how_long_the_run_will_take(
+    state: RunState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(1000.0 + 30.0 * n for n in range(100))
+    monkeypatch.setattr("cluster.run.state.time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda s: None))
+    state.iteration_began, state.pace = 970.0, Pace(970.0, ahead=True)
+    state.heldout.evaluations.begin(0, "base", None)
+    part = state.heldout.evaluations.take()
+    assert part is not None
+    state.ended(part, ([], {}))  # 30 s, of which training had half
+    state.heldout.evaluations.completed()
+    for version in (41, 42):
+        state.parts.version = version  # type: ignore[misc]
+        state.learned(ended_with(step=StepResult(version, {"learn_s": 15.0})))
+    # 60 s, less 15 of the evaluation and as many of a step that overlaps from here on; 9 x 30 s + 4 x 15 s
+    assert state.display.beside == [  # type: ignore[attr-defined]
+        "the first iteration took 60 s, the others will take about 30 s; about 6 min left"
+    ]
+    assert state.pace.iteration_s == pytest.approx(30.0)

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from cluster.run.checks.roles import as_here, number_types
 from cluster.run.machine import Machine
-from tests.cluster.run.checks.cases import alone, the_problem
+from tests.cluster.run.checks.cases import alone, config_of, the_problem
 
 
 def test_the_example_of_a_cluster_with_8_actors_tells_that_4_are_idle_and_what_feeds_them() -> None:
@@ -80,3 +81,54 @@ def test_float32_on_a_gpu_and_bfloat16_with_other_batch_shapes_than_the_replays_
     assert not alone(*gpus, *reduced, "learner.old_log_probs=recompute", machine=Machine(2)).warnings
     assert not alone(*gpus, *reduced, "learner.micro_batch=32", machine=Machine(2)).warnings
     assert not alone(*gpus, *reduced, "objective.clip=0.01", machine=Machine(2)).warnings
+
+
+OLD = Machine(bf16=False)
+
+
+def test_bfloat16_by_name_on_a_processor_without_it_is_told_with_the_ratio_and_left_as_it_is() -> None:
+    slow = ("rollout.decode_dtype=bfloat16", "evaluation.dtype=bfloat16")
+    (warning,) = alone(*slow, machine=OLD).warnings
+    assert warning.startswith("rollout.decode_dtype, evaluation.dtype=bfloat16: this processor doesn't multiply it")
+    assert "about ten times" in warning and warning.endswith("set them to auto")
+    assert not alone(*slow, machine=Machine()).warnings
+    assert not alone("rollout.decode_dtype=auto", "evaluation.dtype=auto", machine=OLD).warnings
+    elsewhere = alone(*slow, "cluster.address=10.0.0.1:6379", machine=OLD)  # its processors aren't this one
+    assert not any("natively" in warning for warning in elsewhere.warnings)
+    gpu = alone(*slow, "actors.num_gpus=1", machine=Machine(1, bf16=False))
+    assert not any("natively" in warning for warning in gpu.warnings)
+
+
+def test_auto_is_told_as_what_it_means_on_this_processor() -> None:
+    fast = (
+        "rollout.denoise_dtype=auto",
+        "learner.dtype=auto",
+        "adapt.frozen_dtype=auto",
+        "rollout.condition_dtype=auto",
+    )
+    for machine, meaning in ((OLD, "float32"), (Machine(), "bfloat16")):
+        types = number_types(config_of(*fast), machine)
+        assert {str(types[key.split("=")[0]]) for key in fast} == {f"{meaning} (auto)"}
+        here = as_here(config_of(*fast), machine)
+        assert (here.rollout.denoise_dtype, here.learner.dtype, here.adapt.frozen_dtype) == (meaning,) * 3
+        assert here.rollout.decode_dtype == "float32" and not alone(*fast, machine=machine).problems
+    assert any("rounds" in w or "round otherwise" in w for w in alone(*fast, machine=Machine()).warnings)
+    assert not alone(*fast, machine=OLD).warnings
+    on_gpus = number_types(config_of(*fast, "actors.num_gpus=1", "ranks.num_gpus=1"), Machine(2, bf16=False))
+    assert on_gpus["learner.dtype"].means == "bfloat16"
+
+
+def test_types_that_only_meet_on_another_processor_are_refused_here() -> None:
+    fast = ("rollout.denoise_dtype=auto", "learner.dtype=auto", "rollout.condition_dtype=bfloat16")
+    key, said = the_problem(alone(*fast, "adapt.frozen_dtype=bfloat16", machine=OLD))
+    assert key == "adapt.frozen_dtype" and "rollout.denoise_dtype, learner.dtype float32: products of two types" in said
+    assert not alone(*fast, "adapt.frozen_dtype=bfloat16", machine=Machine()).problems
+    key, said = the_problem(alone("rollout.condition_dtype=auto", machine=Machine()))
+    assert key == "rollout.condition_dtype" and "bfloat16 (auto)" in said
+    assert not alone("rollout.condition_dtype=auto", machine=OLD).problems
+
+
+def test_auto_on_actors_and_ranks_of_different_devices_is_told() -> None:
+    fast = ("rollout.denoise_dtype=auto", "learner.dtype=auto", "rollout.decode_dtype=auto")
+    found = alone(*fast, "actors.num_gpus=1", machine=Machine(1)).warnings
+    assert any(w.startswith("learner.dtype=auto: actors and ranks compute on different devices") for w in found)
