@@ -1,9 +1,9 @@
 """Pictures of other colour spaces become sRGB, as a photo viewer shows them.
 
-A picture's space is what it says: an ICC profile; else PNG's cICP chunk; else EXIF's mark of Adobe RGB; else sRGB.
-PNG's gAMA and cHRM alone are not followed: programs write them carelessly, and the readers that data sets are made and
-published with ignore them. The conversion is relative colorimetric with black point compensation: colours that sRGB
-can't show are clipped.
+A picture's space is what it says: an ICC profile; else the codes of PNG's cICP chunk or AVIF's nclx box; else EXIF's
+mark of Adobe RGB; else sRGB. PNG's gAMA and cHRM alone are not followed: programs write them carelessly, and the
+readers that data sets are made and published with ignore them. The conversion is relative colorimetric with black
+point compensation: colours that sRGB can't show are clipped.
 
 Pictures of 8 bits go through littlecms. Deeper ones with a matrix profile are computed here in float32; with a profile
 of tables through a table of 86 x 86 x 86 colours that littlecms fills in 8 bits: exact to half a level of 8 bits, where
@@ -16,11 +16,12 @@ import io
 import struct
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFile
 from scipy.ndimage import map_coordinates
 
 Floats: TypeAlias = NDArray[np.float32]
@@ -34,12 +35,12 @@ _P3: Points = ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060))
 _REC2020: Points = ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046))
 # A curve is gamma alone, or g, a, b, c, d of: (a x + b)^g from x = d on, below it c x.
 _SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
-_VIDEO_CURVE = (1 / 0.45, 1 / 1.099, 0.099 / 1.099, 1 / 4.5, 0.081)
-# Codes of ITU-T H.273, as cICP has them.
-_CICP_PRIMARIES = {1: _REC709, 9: _REC2020, 12: _P3}
-_CICP_CURVES = {**dict.fromkeys((1, 6, 14, 15), _VIDEO_CURVE), 4: (2.2,), 5: (2.8,), 8: (1.0,), 13: _SRGB_CURVE}
+# Codes of ITU-T H.273. The curves of cameras for video (1, 6, 14, 15) are not those of screens: sRGB's stands for them.
+_PRIMARIES = {1: _REC709, 9: _REC2020, 12: _P3}
+_CURVES = {**dict.fromkeys((1, 6, 13, 14, 15), _SRGB_CURVE), 4: (2.2,), 5: (2.8,), 8: (1.0,)}
 _EXIF_IFD, _INTEROP_IFD, _COLOUR_SPACE_TAG, _INTEROP_INDEX_TAG = 0x8769, 0xA005, 0xA001, 1
 _CHANNELS = {b"RGB ": "RGB", b"GRAY": "L", b"CMYK": "CMYK"}
+_LARGEST_PROFILE = 2**22
 _GRID = 86  # every third of 256 levels
 _ROWS_AT_ONCE = 2**20  # pixels of a deep picture converted at a time
 
@@ -48,8 +49,8 @@ class ProfileError(ValueError):
     """A profile that can't be used; the message gives the reason only."""
 
 
-def profile_of(photo: Image.Image) -> bytes | None:
-    """The ICC profile of an opened picture, None for sRGB. Nothing is decoded.
+def profile_of(photo: ImageFile.ImageFile) -> bytes | None:
+    """The ICC profile of an opened picture that is not decoded yet, None for sRGB.
 
     Raises:
         ProfileError: it has one that can't be read, or a space that can't be shown (HDR).
@@ -60,9 +61,10 @@ def profile_of(photo: Image.Image) -> bytes | None:
     if "icc_profile" in info and info["icc_profile"] is None:
         raise ProfileError("it is incomplete")
     if photo.format == "PNG":
-        for name, data, *_ in getattr(photo, "private_chunks", ()):
-            if name == b"cICP" and len(data) == 4:
-                return _of_cicp(data[0], data[1])
+        codes = _codes_of_png(photo)
+        return None if codes is None else _of_codes(*codes)
+    if photo.format in ("AVIF", "JPEG2000"):
+        return _of_box(Path(photo.filename))  # type: ignore[arg-type]
     return adobe_rgb() if _marked_adobe_rgb(photo) else None
 
 
@@ -142,12 +144,45 @@ def adobe_rgb() -> bytes:
     return matrix_profile(_ADOBE, _D65, (563 / 256,))
 
 
-def _of_cicp(primaries: int, transfer: int) -> bytes | None:
+@lru_cache(maxsize=64)
+def _of_codes(primaries: int, transfer: int) -> bytes | None:
     if primaries == 2 or transfer == 2:  # "unspecified"
         return None
-    if transfer not in _CICP_CURVES or primaries not in _CICP_PRIMARIES:
-        raise ProfileError(f"colours of kind {primaries}/{transfer} (PNG's cICP; 16 and 18 are HDR) are not known")
-    return matrix_profile(_CICP_PRIMARIES[primaries], _D65, _CICP_CURVES[transfer])
+    if transfer not in _CURVES or primaries not in _PRIMARIES:
+        raise ProfileError(f"colours of the codes {primaries}/{transfer} are not known here; 16 and 18 behind are HDR")
+    return matrix_profile(_PRIMARIES[primaries], _D65, _CURVES[transfer])
+
+
+def _codes_of_png(photo: ImageFile.ImageFile) -> tuple[int, int] | None:
+    """Primaries and transfer of the cICP chunk, which Pillow leaves out."""
+    assert photo.fp is not None
+    position, place = photo.fp.tell(), len(b"\x89PNG\r\n\x1a\n")
+    try:
+        while True:
+            photo.fp.seek(place)
+            length, name = struct.unpack(">I4s", photo.fp.read(8))
+            if name == b"cICP":
+                return tuple(photo.fp.read(2))  # type: ignore[return-value]
+            if name in (b"PLTE", b"IDAT", b"IEND"):
+                return None
+            place += 12 + length
+    except struct.error:
+        return None  # decoding will tell that it is cut off
+    finally:
+        photo.fp.seek(position)
+
+
+def _of_box(path: Path) -> bytes | None:
+    """The colr box of AVIF (codes; Pillow knows its profiles) and JPEG 2000 (a profile)."""
+    with path.open("rb") as file:
+        start = file.read(_LARGEST_PROFILE)
+    at = start.find(b"colr")
+    if at < 4:
+        return None
+    content = start[at + 4 : at - 4 + int.from_bytes(start[at - 4 : at], "big")]
+    if content[:4] == b"nclx" and len(content) >= 8:
+        return _of_codes(*struct.unpack(">HH", content[4:8]))
+    return content[3:] if content[:1] == b"\x02" else None
 
 
 def _marked_adobe_rgb(photo: Image.Image) -> bool:
@@ -207,11 +242,13 @@ def _matrix_conversion(icc: bytes) -> Callable[[NDArray[np.uint16]], Floats] | N
         columns = [] if grey else [struct.unpack_from(">3i", tags[name], 8) for name in needed[3:]]
     except (struct.error, FloatingPointError, ZeroDivisionError) as error:
         raise ProfileError(f"a tag of it is damaged: {error}") from error
-    matrix = np.eye(3) if grey else np.linalg.inv(_to_d50(_REC709, _D65)) @ (np.array(columns).T / 65536)
+    to_xyz = np.diag(_D50) if grey else np.array(columns).T / 65536
+    matrix = (np.linalg.inv(_to_d50(_REC709, _D65)) @ to_xyz).T.astype(np.float32)
+    black = float(to_xyz[1] @ [curve[0] for curve in curves])  # what the darkest colour reflects, made 0
 
     def convert(pixels: NDArray[np.uint16]) -> Floats:
         linear = np.stack([curve[pixels[..., c]] for c, curve in enumerate(curves)], -1)
-        return _encode(linear if grey else linear @ matrix.T.astype(np.float32))
+        return _encode(((linear if grey else linear @ matrix) - np.float32(black)) / np.float32(1 - black))
 
     return convert
 

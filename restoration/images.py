@@ -179,18 +179,19 @@ def _read(path: Path) -> Pixels:
     with opened(path) as photo:
         deep, orientation = _is_deep(photo), _orientation(photo)
         warn_of_memory(path, photo)
-        load(photo)  # fails on a truncated file, which OpenCV would fill with grey
         try:
             icc = profile_of(photo)
-            pixels = _in_srgb(path, photo, deep, None if icc is None or is_srgb(icc) else icc)
+            icc = None if icc is None or is_srgb(icc) else icc
+            pixels = _in_srgb(path, photo, deep, icc)
         except ProfileError as error:
             tell_once(f"{path}: its colour profile can't be used ({error}); its colours are taken as sRGB")
             pixels = _in_srgb(path, photo, deep, None)
     return _oriented(pixels, orientation)
 
 
-def _in_srgb(path: Path, photo: Image.Image, deep: bool, icc: bytes | None) -> Pixels:
+def _in_srgb(path: Path, photo: ImageFile.ImageFile, deep: bool, icc: bytes | None) -> Pixels:
     """uint8 or uint16 [H, W, 3 or 4] of a picture whose colours are those of the profile `icc` (None: sRGB)."""
+    load(photo)  # fails on a truncated file, which OpenCV would fill with grey
     # Pillow cuts 16-bit colour to 8 bits; OpenCV keeps it.
     pixels = _decode_deep(path) if deep else _deep_grey(photo) if photo.mode.startswith("I") else None
     if pixels is None:
