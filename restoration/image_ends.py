@@ -131,7 +131,7 @@ def _webp(file: BinaryIO, size: int, start: bytes) -> int:
 
 def _gif(file: BinaryIO, size: int, start: bytes) -> int:
     end = _read(file, max(0, size - _TAIL), _TAIL).rstrip(b"\0")
-    return 0 if end.endswith(b";") else _UNKNOWN
+    return 0 if end.endswith(b"\0;") else _UNKNOWN
 
 
 def _bmp(file: BinaryIO, size: int, start: bytes) -> int:

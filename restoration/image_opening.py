@@ -18,7 +18,7 @@ import psutil
 from PIL import Image, ImageFile, features
 
 READ_BYTES = 40  # a pixel, at the peak: decoded, as float32 [3, H, W], and a copy while it is made
-_LARGE = 2**24  # pixels from which memory is looked at
+LARGE = 2**24  # pixels from which memory is looked at
 _SUBFILE_TAG = 254
 # First bytes (at an offset) of formats that Pillow may lack, and what to do about them.
 _FOREIGN = (
@@ -66,21 +66,26 @@ def tell_once(message: str) -> None:
 
 def load(photo: ImageFile.ImageFile) -> None:
     """Decode it, of whatever size."""
-    with any_size if photo.width * photo.height >= _LARGE else nullcontext():
+    with any_size if photo.width * photo.height >= LARGE else nullcontext():
         photo.load()
 
 
 def warn_of_memory(path: Path, photo: ImageFile.ImageFile) -> None:
     """Tell a picture whose pixels alone take more than half of the free memory."""
     pixels = photo.width * photo.height
-    if pixels < _LARGE:
+    if pixels < LARGE:
         return
-    needed, free = pixels * READ_BYTES, psutil.virtual_memory().available
+    needed, free = pixels * READ_BYTES, free_memory()
     if needed > free / 2:
         tell_once(
             f"{path}: {photo.width}x{photo.height} pixels take about {needed / 1e9:.1f} GB to be read, of "
             f"{free / 1e9:.1f} GB that are free; models take several times that unless they see tiles (--tile 512)"
         )
+
+
+def free_memory() -> int:
+    """Bytes that can be had before the machine swaps."""
+    return psutil.virtual_memory().available
 
 
 class _Unlimited:
