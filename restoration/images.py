@@ -80,7 +80,7 @@ def read_image(path: Path) -> Tensor:
 
 
 def read_with_alpha(path: Path) -> tuple[Tensor, Tensor | None]:
-    """Colours as they are stored, float32 [3, H, W], and alpha, float32 [1, H, W]; both in [0, 1].
+    """Colours in sRGB, not multiplied by alpha, float32 [3, H, W], and alpha, float32 [1, H, W]; both in [0, 1].
 
     Alpha is None where the file has none or is opaque.
 

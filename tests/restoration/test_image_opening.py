@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -83,6 +84,7 @@ def test_a_picture_for_which_there_is_no_memory_is_refused_by_name(tmp_path, mon
 def test_of_several_frames_the_first_is_read_and_the_others_told_once(tmp_path, suffix, recwarn):
     frames = [Image.new("RGB", (16, 16), colour) for colour in ((250, 0, 0), (0, 250, 0), (0, 0, 250))]
     path = tmp_path / f"moving{suffix}"
+    warnings.simplefilter("always")
     frames[0].save(path, save_all=True, append_images=frames[1:], **({"lossless": True} if suffix == ".webp" else {}))
     for _ in range(2):
         red, green, blue = read_pixels(path)[8, 8].tolist()
