@@ -233,7 +233,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
         raise ValueError(f"{path}: the rows must exist and have equal columns")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # a longer name than that of `path` may not fit
     try:
         with temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)

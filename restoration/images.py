@@ -1,31 +1,32 @@
 """Image files in and out, 8-bit conversion, padding to a multiple and cropping back.
 
-A file of any common kind becomes RGB: grey is repeated, palettes are looked up, EXIF orientation is applied,
-16-bit files keep their depth. **Alpha is composited on black and dropped**: an opaque image is unchanged, and
-colour hidden under transparent pixels, which no viewer shows, can't leak into a comparison. Only
-`read_with_alpha`, for results that shall have the alpha again, keeps the two apart.
+A file of any common kind becomes sRGB: grey is repeated, palettes are looked up, EXIF orientation is applied, other
+colour spaces are converted (`colour_profiles`), 16-bit files keep their depth. **Alpha is composited on black and
+dropped**: an opaque image is unchanged, and colour hidden under transparent pixels, which no viewer shows, can't leak
+into a comparison. Only `read_with_alpha`, for results that shall have the alpha again, keeps the two apart.
 """
 
 from __future__ import annotations
 
-import os
-import uuid
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, PngImagePlugin
 from torch import Tensor
+
+from restoration.colour_profiles import ProfileError, deep_to_srgb, is_srgb, profile_of, to_srgb
+from restoration.image_opening import ImageError as ImageError
+from restoration.image_opening import load, opened, tell_once, warn_of_memory
+from restoration.whole_files import written_whole
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 Pixels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 _ORIENTATION_TAG, _BITS_PER_SAMPLE_TAG = 0x0112, 258
-
-
-class ImageError(ValueError):
-    """An image file that can't be read or written; the message names the file and the reason."""
+_COLOURS = {"1": "L", "L": "L", "LA": "L", "CMYK": "CMYK"}  # without alpha; of other modes RGB
+_SRGB_CHUNK = b"\0\0\0\x01sRGB\0\xae\xce\x1c\xe9"  # a chunk of PNG with its checksum
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -52,17 +53,16 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         ImageError: the file is missing, empty or no image.
     """
-    try:
-        with _open(Path(path)) as photo:
-            width, height = photo.size
-            turned = _orientation(photo) in (5, 6, 7, 8)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _error(path, error) from error
+    with opened(path) as photo:
+        width, height = photo.size
+        turned = _orientation(photo) in (5, 6, 7, 8)
     return (width, height) if turned else (height, width)
 
 
 def read_pixels(path: Path) -> Pixels:
-    """The image as uint8 or, from a 16-bit file, uint16 [H, W, 3] RGB.
+    """The image as uint8 or, from a 16-bit file, uint16 [H, W, 3] sRGB.
+
+    A colour profile that can't be used is told with a warning, and the colours are taken as sRGB.
 
     Raises:
         ImageError: the file is missing, empty, truncated, no image, or of an unsupported kind (float pixels).
@@ -80,7 +80,7 @@ def read_image(path: Path) -> Tensor:
 
 
 def read_with_alpha(path: Path) -> tuple[Tensor, Tensor | None]:
-    """Colours as they are stored, float32 [3, H, W], and alpha, float32 [1, H, W]; both in [0, 1].
+    """Colours in sRGB, not multiplied by alpha, float32 [3, H, W], and alpha, float32 [1, H, W]; both in [0, 1].
 
     Alpha is None where the file has none or is opaque.
 
@@ -120,14 +120,15 @@ def to_uint16(images: Tensor) -> NDArray[np.uint16]:
 
 
 def write_image(path: Path, image: Tensor | NDArray[np.uint8], bits: int = 8) -> None:
-    """Write a PNG; a reader never sees half a file.
+    """Write a PNG that says it is sRGB; a reader never sees half a file.
 
     Args:
         image: float [C, H, W] in [0, 1], or uint8 [H, W, C]; C is 3 or, with alpha, 4.
         bits: 8 or 16 a channel; 16 needs a float image.
 
     Raises:
-        ImageError: the name doesn't end in .png, or the file can't be written (no space, no permission).
+        ImageError: the name doesn't end in .png, or the file can't be written (no space or
+            permission, too long a name).
         ValueError: other bits; a value is not finite.
     """
     path = Path(path)
@@ -136,16 +137,16 @@ def write_image(path: Path, image: Tensor | NDArray[np.uint8], bits: int = 8) ->
     if bits not in (8, 16) or bits == 16 and not isinstance(image, Tensor):
         raise ValueError(f"bits={bits}: choose 8 or 16, which needs a float image")
     pixels = image if not isinstance(image, Tensor) else to_uint8(image) if bits == 8 else to_uint16(image)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if pixels.dtype == np.uint8:
-            Image.fromarray(pixels).save(temporary, format="PNG", compress_level=4)
-        else:
-            temporary.write_bytes(_encode_deep(pixels))
-        os.replace(temporary, path)
+        with written_whole(path) as temporary:
+            if pixels.dtype == np.uint8:
+                tagged = PngImagePlugin.PngInfo()
+                tagged.add(b"sRGB", b"\0")
+                Image.fromarray(pixels).save(temporary, format="PNG", compress_level=4, pnginfo=tagged)
+            else:
+                temporary.write_bytes(_encode_deep(pixels))
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ImageError(f"{path}: can't be written: {error.strerror or error}") from error
 
 
@@ -175,32 +176,29 @@ def crop_back(images: Tensor, height: int, width: int) -> Tensor:
 def _read(path: Path) -> Pixels:
     """uint8 or uint16 [H, W, 3 or 4], the right way up."""
     path = Path(path)
-    try:
-        with _open(path) as photo:
-            deep, orientation = _is_deep(photo), _orientation(photo)
-            photo.load()  # fails on a truncated file, which OpenCV would fill with grey
-            # Pillow cuts 16-bit colour to 8 bits; OpenCV keeps it.
-            pixels = _decode_deep(path) if deep else _pillow_pixels(photo)
-    except ImageError:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _error(path, error) from error
+    with opened(path) as photo:
+        deep, orientation = _is_deep(photo), _orientation(photo)
+        warn_of_memory(path, photo)
+        try:
+            icc = profile_of(photo)
+            icc = None if icc is None or is_srgb(icc) else icc
+            pixels = _in_srgb(path, photo, deep, icc)
+        except ProfileError as error:
+            tell_once(f"{path}: its colour profile can't be used ({error}); its colours are taken as sRGB")
+            pixels = _in_srgb(path, photo, deep, None)
     return _oriented(pixels, orientation)
 
 
-def _open(path: Path) -> ImageFile.ImageFile:
-    if path.is_file() and path.stat().st_size == 0:
-        raise ImageError(f"{path}: the file is empty (0 bytes)")
-    return Image.open(path)  # type: ignore[return-value]
-
-
-def _error(path: Path, error: Exception) -> ImageError:
-    if isinstance(error, ImageError):
-        return error
-    if isinstance(error, Image.UnidentifiedImageError):
-        return ImageError(f"{path}: no image of a known kind, or its header is damaged")
-    reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    return ImageError(f"{path}: can't be read: {reason}")
+def _in_srgb(path: Path, photo: ImageFile.ImageFile, deep: bool, icc: bytes | None) -> Pixels:
+    """uint8 or uint16 [H, W, 3 or 4] of a picture whose colours are those of the profile `icc` (None: sRGB)."""
+    load(photo)  # fails on a truncated file, which OpenCV would fill with grey
+    # Pillow cuts 16-bit colour to 8 bits; OpenCV keeps it.
+    pixels = _decode_deep(path) if deep else _deep_grey(photo) if photo.mode.startswith("I") else None
+    if pixels is None:
+        return _shallow(photo, icc)
+    if icc is not None:
+        pixels[..., :3] = deep_to_srgb(pixels[..., :3], icc)
+    return pixels
 
 
 def _orientation(photo: ImageFile.ImageFile) -> int:
@@ -246,7 +244,9 @@ def _encode_deep(pixels: NDArray[Any]) -> bytes:
     done, file = cv2.imencode(".png", np.ascontiguousarray(pixels[..., [2, 1, 0, 3][: pixels.shape[-1]]]))
     if not done:
         raise OSError("16-bit pixels could not be encoded")
-    return bytes(file)
+    encoded = bytes(file)
+    header = 33  # of the signature and IHDR
+    return encoded[:header] + _SRGB_CHUNK + encoded[header:]
 
 
 def _levels(images: Tensor, top: int) -> Tensor:
@@ -257,17 +257,27 @@ def _levels(images: Tensor, top: int) -> Tensor:
     return images.clamp(0, 1).mul_(top).round_()
 
 
-def _pillow_pixels(photo: ImageFile.ImageFile) -> Pixels:
-    """uint8 or uint16 [H, W, 3 or 4]."""
-    if photo.mode.startswith("I"):  # 16-bit grey; mode "I" is its form in 32 bits
-        grey = np.asarray(photo)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise ValueError("32-bit integer pixels are not supported; convert the file to 8 or 16 bits")
-        return np.repeat(grey.astype(np.uint16)[..., None], 3, axis=-1)
+def _deep_grey(photo: Image.Image) -> NDArray[np.uint16]:
+    """uint16 [H, W, 3] of 16-bit grey; mode "I" is its form in 32 bits."""
+    grey = np.asarray(photo)
+    if grey.min() < 0 or grey.max() > 65535:
+        raise ValueError("32-bit integer pixels are not supported; convert the file to 8 or 16 bits")
+    return np.repeat(grey.astype(np.uint16)[..., None], 3, axis=-1)
+
+
+def _shallow(photo: Image.Image, icc: bytes | None) -> NDArray[np.uint8]:
+    """uint8 [H, W, 3 or 4] in sRGB."""
     if photo.mode == "F":
         raise ValueError("float pixels are not supported; convert the file to 8 or 16 bits")
     transparent = photo.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in photo.info
-    return np.asarray(photo.convert("RGBA" if transparent else "RGB"))
+    if icc is None or photo.mode == "LAB":  # which says all by itself
+        return np.asarray(photo.convert("RGBA" if transparent else "RGB"))
+    if photo.mode in ("La", "RGBa"):  # multiplied by alpha
+        photo = photo.convert(photo.mode[:-1] + "A")
+    colours = to_srgb(photo.convert(_COLOURS.get(photo.mode, "RGB")), icc)
+    if transparent:
+        colours.putalpha(photo.convert("RGBA").getchannel("A"))
+    return np.asarray(colours)
 
 
 def _without_alpha(pixels: Pixels) -> Pixels:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from restoration.activation_memory import warn_of_whole
 from restoration.base_models.interface import BaseModel, Condition, SamplerSettings
 from restoration.colour import match_colour
 from restoration.images import ImageError, crop_back, list_images, pad_to_multiple, read_with_alpha, write_image
@@ -154,6 +155,8 @@ def restore_file(
         ImageError: the file can't be read or written, or the result is not finite (float16 overflows).
     """
     lq, alpha = read_with_alpha(job.source)
+    if tiling is None:
+        warn_of_whole(job.source, (lq.shape[-2], lq.shape[-1]), model, device)
     restored = restore(model, lq, sampler, seeded_generator(job.name, seed), device, tiling, (job.name,))
     if not torch.isfinite(restored).all():
         raise ImageError(f"{job.source}: the result is not finite; restore it with float32 or bfloat16")

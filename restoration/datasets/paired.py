@@ -18,6 +18,7 @@ from typing import Literal, get_args
 import numpy as np
 from torch import Tensor
 
+from restoration.image_ends import check_whole
 from restoration.images import Pixels, image_size, list_images, read_pixels, to_float
 
 Match = Literal["stem", "digits", "sorted"]
@@ -61,7 +62,7 @@ class PairedFolder:
     Raises:
         FileNotFoundError: a folder doesn't exist.
         DataError: an empty folder; different numbers of images; an image without partner; a pair of two sizes.
-        ImageError: a file whose header can't be read.
+        ImageError: a file whose header can't be read or whose end is missing.
     """
 
     def __init__(
@@ -249,6 +250,8 @@ def _checked_sizes(paths: Sequence[tuple[str, Path, Path]]) -> list[Pair]:
     pairs, wrong = [], []
     for image_id, lq, gt in paths:
         sizes = image_size(lq), image_size(gt)
+        check_whole(lq)
+        check_whole(gt)
         if sizes[0] != sizes[1]:
             wrong.append(f"{image_id} (LQ {_named(sizes[0])}, GT {_named(sizes[1])})")
         pairs.append(Pair(image_id, lq, gt, sizes[0]))

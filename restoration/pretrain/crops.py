@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+from restoration.images import IMAGE_SUFFIXES, read_image, to_uint8
+
+PHOTO_SUFFIXES = IMAGE_SUFFIXES
 
 
 class PhotoCrops:
@@ -23,6 +25,7 @@ class PhotoCrops:
 
     Raises:
         FileNotFoundError: the folder holds no photograph.
+        ImageError: a photograph that can't be read.
     """
 
     def __init__(self, folder: Path, crop: int, scale: tuple[float, float], seed: int) -> None:
@@ -34,7 +37,7 @@ class PhotoCrops:
         self.levels: list[list[Image.Image]] = []  # photographs x a few scales, resized once
         factors = np.geomspace(scale[0], scale[1], 5)
         for file in files:
-            photo = Image.open(file).convert("RGB")
+            photo = Image.fromarray(to_uint8(read_image(file)))
             self.levels.append([self._resized(photo, f) for f in factors])
 
     def _resized(self, photo: Image.Image, factor: float) -> Image.Image:

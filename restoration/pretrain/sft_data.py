@@ -15,10 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from restoration.datasets.paired import Match, PairedFolder, crop_pair, discover, random_crop
+from restoration.datasets.paired import DataError, Match, PairedFolder, crop_pair, discover, random_crop
+from restoration.image_ends import undecodable
+from restoration.image_opening import tell_once
+from restoration.images import ImageError
 from restoration.pretrain.pairs import DegradedCrops, PairRecipe
 
 _HELDOUT_SEED = 1
+_DRAWS = 20  # of pictures that can't be read, one after the other, before the folder is given up
 
 
 @dataclass(frozen=True)
@@ -71,9 +75,17 @@ class _FolderCrops:
         return torch.stack(lq), torch.stack(gt), image_ids
 
     def _one(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, str]:
-        pair = self.folder.pairs[rng.integers(len(self.folder))]
-        crop, flip = random_crop(pair.size, self.crop, rng), bool(rng.random() < 0.5)
-        return *crop_pair(*self.folder.load(pair.image_id), crop, flip), pair.image_id
+        """A crop of a random pair; one that is damaged where its headers don't show it is told, and another drawn."""
+        for _ in range(_DRAWS):
+            pair = self.folder.pairs[rng.integers(len(self.folder))]
+            crop, flip = random_crop(pair.size, self.crop, rng), bool(rng.random() < 0.5)
+            try:
+                lq, gt = self.folder.load(pair.image_id)
+            except ImageError as error:
+                tell_once(f"{error}; the pair {pair.image_id} is left out of the training")
+                continue
+            return *crop_pair(lq, gt, crop, flip), pair.image_id
+        raise DataError(f"{self.folder.lq}: {_DRAWS} pictures in a row can't be read, the last of them {pair.lq_path}")
 
 
 @dataclass(frozen=True)
@@ -121,6 +133,7 @@ def held_out(data: SftData, count: int, crop: int) -> HeldOut:
 
     Raises:
         FileNotFoundError, DataError: as `training_pairs`.
+        ImageError: one of them can't be decoded, which is tried at once.
     """
     if data.root is None:
         assert data.photos is not None
@@ -132,6 +145,8 @@ def held_out(data: SftData, count: int, crop: int) -> HeldOut:
     folder = discover(data.root, data.heldout, data.match, 0)
     count = min(count, len(folder))
     chosen = [folder.pairs[i * len(folder) // count] for i in range(count)]
+    if damaged := undecodable(path for p in chosen for path in (p.lq_path, p.gt_path)):
+        raise ImageError("; ".join(str(error) for error in damaged[:5]))
     windows = {p.image_id: _middle(p.size, crop) for p in chosen}
 
     def load(image_id: str) -> tuple[Tensor, Tensor]:

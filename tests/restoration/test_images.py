@@ -133,6 +133,22 @@ def test_a_failed_write_leaves_neither_a_file_nor_a_temporary(tmp_path, monkeypa
         write_image(tmp_path / "a.jpg", gradient())
 
 
+@pytest.mark.parametrize("stem", ["\u6587" * 73, "n" * 251], ids=["73 Chinese characters", "255 bytes"])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_name_that_just_fits_the_file_system_can_be_written(tmp_path, stem, bits):
+    write_image(tmp_path / f"{stem}.png", images.to_float(gradient()), bits)
+    assert [p.name for p in tmp_path.iterdir()] == [f"{stem}.png"]
+    assert np.array_equal(to_uint8(read_image(tmp_path / f"{stem}.png")), gradient())
+
+
+def test_a_name_that_is_too_long_is_refused_by_name_and_leaves_nothing(tmp_path):
+    with pytest.raises(ImageError, match=r"n\.png: can't be written: File name too long"):
+        write_image(tmp_path / f"{'n' * 252}.png", gradient())
+    with pytest.raises(ImageError, match=r"a\.png: can't be written: File name too long"):
+        write_image(tmp_path / ("n" * 256) / "a.png", gradient())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_8_bit_conversion_rounds_clamps_and_refuses_what_is_not_finite():
     values = torch.tensor([-0.3, 0.0, 0.49 / 255, 0.51 / 255, 254.6 / 255, 1.7]).view(1, 1, 6).expand(3, 1, 6)
     assert to_uint8(values)[0, :, 0].tolist() == [0, 0, 0, 1, 255, 255]

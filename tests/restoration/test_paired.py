@@ -79,12 +79,15 @@ def test_a_size_mismatch_names_both_sizes(folders):
         PairedFolder(*folders)
 
 
-def test_an_unreadable_header_is_found_at_construction_and_a_truncated_body_at_load(folders):
+def test_an_unreadable_header_or_a_missing_end_is_found_at_construction_and_a_damaged_body_at_load(folders):
     path = folders[0] / "a2.png"
     noise = np.random.default_rng(0).integers(0, 256, (10, 12, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
     whole = path.read_bytes()
     path.write_bytes(whole[:200])
+    with pytest.raises(ImageError, match=r"a2\.png: the file is cut off"):
+        PairedFolder(*folders)
+    path.write_bytes(whole[:200] + bytes(9) + whole[209:])
     data = PairedFolder(*folders)
     with pytest.raises(ImageError, match=r"a2\.png"):
         data.load("a2")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from restoration.base_models.networks.control_heads import ControlHeads
 from restoration.checkpoints import empty
 from restoration.datasets.paired import DataError, discover
 from restoration.evaluate import evaluate_pairs, mean_values
+from restoration.images import ImageError
 from restoration.pretrain.crops import PhotoCrops
 from restoration.pretrain.pairs import PairRecipe
 from restoration.pretrain.sft import (
@@ -428,3 +430,41 @@ def test_heads_are_refused_for_a_model_without_them(folder: Path, pairs: Path, t
     with pytest.raises(RecipeError, match=r"diffusion\.heads=1\.0: controlnet has no such heads; set it to 0"):
         fine_tune(recipe(folder, pairs, diffusion=stage(heads=1.0)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def damaged(tmp_path: Path, pairs: Path) -> Path:
+    """A copy of `pairs` with one picture of each split damaged where headers and end don't show it."""
+    root = tmp_path / "pairs"
+    shutil.copytree(pairs, root)
+    for split in ("train", "test"):
+        path = min((root / split / "target").iterdir())
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2 : len(content) // 2 + 9] = bytes(9)
+        path.write_bytes(content)
+    return root
+
+
+def test_a_picture_that_is_damaged_within_does_not_end_a_training(damaged: Path) -> None:
+    drawn = training_pairs(SftData(damaged), 32, seed=0)
+    name = min((damaged / "train" / "target").iterdir()).stem
+    with pytest.warns(UserWarning, match=rf"{name}\.png: can't be read.*; the pair {name} is left out of the training"):
+        batches = [drawn.batch(8, (0, 1, n)) for n in range(12)]
+    ids = {image_id for _, _, image_ids in batches for image_id in image_ids}
+    assert name not in ids and len(ids) > 10 and all(len(lq) == 8 for lq, _, _ in batches)
+    again = drawn.batch(8, (0, 1, 5))
+    assert torch.equal(again[0], batches[5][0]) and again[2] == batches[5][2]
+
+
+def test_a_folder_of_which_nothing_can_be_read_is_given_up(damaged: Path) -> None:
+    drawn = training_pairs(SftData(damaged), 32, seed=0)
+    for path in (damaged / "train" / "input").iterdir():
+        path.write_bytes(b"")
+    with pytest.warns(UserWarning), pytest.raises(DataError, match="20 pictures in a row can't be read"):
+        drawn.batch(1, (0,))
+
+
+def test_a_held_out_picture_that_is_damaged_within_is_found_before_the_training_starts(damaged: Path) -> None:
+    name = min((damaged / "test" / "target").iterdir()).name
+    with pytest.raises(ImageError, match=rf"target.{re.escape(name)}: can't be read"):
+        held_out(SftData(damaged), 4, 0)

@@ -1,0 +1,27 @@
+"""Files that appear whole: written under another name in the same folder, then renamed."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a hidden, unique path beside `path` to write to; it becomes `path` when the block ends well, else it goes.
+
+    Its name doesn't hold that of `path`, since a name that just fits a file system leaves no room for more.
+
+    Raises:
+        OSError: the rename fails (a name that is too long, a folder in its place), besides what the block raises.
+    """
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
