@@ -19,31 +19,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 from torch import Tensor
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 Pixels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 _ORIENTATION_TAG, _BITS_PER_SAMPLE_TAG = 0x0112, 258
 
 
 class ImageError(ValueError):
     """An image file that can't be read or written; the message names the file and the reason."""
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Image files under `folder` at any depth, sorted by name; hidden files (temporary ones too) are left out.
-
-    Raises:
-        FileNotFoundError: `folder` is no folder.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder; give the folder that holds the images")
-    return sorted(
-        p
-        for p in folder.rglob("*")
-        if p.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in p.relative_to(folder).parts)
-        and p.is_file()
-    )
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+from restoration.image_files import IMAGE_SUFFIXES, list_images
 
 
 class PhotoCrops:
     """Crops of random photographs at random scales, flipped and turned at random.
 
     Args:
-        folder: photographs, all read into memory at once.
+        folder: photographs at any depth, all read into memory at once.
         crop: side of a crop in pixels.
         scale: range of the resize factor drawn before cropping.
         seed: seeds the whole sequence of crops.
@@ -26,9 +26,9 @@ class PhotoCrops:
     """
 
     def __init__(self, folder: Path, crop: int, scale: tuple[float, float], seed: int) -> None:
-        files = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in PHOTO_SUFFIXES)
+        files = list_images(folder)
         if not files:
-            raise FileNotFoundError(f"no photograph ({', '.join(sorted(PHOTO_SUFFIXES))}) in {folder}")
+            raise FileNotFoundError(f"no photograph ({', '.join(sorted(IMAGE_SUFFIXES))}) in {folder}")
         self.crop, self.scale = crop, scale
         self.rng = np.random.default_rng(seed)
         self.levels: list[list[Image.Image]] = []  # photographs x a few scales, resized once
