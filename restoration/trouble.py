@@ -18,7 +18,8 @@ def told(name: object, error: BaseException, memory_advice: str) -> str:
         memory_advice: what to do where there was not enough memory.
     """
     reason = reason_of(error, memory_advice)
-    return reason if normal(str(name)) in reason else f"{normal(str(name))}: {reason}"
+    called = normal(str(name))
+    return reason if reason.startswith(f"{called}: ") else f"{called}: {reason}"
 
 
 def reason_of(error: BaseException, memory_advice: str) -> str:

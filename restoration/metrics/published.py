@@ -59,4 +59,4 @@ class Published:
         try:
             return f", fid {self.fid.value():.4f}"
         except ValueError as error:
-            return f", no fid ({error})"
+            return f", no {error}"

@@ -7,9 +7,14 @@ import unicodedata
 import warnings
 
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 from restoration import image_files
+from restoration.base_models.networks.embeddings import PerImage
 from restoration.image_files import IMAGE_SUFFIXES, UNREAD_SUFFIXES, find_named, image_name, list_images, normal
+from restoration.pretrain.crops import PhotoCrops
 
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
 
@@ -111,3 +116,16 @@ def test_a_file_is_found_by_name_in_whichever_form_it_is_written(tmp_path, there
 def test_a_file_named_in_a_mixed_form_is_found_too(tmp_path):
     put(tmp_path, f"{COMPOSED}_{DECOMPOSED}.png")
     assert find_named(tmp_path, f"{COMPOSED}_{COMPOSED}.png").is_file()
+
+
+def test_embeddings_of_a_picture_are_found_in_both_forms_of_unicode(tmp_path):
+    save_file({"text": torch.ones(1, 2, 3)}, tmp_path / f"{DECOMPOSED}.safetensors")
+    assert PerImage(tmp_path)([COMPOSED])["text"].shape == (1, 2, 3)
+
+
+def test_photographs_in_linked_folders_are_drawn_from(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    Image.new("RGB", (40, 40), (200, 0, 0)).save(tmp_path / "elsewhere" / "a.bmp")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert (PhotoCrops(tmp_path / "photos", 16, (1.0, 1.0), 0).one() == (200, 0, 0)).all()
