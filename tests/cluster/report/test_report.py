@@ -103,7 +103,7 @@ def test_figures_that_some_images_lack_are_told_with_their_number(tmp_path: Path
         write_csv(run / "evaluation" / f"{who}.csv", rows)
     assert "missing" not in read_scores(run / "evaluation" / "rl.csv")
     text = write_report(run).read_text()
-    assert "Means over 12 images (those that have the figure: SSIM 11)." in text and "nan" not in text
+    assert "Means over 12 images (those that have the figure: SSIM 11)." in text and ">nan" not in text
 
 
 def test_the_bootstrap_interval_covers_the_mean_95_times_in_100() -> None:
