@@ -13,7 +13,7 @@ from cluster.cli.convert import convert
 from cluster.cli.errors import UserMistake, argv, as_mistake, guarded, say
 from cluster.cli.export import export
 from cluster.cli.output import Counter, partial_csv, print_rows, summary_text
-from cluster.cli.restore import device_of, restore
+from cluster.cli.restore import device_of, require, restore
 
 if TYPE_CHECKING:
     import numpy as np
@@ -197,6 +197,8 @@ def evaluate(
 
             pairs = PairedFolder(lq, gt, match, check=False)  # type: ignore[arg-type]
             policy, sampler = load_policy(model, checkpoint, embeddings)
+            with as_mistake(ValueError):
+                require(policy, sampler)
             place = device_of(device)
             rows = evaluate_pairs(
                 policy.to(place),
