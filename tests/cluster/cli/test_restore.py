@@ -76,7 +76,7 @@ def test_every_option_of_restoring_changes_the_picture_and_none_its_size(model: 
     ("options", "said"),
     [
         (("--guidance", 2), "use guidance_scale 1"),
-        (("--steps", 5000), "timesteps"),
+        (("--steps", 5000), "training steps"),
         (("--colour-fix", "sepia"), "choose none, adain, wavelet"),
         (("--tile", 8, "--tile-overlap", 7), "choose larger tiles"),
         (("--devices", 2, "--device", "cuda:1"), "choose cpu or cuda"),
