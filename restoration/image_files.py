@@ -56,7 +56,8 @@ def list_images(folder: Path) -> list[Path]:
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if broken := [f"{path.relative_to(folder)} -> {os.readlink(path)}" for path in images if not path.exists()]:
         more = ", ..." if len(broken) > 5 else ""
-        warnings.warn(f"{folder}: {len(broken)} links lead nowhere: {', '.join(broken[:5])}{more}", stacklevel=2)
+        links = "link leads" if len(broken) == 1 else "links lead"
+        warnings.warn(f"{folder}: {len(broken)} {links} nowhere: {', '.join(broken[:5])}{more}", stacklevel=2)
     return images
 
 
