@@ -152,7 +152,10 @@ class RolloutActor:
                 published += 1
             seconds["publish"] = time.monotonic() - began
         except (InvalidReward, InvalidBlock, ScorerFailed) as error:
-            refused += [Quarantined(item.group_ids[n], f"reward:{error.kind}", str(error)) for n in rolled.batch.places]
+            refused += [
+                Quarantined(item.group_ids[n], f"reward:{error.kind}", f"{item.image_ids[n]}: {error}")
+                for n in rolled.batch.places
+            ]
             self.metrics.reward_failed(error.kind)
         except RewardError as error:
             self.metrics.reward_failed(error.kind)

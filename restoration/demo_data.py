@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from restoration import degradations
 from restoration.datasets.paired import DataError
 from restoration.degradations import KINDS, Kind, degrade, seeded_rng
-from restoration.images import list_images, read_image, write_image
+from restoration.image_files import list_images
+from restoration.images import read_image, write_image
 
 MANIFEST = "manifest.json"
 Pixels: TypeAlias = NDArray[np.float32]

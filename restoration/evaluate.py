@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Protocol, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from restoration.base_models.interface import BaseModel, SamplerSettings
 from restoration.datasets.paired import Match, PairedFolder
+from restoration.figures import LESS_MEMORY, PICTURE, FigureTable, Pixels, Row, ScoreFunction, fixed_names
 from restoration.images import crop_back, images_within, pad_to_multiple, to_uint8
 from restoration.metrics import DEFAULT_PROTOCOL, protocol
 from restoration.precision import autocast
 from restoration.restore import sample, seeded_generator
 from restoration.tiling import Tiling
 from restoration.transfer import to_device
+from restoration.trouble import free_memory, told
 
-Pixels: TypeAlias = NDArray[np.uint8]
-Figures: TypeAlias = NDArray[np.float64] | NDArray[np.float32]
-ScoreFunction = Callable[[Pixels], NDArray[np.float32]]
 Item = TypeVar("Item")
 PIXELS = 8 * 512 * 512  # that images restored together may have
 ImageSink = Callable[[str, Pixels, Pixels, Pixels], None]
+MISSING = "missing"  # the CSV's column of reasons
 
 
 class Picture(Protocol):
@@ -50,18 +49,6 @@ class Pairs(Protocol):
     def pairs(self) -> Sequence[Picture]: ...
 
     def load(self, image_id: str) -> tuple[Tensor, Tensor]: ...
-
-
-@dataclass(frozen=True)
-class Row:
-    """Figures of one image, in the order of the CSV's columns.
-
-    `values` holds psnr, ssim and one column a scorer for the restored image; the same with `input_` before them
-    for the degraded one, and `gt_<scorer>` for the original.
-    """
-
-    image_id: str
-    values: dict[str, float]
 
 
 def blocks(
@@ -119,8 +106,13 @@ def evaluate_pairs(
     limit: int | None = None,
     dtype: torch.dtype = torch.float32,
     tiling: Tiling | None = None,
+    tolerant: bool = False,
+    on_row: Callable[[Row], None] | None = None,
 ) -> list[Row]:
     """Restore every pair's LQ and measure it; rows in the order of `pairs`.
+
+    A figure that can't be had of a picture (too small for the metric or the scorer, a value that is not finite) is NaN
+    in its row, with the reason, and the others are there.
 
     Args:
         model: on `device` already; None measures the degraded images as if they were results.
@@ -135,14 +127,17 @@ def evaluate_pairs(
             holds whole `blocks`, else to what a network's batch changes in rounding.
         dtype: that the networks compute in (autocast); chain, pictures and figures are float32.
         tiling: None restores each picture whole (`restore.sample`).
+        tolerant: a picture that can't be read or restored, or that a scorer fails on, has a row of NaN with the
+            reason; else its error ends the evaluation, but for a scorer's ValueError.
+        on_row: called with each row when it is there.
 
     Raises:
-        ValueError: unknown protocol, a scorer that gives another number of values or one that is not finite, an id in
-            `only` that is no pair's or that `limit` leaves out.
-        ImageError: a file that can't be read.
+        ValueError: unknown protocol, an id in `only` that is no pair's or that `limit` leaves out.
+        TypeError: a scorer that gives another number of values than images, unless `tolerant`.
+        ImageError: a file that can't be read, unless `tolerant`.
     """
     chosen = protocol(protocol_name)
-    reference = {row.image_id: row.values for row in known}
+    reference = {row.image_id: row for row in known}
     multiple = 1 if model is None else model.size_multiple
     planned = blocks(pairs, batch, pixels, limit, multiple)
     if only is not None:
@@ -152,23 +147,46 @@ def evaluate_pairs(
         planned = [[image_id for image_id in block if image_id in wanted] for block in planned]
     total = sum(map(len, planned))
     rows: dict[str, Row] = {}
-    for block in filter(None, planned):
+
+    def evaluated(block: Sequence[str]) -> list[tuple[Row, Pixels, Pixels, Pixels]]:
         lq, gt = (torch.stack(images) for images in zip(*(pairs.load(i) for i in block), strict=True))
         restored = lq if model is None else _restored(model, lq, block, sampler, seed, device, dtype, tiling)
         inputs, results, originals = to_uint8(lq), to_uint8(restored), to_uint8(gt)
-        table: dict[str, Figures] = {
-            "psnr": chosen.psnr(results, originals),
-            "ssim": chosen.ssim(results, originals),
-        }
-        table |= {name: _scores(name, score, results, block) for name, score in scorers.items()}
-        fixed = _reference_figures(chosen.name, scorers, inputs, originals, block, reference)
-        for i, image_id in enumerate(block):
-            rows[image_id] = Row(image_id, {k: float(v[i]) for k, v in (table | fixed).items()})
+        table = FigureTable(block, (Exception,) if tolerant else (ValueError,))
+        table.of_result(chosen, scorers, "", results, originals)
+        if not table.take_over(fixed_names(scorers), reference):
+            table.of_result(chosen, scorers, "input_", inputs, originals)
+            table.of_scorers(scorers, "gt_", originals)
+        return [(row, inputs[i], results[i], originals[i]) for i, row in enumerate(table.rows())]
+
+    for block in filter(None, planned):
+        made, failed = _each_alone(evaluated, block) if tolerant else (evaluated(block), {})
+        for row, *images in made:
             if on_image is not None:
-                on_image(image_id, inputs[i], results[i], originals[i])
+                on_image(row.image_id, *images)
+        nothing = dict.fromkeys(["psnr", "ssim", *scorers, *fixed_names(scorers)], math.nan)
+        new = [row for row, *_ in made] + [Row(i, dict(nothing), {PICTURE: why}) for i, why in failed.items()]
+        for row in new:
+            rows[row.image_id] = row
+            if on_row is not None:
+                on_row(row)
         if progress is not None:
             progress(len(rows), total)
     return [rows[pair.image_id] for pair in pairs.pairs if pair.image_id in rows]
+
+
+def _each_alone(
+    evaluated: Callable[[Sequence[str]], list[Item]], block: Sequence[str]
+) -> tuple[list[Item], dict[str, str]]:
+    """What `evaluated` gives of the block, of its images one by one where that fails; and why it failed, by image."""
+    try:
+        return evaluated(block), {}
+    except Exception as error:
+        free_memory(error)
+        if len(block) == 1:
+            return [], {block[0]: told(block[0], error, LESS_MEMORY)}
+    parts = [_each_alone(evaluated, [image_id]) for image_id in block]
+    return [item for items, _ in parts for item in items], {i: why for _, failed in parts for i, why in failed.items()}
 
 
 def _restored(
@@ -197,33 +215,52 @@ def evaluate_folders(
     protocol_name: str = DEFAULT_PROTOCOL,
     match: Match = "stem",
     on_image: ImageSink | None = None,
+    on_row: Callable[[Row], None] | None = None,
 ) -> list[Row]:
     """Measure finished results against originals: psnr, ssim, each scorer, and `gt_<scorer>`; no `input_` columns.
 
-    `on_image` is called as that of `evaluate_pairs`, with the results as lq, too.
+    `on_image` is called as that of `evaluate_pairs`, with the results as lq, too. A file that can't be read, and a pair
+    of two sizes, has a row of NaN with the reason.
 
     Raises:
-        FileNotFoundError, DataError, ImageError: as `PairedFolder`.
+        FileNotFoundError, DataError: as `PairedFolder`.
         ValueError: as `evaluate_pairs`.
     """
-    pairs = PairedFolder(restored, gt, match)
-    rows = evaluate_pairs(None, pairs, SamplerSettings(), scorers, protocol_name, batch=1, on_image=on_image)
-    return [Row(r.image_id, {k: v for k, v in r.values.items() if not k.startswith("input_")}) for r in rows]
+
+    def without_input(row: Row) -> Row:
+        values, missing = ({k: v for k, v in d.items() if k[:6] != "input_"} for d in (row.values, row.missing))
+        return Row(row.image_id, values, missing)  # type: ignore[arg-type]
+
+    def tell(row: Row) -> None:
+        if on_row is not None:
+            on_row(without_input(row))
+
+    pairs = PairedFolder(restored, gt, match, check=False)
+    measured = partial(evaluate_pairs, None, pairs, SamplerSettings(), scorers, protocol_name, batch=1, tolerant=True)
+    return [without_input(row) for row in measured(on_image=on_image, on_row=tell)]
 
 
 def mean_values(rows: Sequence[Row]) -> dict[str, float]:
-    """The mean of each column over the images.
+    """The mean of each column over the images that have the figure (`counts`); NaN where none has.
 
     Raises:
         ValueError: no rows.
     """
     if not rows:
         raise ValueError("no rows to take a mean of")
-    return {name: math.fsum(row.values[name] for row in rows) / len(rows) for name in rows[0].values}
+    finite = {name: [v for row in rows if not math.isnan(v := row.values[name])] for name in rows[0].values}
+    return {name: math.fsum(values) / len(values) if values else math.nan for name, values in finite.items()}
+
+
+def counts(rows: Sequence[Row]) -> dict[str, int]:
+    """How many images have each figure."""
+    return {name: sum(not math.isnan(row.values[name]) for row in rows) for name in (rows[0].values if rows else ())}
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """One line an image, first column image_id; the file appears whole.
+
+    A figure that is missing is an empty cell; if any is, the last column has the reasons, as JSON.
 
     Raises:
         ValueError: no rows, or rows of different columns.
@@ -237,8 +274,12 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     try:
         with temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(["image_id", *rows[0].values])
-            writer.writerows([row.image_id, *(row.values[k] for k in rows[0].values)] for row in rows)
+            reasons = any(row.missing for row in rows)
+            writer.writerow(["image_id", *rows[0].values, *([MISSING] if reasons else [])])
+            for row in rows:
+                cells = ["" if math.isnan(v := row.values[name]) else v for name in rows[0].values]
+                told_of = json.dumps(row.missing, ensure_ascii=False) if row.missing else ""
+                writer.writerow([row.image_id, *cells, *([told_of] if reasons else [])])
         os.replace(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)
@@ -256,36 +297,12 @@ def read_csv(path: Path) -> list[Row]:
         lines = list(csv.DictReader(file))
     if not lines or "image_id" not in lines[0]:
         raise ValueError(f"{path} is no evaluation: it has no rows with a column image_id")
-    return [Row(line["image_id"], {k: float(v) for k, v in line.items() if k != "image_id"}) for line in lines]
-
-
-def _reference_figures(
-    protocol_name: str,
-    scorers: Mapping[str, ScoreFunction],
-    inputs: Pixels,
-    originals: Pixels,
-    ids: Sequence[str],
-    known: Mapping[str, dict[str, float]],
-) -> dict[str, Figures]:
-    """The columns that no model changes, from `known` when it has all of them for every image."""
-    names = ["input_psnr", "input_ssim", *(f"input_{s}" for s in scorers), *(f"gt_{s}" for s in scorers)]
-    if all(image_id in known and known[image_id].keys() >= set(names) for image_id in ids):
-        return {name: np.array([known[i][name] for i in ids]) for name in names}
-    chosen = protocol(protocol_name)
-    figures: list[Figures] = [
-        chosen.psnr(inputs, originals),
-        chosen.ssim(inputs, originals),
-        *(_scores(name, score, inputs, ids) for name, score in scorers.items()),
-        *(_scores(name, score, originals, ids) for name, score in scorers.items()),
+    names = [name for name in lines[0] if name not in ("image_id", MISSING)]
+    return [
+        Row(
+            line["image_id"],
+            {name: float(line[name] or "nan") for name in names},
+            json.loads(line.get(MISSING) or "{}"),
+        )
+        for line in lines
     ]
-    return dict(zip(names, figures, strict=True))
-
-
-def _scores(name: str, score: ScoreFunction, images: Pixels, ids: Sequence[str]) -> NDArray[np.float32]:
-    values = np.asarray(score(images), dtype=np.float32)
-    if values.shape != (len(images),):
-        raise ValueError(f"scorer {name} gave values of shape {values.shape} for {len(images)} images")
-    bad = [image_id for image_id, value in zip(ids, values, strict=True) if not np.isfinite(value)]
-    if bad:
-        raise ValueError(f"scorer {name} gave a value that is not finite for {', '.join(bad)}")
-    return values

@@ -22,29 +22,10 @@ from restoration.image_opening import ImageError as ImageError
 from restoration.image_opening import load, opened, tell_once, warn_of_memory
 from restoration.whole_files import written_whole
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 Pixels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 _ORIENTATION_TAG, _BITS_PER_SAMPLE_TAG = 0x0112, 258
 _COLOURS = {"1": "L", "L": "L", "LA": "L", "CMYK": "CMYK"}  # without alpha; of other modes RGB
 _SRGB_CHUNK = b"\0\0\0\x01sRGB\0\xae\xce\x1c\xe9"  # a chunk of PNG with its checksum
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Image files under `folder` at any depth, sorted by name; hidden files (temporary ones too) are left out.
-
-    Raises:
-        FileNotFoundError: `folder` is no folder.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder; give the folder that holds the images")
-    return sorted(
-        p
-        for p in folder.rglob("*")
-        if p.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in p.relative_to(folder).parts)
-        and p.is_file()
-    )
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,12 +16,15 @@ from torch import Tensor
 from restoration.activation_memory import warn_of_whole
 from restoration.base_models.interface import BaseModel, Condition, SamplerSettings
 from restoration.colour import match_colour
-from restoration.images import ImageError, crop_back, list_images, pad_to_multiple, read_with_alpha, write_image
+from restoration.image_files import IMAGE_SUFFIXES, UNREAD_SUFFIXES, image_name, list_images, normal
+from restoration.images import ImageError, crop_back, pad_to_multiple, read_with_alpha, write_image
 from restoration.tiling import Grid, Tiling
 from restoration.transfer import to_device
 from restoration.transition import Step, transition
+from restoration.trouble import EXPECTED, free_memory, is_memory, told
 
 Generators = torch.Generator | Sequence[torch.Generator]
+LESS_MEMORY = "restore it in tiles (--tile 512, or smaller), or in --dtype bfloat16"
 
 
 class Job(NamedTuple):
@@ -180,8 +184,8 @@ def restore_folder(
 
     A single file goes to `output` if that ends in .png, else into the folder `output`. Results appear whole
     (temporary name, then rename), so an interrupted run goes on with `skip_existing`. The noise of an image
-    depends on its relative name and `seed` only. In a folder, a file that can't be read or written is recorded
-    in the summary and the rest goes on.
+    depends on its relative name and `seed` only. In a folder, a file that can't be restored, whatever the reason, is
+    recorded in the summary and the rest goes on.
 
     Args:
         tiling: None restores each picture whole (`sample`).
@@ -190,24 +194,44 @@ def restore_folder(
 
     Raises:
         FileNotFoundError: `input` doesn't exist.
-        ImageError: a single file that can't be read, a folder without images, two inputs of one result name, or
-            results that would overwrite inputs.
+        ImageError: a single file that can't be restored, a folder without images, two inputs of one result name,
+            results that would overwrite inputs, an `output` named like a picture that it can't be.
     """
 
-    def one_by_one(jobs: Iterable[Job]) -> Iterator[tuple[Job, ImageError | None]]:
+    def one_by_one(jobs: Iterable[Job]) -> Iterator[tuple[Job, Exception | None]]:
         for job in jobs:
-            try:
-                restore_file(model, job, sampler, seed, device, tiling, bits)
-            except ImageError as error:
-                yield job, error
-            else:
-                yield job, None
+            yield job, tried(model, job, sampler, seed, device, tiling, bits)
 
     return restore_jobs(one_by_one, input, output, skip_existing, progress)
 
 
+def tried(
+    model: BaseModel,
+    job: Job,
+    sampler: SamplerSettings,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    tiling: Tiling | None = None,
+    bits: int = 8,
+) -> Exception | None:
+    """`restore_file`, with what it raises as a value: an ImageError where the file, its folder or memory is at fault.
+
+    Another error is one of the code, and comes as it is.
+    """
+    try:
+        restore_file(model, job, sampler, seed, device, tiling, bits)
+    except ImageError as error:
+        return error
+    except Exception as error:
+        free_memory(error)
+        # Without the error itself, whose frames hold the picture's tensors.
+        known = is_memory(error) or isinstance(error, EXPECTED)
+        return ImageError(told(job.source, error, LESS_MEMORY)) if known else error
+    return None
+
+
 def restore_jobs(
-    run: Callable[[list[Job]], Iterable[tuple[Job, ImageError | None]]],
+    run: Callable[[list[Job]], Iterable[tuple[Job, Exception | None]]],
     input: Path,
     output: Path,
     skip_existing: bool = True,
@@ -216,7 +240,7 @@ def restore_jobs(
     """As `restore_folder`; `run` restores the jobs and gives each, in any order, when it is done or has failed."""
     input, output = Path(input), Path(output)
     jobs = _plan(input, output)
-    todo = [job for job in jobs if not (skip_existing and job.target.exists())]
+    todo = [job for job in jobs if not (skip_existing and os.path.exists(job.target))]  # False for too long a name
     summary = RestoreSummary(skipped=[job.source for job in jobs if job not in todo])
     report = progress or (lambda done, total, file: None)
     report(len(jobs) - len(todo), len(jobs), (todo or jobs)[0].source)
@@ -226,7 +250,7 @@ def restore_jobs(
         elif job.source == input:
             raise error
         else:
-            summary.failed.append((job.source, str(error)))
+            summary.failed.append((job.source, told(job.source, error, LESS_MEMORY)))
         report(done, len(jobs), job.source)
     return summary
 
@@ -245,27 +269,55 @@ def _noise(shape: torch.Size, generator: Generators, device: torch.device) -> Te
 
 def _plan(input: Path, output: Path) -> list[Job]:
     if input.is_file():
-        target = output if output.suffix.lower() == ".png" else output / f"{input.stem}.png"
-        jobs = [Job(input, target, input.stem)]
+        target = output / f"{input.stem}.png" if _is_folder(output, single=True) else output
+        jobs = [Job(input, target, normal(input.stem))]
     elif input.is_dir():
-        if output.resolve() == input.resolve():
+        _is_folder(output, single=False)
+        if (result_folder := _real(output)) == _real(input):
             raise ImageError(f"{output}: results would lie among the inputs; choose another output folder")
         # Results of an earlier run may lie in a folder inside the input.
-        sources = [p for p in list_images(input) if output.resolve() not in p.resolve().parents]
+        sources = [p for p in list_images(input) if result_folder not in _real(p).parents]
         if not sources:
             raise ImageError(f"{input}: the folder holds no image")
         stems = [p.relative_to(input).with_suffix("") for p in sources]
         jobs = [
-            Job(source, output / stem.parent / f"{stem.name}.png", stem.as_posix())
+            Job(source, output / stem.parent / f"{stem.name}.png", image_name(source, input))
             for source, stem in zip(sources, stems, strict=True)
         ]
     else:
         raise FileNotFoundError(f"{input} does not exist; give an image file or a folder of images")
     taken: dict[Path, Path] = {}
     for source, target, _ in jobs:
-        if target.resolve() == source.resolve():
+        if _real(target) == _real(source):
             raise ImageError(f"{target}: the result would overwrite its input; choose another output")
         if target in taken:
             raise ImageError(f"{taken[target]} and {source} would both become {target}; rename one")
         taken[target] = source
     return jobs
+
+
+def _real(path: Path) -> Path:
+    """Without links; a link to itself, which `Path.resolve` refuses, stays."""
+    return Path(os.path.realpath(path))
+
+
+def _is_folder(output: Path, single: bool) -> bool:
+    """Whether results go into a folder of that name; a `single` one may go to the file itself.
+
+    Raises:
+        ImageError: neither: results are PNG files, and no folder is made that is named like a picture.
+    """
+    suffix = output.suffix.lower()
+    if os.path.isdir(output):
+        return True
+    if single and suffix == ".png":
+        return False
+    if suffix in IMAGE_SUFFIXES | UNREAD_SUFFIXES:
+        if single:
+            raise ImageError(
+                f"{output}: results are written lossless, as PNG; give {output.with_suffix('.png')} or a folder"
+            )
+        raise ImageError(f"{output} is the name of one picture, and the input is a folder of them; give a folder")
+    if os.path.exists(output):
+        raise ImageError(f"{output} is a file; give a folder{', or a name that ends in .png' if single else ''}")
+    return True

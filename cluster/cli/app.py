@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,8 +12,8 @@ import typer
 from cluster.cli.convert import convert
 from cluster.cli.errors import UserMistake, argv, as_mistake, guarded, say
 from cluster.cli.export import export
-from cluster.cli.output import Counter, print_rows, summary_text
-from cluster.cli.restore import device_of, restore
+from cluster.cli.output import Counter, partial_csv, print_rows, summary_text
+from cluster.cli.restore import device_of, require, restore
 
 if TYPE_CHECKING:
     import numpy as np
@@ -166,7 +167,7 @@ def evaluate(
     scorer: Annotated[list[str] | None, typer.Option(help="No-reference score(s) to add.")] = None,
     lpips: Annotated[Path | None, typer.Option(help="Folder with LPIPS's weights, see docs/models.md.")] = None,
     fid: Annotated[Path | None, typer.Option(help="Folder with FID's weights, see docs/models.md.")] = None,
-    match: Annotated[str, typer.Option(help="How files are paired: stem, digits or sorted.")] = "stem",
+    match: Annotated[str, typer.Option(help="How files are paired: stem, digits, sorted or group.")] = "stem",
     csv: Annotated[Path | None, typer.Option(help="Write one line an image here.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampling noise.")] = 0,
     batch: Annotated[int, typer.Option(help="Images restored together.", min=1)] = 8,
@@ -179,7 +180,7 @@ def evaluate(
     restorl evaluate restored/ originals/ --lpips weights/ --csv scores.csv
     """
     from restoration.datasets.paired import PairedFolder
-    from restoration.evaluate import evaluate_folders, evaluate_pairs, write_csv
+    from restoration.evaluate import Row, evaluate_folders, evaluate_pairs, write_csv
     from restoration.metrics import protocol as find_protocol
     from restoration.metrics.published import Published
 
@@ -187,15 +188,18 @@ def evaluate(
         find_protocol(protocol)
     published = Published(lpips, fid)
     scorers = {name: _scorer(name).score for name in scorer or []}
-    if model is None:
-        rows = evaluate_folders(lq, gt, scorers, protocol, match, published.see)  # type: ignore[arg-type]
-    else:
-        from cluster.models import load_policy
+    made: list[Row] = []
+    with partial_csv(csv, made), Counter() as shown:
+        if model is None:
+            rows = evaluate_folders(lq, gt, scorers, protocol, match, published.see, made.append)  # type: ignore[arg-type]
+        else:
+            from cluster.models import load_policy
 
-        pairs = PairedFolder(lq, gt, match)  # type: ignore[arg-type]
-        policy, sampler = load_policy(model, checkpoint, embeddings)
-        place = device_of(device)
-        with Counter() as shown:
+            pairs = PairedFolder(lq, gt, match, check=False)  # type: ignore[arg-type]
+            policy, sampler = load_policy(model, checkpoint, embeddings)
+            with as_mistake(ValueError):
+                require(policy, sampler)
+            place = device_of(device)
             rows = evaluate_pairs(
                 policy.to(place),
                 pairs,
@@ -207,12 +211,14 @@ def evaluate(
                 device=place,
                 on_image=published.see,
                 progress=lambda done, total: shown("evaluate", done, total),
+                tolerant=True,
+                on_row=made.append,
             )
     rows = published.beside(rows)
     if csv is not None:
         write_csv(csv, rows)
-    with as_mistake(ValueError):
-        print_rows(rows, f"protocol {protocol}{published.of_all()}")
+    print_rows(rows, f"protocol {protocol}{published.of_all()}")
+    raise typer.Exit(int(any(row.missing for row in rows)))
 
 
 @app.command()
@@ -227,22 +233,32 @@ def score(
     restorl score restored/ --csv scores.csv
     """
     from restoration.evaluate import Row, write_csv
-    from restoration.images import ImageError, list_images, read_image, to_uint8
+    from restoration.figures import LESS_MEMORY, PICTURE
+    from restoration.image_files import list_images, normal
+    from restoration.images import ImageError, read_image, to_uint8
+    from restoration.trouble import told
 
     judge = _scorer(scorer)
     images = list_images(folder)
     if not images:
         raise ImageError(f"{folder} holds no image")
-    rows = []
-    with Counter() as shown:
+    rows: list[Row] = []
+    with partial_csv(csv, rows), Counter() as shown:
         for i, path in enumerate(images):
             shown(path.name, i, len(images))
-            block: np.ndarray = to_uint8(read_image(path)[None])
-            with as_mistake(ValueError):
-                rows.append(Row(path.relative_to(folder).as_posix(), {scorer: float(judge.score(block)[0])}))
+            name = normal(path.relative_to(folder).as_posix())
+            try:
+                block: np.ndarray = to_uint8(read_image(path)[None])
+                value = float(judge.score(block)[0])
+            except Exception as error:
+                rows.append(Row(name, {scorer: math.nan}, {PICTURE: told(path, error, LESS_MEMORY)}))
+                continue
+            missing = {} if math.isfinite(value) else {PICTURE: f"{path}: {scorer} gave {value:g}, which is no score"}
+            rows.append(Row(name, {scorer: math.nan if missing else value}, missing))
     if csv is not None:
         write_csv(csv, rows)
     print_rows(rows, f"{judge.name}, version {judge.version}, range {judge.range[0]:g} to {judge.range[1]:g}")
+    raise typer.Exit(int(any(row.missing for row in rows)))
 
 
 @app.command()

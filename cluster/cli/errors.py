@@ -7,9 +7,10 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from cluster.run.interrupts import Interrupts
 
@@ -84,7 +85,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            with Interrupts():
+            with Interrupts(), plain_warnings():
                 return command(*args, **kwargs)
         except KeyboardInterrupt as error:
             say(str(error) or "stopped")
@@ -98,6 +99,25 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             raise SystemExit(USER_MISTAKE) from None
 
     return run
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Warnings for the user (`UserWarning` itself) are one line each, once; those of libraries look as ever."""
+    shown, told = warnings.showwarning, set[str]()
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if category is not UserWarning:
+            shown(message, category, *place, **more)
+        elif str(message) not in told:
+            told.add(str(message))
+            say(f"warning: {message}")
+
+    warnings.showwarning = show  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        warnings.showwarning = shown
 
 
 def say(text: str, red: bool = False) -> None:

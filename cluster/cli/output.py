@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,11 +32,45 @@ class Counter:
 
 
 def print_rows(rows: list[Row], title: str) -> None:
-    """Means over the images, with their number."""
-    from restoration.evaluate import mean_values
+    """Means over the images that have the figure, with their number, and what is missing of which, with its reason."""
+    from restoration.evaluate import counts, mean_values
 
-    means = mean_values(rows)
-    print_table(["", *means], [["mean", *(f"{v:.4f}" for v in means.values())]], f"{len(rows)} images, {title}")
+    means, having = mean_values(rows), counts(rows)
+    lines = [["mean", *("-" if math.isnan(v) else f"{v:.4f}" for v in means.values())]]
+    if any(count < len(rows) for count in having.values()):
+        lines.append(["of", *map(str, having.values())])
+    print_table(["", *means], lines, f"{len(rows)} images, {title}")
+    if missing := missing_lines(rows):
+        incomplete = sum(bool(row.missing) for row in rows)
+        print("\n".join([f"{incomplete} of {len(rows)} images lack figures, which the means leave out:", *missing]))
+
+
+def missing_lines(rows: list[Row]) -> list[str]:
+    """One line for each reason and picture."""
+    from restoration.figures import PICTURE
+
+    lines = []
+    for row in rows:
+        for reason in dict.fromkeys(row.missing.values()):
+            names = [name for name, why in row.missing.items() if why == reason]
+            lines.append(f"  {reason}" if names == [PICTURE] else f"  {', '.join(names)} of {row.image_id}: {reason}")
+    return lines
+
+
+@contextmanager
+def partial_csv(path: Path | None, rows: list[Row]) -> Iterator[None]:
+    """Where what is in here ends early, by an error or Ctrl-C, the `rows` that it has made are kept beside `path`."""
+    try:
+        yield
+    except BaseException:
+        if path is not None and rows:
+            from cluster.cli.errors import say
+            from restoration.evaluate import write_csv
+
+            kept = path.with_name(f"{path.stem}.partial{path.suffix}")
+            write_csv(kept, rows)
+            say(f"{len(rows)} images were measured before the end: {kept}")
+        raise
 
 
 def print_table(head: list[str], rows: list[list[str]], title: str) -> None:

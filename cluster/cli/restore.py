@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cluster.cli.errors import as_mistake, guarded, say
 from cluster.cli.output import Counter
+
+if TYPE_CHECKING:
+    from restoration.base_models.interface import BaseModel, SamplerSettings
 
 
 @guarded
@@ -62,6 +65,7 @@ def restore(
     policy, sampler = load_policy(model, checkpoint, embeddings)
     with as_mistake(ValueError), Counter() as shown:
         sampler = replace(sampler, **{k: v for k, v in given.items() if v is not None})
+        require(policy, sampler)
         Grid.of(policy.size_multiple, policy.size_multiple, tiling, policy.size_multiple)  # refuses too small a tile
 
         def progress(done: int, total: int, file: Path) -> None:
@@ -90,6 +94,29 @@ def restore(
             )
     print(summary)
     raise typer.Exit(summary.exit_status)
+
+
+def require(model: BaseModel, sampler: SamplerSettings) -> None:
+    """Refuse at once what would fail on each picture.
+
+    Raises:
+        ValueError: a chain or a guidance that the model can't walk by, an embedding that nothing gives it.
+    """
+    from restoration.base_models.interface import NEGATIVE
+    from restoration.base_models.latent import LatentModel
+
+    model.schedule(sampler)
+    if not isinstance(model, LatentModel) or model.per_image is not None:
+        return
+    if missing := [name for name in model.NEEDS if name not in model.embeddings]:
+        raise ValueError(
+            f"{model.name} looks at {', '.join(missing)}, which its folder doesn't hold; give --embeddings"
+        )
+    if sampler.guidance_scale != 1 and NEGATIVE + "text" not in model.embeddings:
+        raise ValueError(
+            f"guidance_scale {sampler.guidance_scale:g} needs a negative text embedding, and {model.name} stores none; "
+            "use guidance_scale 1"
+        )
 
 
 def device_of(name: str) -> str:

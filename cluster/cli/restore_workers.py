@@ -14,10 +14,12 @@ from cluster.models import load_policy
 from restoration.base_models.interface import SamplerSettings
 from restoration.images import ImageError
 from restoration.precision import resolve, set_precision
-from restoration.restore import Job, RestoreSummary, restore_file, restore_jobs
+from restoration.restore import LESS_MEMORY, Job, RestoreSummary, restore_jobs, tried
 from restoration.tiling import Tiling
+from restoration.trouble import told
 
 START_TIMEOUT_S, FILE_TIMEOUT_S = 600.0, 3600.0
+DEATHS = 3  # of each worker's place in a row, after which it is not the files
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,13 @@ class RestoreWorker:
 
     def restore(self, job: Job) -> ImageError | None:
         spec = self.spec
-        try:
-            restore_file(self.model, job, spec.sampler, spec.seed, spec.device, spec.tiling, spec.bits)
-        except ImageError as error:
-            return error
-        return None
+        error = tried(self.model, job, spec.sampler, spec.seed, spec.device, spec.tiling, spec.bits)
+        # Of another class the driver may lack the module.
+        return (
+            error
+            if error is None or isinstance(error, ImageError)
+            else ImageError(told(job.source, error, LESS_MEMORY))
+        )
 
 
 def restore_on_workers(
@@ -72,7 +76,7 @@ def restore_on_workers(
     return restore_jobs(partial(_run, spec, count), input, output, skip_existing, progress)
 
 
-def _run(spec: RestoreSpec, count: int, jobs: list[Job]) -> Iterator[tuple[Job, ImageError | None]]:
+def _run(spec: RestoreSpec, count: int, jobs: list[Job]) -> Iterator[tuple[Job, Exception | None]]:
     if not jobs:
         return
     count = min(count, len(jobs))
@@ -88,28 +92,42 @@ def _run(spec: RestoreSpec, count: int, jobs: list[Job]) -> Iterator[tuple[Job, 
             ray.get([worker.ready.remote() for worker in workers], timeout=START_TIMEOUT_S)
         except ray.exceptions.GetTimeoutError as error:
             raise ClusterError(f"{count} workers did not load {spec.model} within {START_TIMEOUT_S:g} s") from error
-        yield from _hand_out(ray, workers, jobs)
+        yield from _hand_out(ray, workers, jobs, lambda: actor.remote(spec))
 
 
-def _hand_out(ray: Any, workers: list[Any], jobs: list[Job]) -> Iterator[tuple[Job, ImageError | None]]:
-    """A job to each idle worker until all are done; one whose worker dies (out of memory) has failed."""
+def _hand_out(
+    ray: Any, workers: list[Any], jobs: list[Job], another: Callable[[], Any]
+) -> Iterator[tuple[Job, Exception | None]]:
+    """A job to each idle worker until all are done; one whose worker dies (out of memory) has failed.
+
+    Args:
+        another: starts a worker in place of one that has died.
+
+    Raises:
+        ClusterError: no file within `FILE_TIMEOUT_S`, or so many deaths in a row that more would not help.
+    """
     idle, waiting, running = list(workers), deque(jobs), dict[Any, tuple[Any, Job]]()
+    deaths, dead = 0, (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)  # the latter by Ray's own watch
     while waiting or running:
         while idle and waiting:
             worker, job = idle.pop(), waiting.popleft()
             running[worker.restore.remote(job)] = worker, job
-        if not running:
-            raise ClusterError(f"all workers have died with {len(waiting)} files left; try a smaller --tile")
         done, _ = ray.wait(list(running), timeout=FILE_TIMEOUT_S)
         if not done:
             names = ", ".join(str(job.source) for _, job in running.values())
             raise ClusterError(f"no worker finished a file within {FILE_TIMEOUT_S:g} s: {names}")
         for ref in done:
             worker, job = running.pop(ref)
+            error: Exception | None
             try:
                 error = ray.get(ref, timeout=START_TIMEOUT_S)
-            except ray.exceptions.RayActorError as death:
-                error = ImageError(f"{job.source}: its worker died: {str(death).strip().splitlines()[0]}")
-            else:
                 idle.append(worker)
+                deaths = 0
+            except dead as death:
+                reason = str(death).strip().splitlines()[0]
+                error = ImageError(f"{job.source}: its worker died: {reason}; if memory ran out, {LESS_MEMORY}")
+                deaths += 1
+                if deaths >= DEATHS * len(workers):
+                    raise ClusterError(f"{deaths} workers in a row have died, at last of {error}") from death
+                idle.append(another())
             yield job, error

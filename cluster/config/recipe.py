@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -17,6 +17,7 @@ from learner.settings import LearnerSettings, OptimiserSettings, StepSettings
 from learner.source import SourceSettings
 from restoration.adapters import AdaptSettings
 from restoration.base_models.interface import SamplerSettings
+from restoration.datasets.matching import Match
 from restoration.evaluate import PIXELS
 from restoration.precision import AUTO
 from restoration.tiling import Tiling
@@ -64,13 +65,14 @@ class DataSettings:
 
     Attributes:
         embeddings: folder with <image id>.safetensors, what the model sees of each picture besides (docs/models.md).
-        match: how LQ and GT are paired: by `stem`, by the `digits` in their names, or `sorted` order; null: by layout.
+        match: how LQ and GT are paired: by `stem`, by the `digits` in their names, by `sorted` order, or by `group`,
+            several LQ of one GT (`1_1.jpg`, `1_2.jpg` and `1.jpg`); null: by their names, never `sorted`.
     """
 
     root: Path = Path("data/demo/rain")
     train: str = "train"
     heldout: str = "test"
-    match: Literal["stem", "digits", "sorted"] | None = None
+    match: Match | None = None
     embeddings: Path | None = None
 
 

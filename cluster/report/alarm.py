@@ -37,8 +37,13 @@ def alarms(base: Sequence[Row], now: Sequence[Row]) -> list[str]:
 
 
 def _change(new: Sequence[float], old: Sequence[float]) -> tuple[float, float]:
-    """Mean of new - old, and the same in its standard errors (0 for fewer than two images)."""
-    differences = [a - b for a, b in zip(new, old, strict=True)]
+    """Mean of new - old, and the same in its standard errors (0 for fewer than two images).
+
+    Images that lack the figure (NaN) on either side are left out.
+    """
+    differences = [a - b for a, b in zip(new, old, strict=True) if not math.isnan(a - b)]
+    if not differences:
+        return 0.0, 0.0
     mean = math.fsum(differences) / len(differences)
     if len(differences) < 2:
         return mean, 0.0

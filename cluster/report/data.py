@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cluster.report.records import FILE_NAME, Record, read_metrics
+from restoration.evaluate import MISSING
 from restoration.metrics.appearance import APPEARANCE
 
 Columns = dict[str, list[Any]]
@@ -85,6 +86,8 @@ def read_run(folder: Path) -> RunData:
 def read_scores(path: Path) -> Columns:
     """An evaluation's CSV by columns; `image_id` is text, every other column float (an empty cell is NaN).
 
+    Without the column of reasons for empty cells.
+
     Raises:
         ValueError: no `image_id`, or a cell that is no number, with its line.
     """
@@ -94,7 +97,7 @@ def read_scores(path: Path) -> Columns:
         rows = list(csv.DictReader(file))
     if not rows or "image_id" not in rows[0]:
         raise ValueError(f"{path}: no rows with an image_id; evaluate the run again")
-    columns: Columns = {name: [] for name in rows[0] if name}
+    columns: Columns = {name: [] for name in rows[0] if name and name != MISSING}
     for line, row in enumerate(rows, 2):
         for name, cells in columns.items():
             try:
@@ -141,7 +144,7 @@ def drift(base: Columns, tuned: Columns) -> list[tuple[str, float, float, float]
     for name in (n for n in APPEARANCE if n in tuned and n in base):
         truth = np.array(base[f"gt_{name}"])
         values = (np.array(base[f"input_{name}"]), np.array(base[name]), np.array(tuned[name]))
-        found.append((name, *(float((v - truth).mean()) for v in values)))
+        found.append((name, *(float(np.nanmean(v - truth)) for v in values)))
     return found  # type: ignore[return-value]
 
 

@@ -124,9 +124,11 @@ def _note(comparisons: list[Comparison], run: RunData) -> str:
     if not comparisons:
         return ""
     photographs = len(run.base["image_id"])
+    fewer = ", ".join(f"{_naming(c.metric)[0]} {c.count}" for c in comparisons if c.count < photographs)
+    having = f" (those that have the figure: {fewer})" if fewer else ""
     return (
-        f"Means over {photographs} images. The difference is paired by image; its interval is a bootstrap over images "
-        "and says nothing about other training seeds. Coloured where the interval leaves out 0."
+        f"Means over {photographs} images{having}. The difference is paired by image; its interval is a bootstrap over "
+        "images and says nothing about other training seeds. Coloured where the interval leaves out 0."
     )
 
 

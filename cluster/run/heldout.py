@@ -49,6 +49,7 @@ class HeldOut:
         self.now_rows: list[Row] = []
         self.base_images: dict[str, np.ndarray] = {}
         self.left_out: list[Quarantined] = []
+        self.told: set[tuple[str, str]] = set()  # (image, figure) that the user knows to be missing
         self.made: set[tuple[int, str]] = set()  # (iteration, who) that an earlier part of the run has evaluated
 
     @property
@@ -132,6 +133,11 @@ class HeldOut:
         if not rows:
             reason = whole.left_out[0] if whole.left_out else Quarantined("", "batch", "there is none")
             raise Fatal("no held-out picture can be evaluated", Failure(Kind.FATAL, reason.reason, reason.detail))
+        for row in rows:
+            for name, why in row.missing.items():
+                if (row.image_id, name) not in self.told:
+                    self.told.add((row.image_id, name))
+                    self.display.note(f"held-out {row.image_id} has no {name}, and means leave it out: {why}")
         # Under the same name: restore and report read the last evaluation of the trained and of the base model.
         write_csv(where / {"base": "base.csv", "now": "rl.csv", "ema": "ema.csv"}[whole.who], rows)
         for image_id, image in whole.images.items():

@@ -6,36 +6,41 @@ run of hours never ends in a missing file.
 
 from __future__ import annotations
 
-import re
 import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, get_args
+from pathlib import Path, PurePath
 
 import numpy as np
 from torch import Tensor
 
+from restoration.datasets.matching import EACH, DataError, Match, Side, pair_up, some
 from restoration.image_ends import check_whole
-from restoration.images import Pixels, image_size, list_images, read_pixels, to_float
+from restoration.images import ImageError, Pixels, image_size, read_pixels, to_float
 
-Match = Literal["stem", "digits", "sorted"]
+__all__ = ["DataError", "Match", "Pair", "PairedFolder", "crop_pair", "discover", "random_crop"]
+
 Crop = tuple[int, int, int, int]
 
-# Names of the LQ and GT folder in the layouts of public sets, in the order they are looked for.
+# Names of the LQ and GT folder in the layouts of public sets, in the order they are looked for; {split} is the name
+# of the folder they lie in (REDS: train/train_blur).
 LAYOUTS = (
     ("input", "target"),
     ("Low", "Normal"),
     ("low", "high"),
     ("blur", "sharp"),
+    ("blur", "gt"),
+    ("{split}_blur", "{split}_sharp"),
+    ("rainy_image", "ground_truth"),
+    ("rainy image", "ground truth"),
+    ("source", "target"),
     ("input_crops", "target_crops"),
 )
-
-
-class DataError(ValueError):
-    """Folders that don't form pairs; the message names them and says what is missing."""
+# Of these a split may hold one pair of folders for each sequence (GoPro, RealBlur), which make one set.
+SEQUENCES = (("blur", "sharp"), ("blur", "gt"))
+OTHER_LQ = ("blur_gamma",)  # a second degraded version of the same pictures beside the one that is taken
 
 
 @dataclass(frozen=True)
@@ -49,15 +54,20 @@ class Pair:
 
 
 class PairedFolder:
-    """Pairs of images of equal size in two folders (searched at any depth).
+    """Pairs of images of equal size in two folders (searched at any depth, also behind links).
+
+    Names are compared in Unicode's composed form (`restoration.image_files`).
 
     Args:
-        lq: folder of degraded images.
-        gt: folder of originals.
+        lq: folder of degraded images; with a part `*` (train/*/blur) such a folder of each sequence.
+        gt: folder of originals, likewise.
         match: how files find each other. "stem": equal relative path up to the suffix; "digits": equal numbers in
-            the file name (`low00690.png` and `normal00690.png`); "sorted": by position in natural order.
+            the file name (`low00690.png` and `normal00690.png`); "sorted": by position in natural order; "group":
+            several degraded versions of an original, whose name goes on after an underscore (`1_1.jpg`, `1_2.jpg` and
+            `1.jpg`); None: by the names, never "sorted". The attribute says which.
         expected_count: the published number of pairs; another number only warns.
         cache_bytes: how much of the decoded images is kept in memory (least recently used go first).
+        check: read all headers at once; else `load` tells of a file that can't be read or a pair of two sizes.
 
     Raises:
         FileNotFoundError: a folder doesn't exist.
@@ -69,12 +79,14 @@ class PairedFolder:
         self,
         lq: Path,
         gt: Path,
-        match: Match = "stem",
+        match: Match | None = "stem",
         expected_count: int | None = None,
         cache_bytes: int = 256 * 2**20,
+        check: bool = True,
     ) -> None:
-        self.lq, self.gt, self.match = Path(lq), Path(gt), match
-        self.pairs = _checked_sizes(_pair_up(self.lq, self.gt, match))
+        self.lq, self.gt = Path(lq), Path(gt)
+        self.match, paths = pair_up(Side.of(self.lq), Side.of(self.gt), match)
+        self.pairs = _checked_sizes(paths) if check else [Pair(*names, _size_or_none(names[1])) for names in paths]
         self._by_id = {pair.image_id: pair for pair in self.pairs}
         self._cache = _PixelCache(cache_bytes)
         if expected_count is not None and len(self.pairs) != expected_count:
@@ -98,7 +110,7 @@ class PairedFolder:
             KeyError: no such image.
         """
         if image_id not in self._by_id:
-            raise KeyError(f"no image {image_id!r} in {self.lq}; it holds {_some(self.image_ids)}")
+            raise KeyError(f"no image {image_id!r} in {self.lq}; it holds {some(self.image_ids)}")
         return self._by_id[image_id]
 
     def load(self, image_id: str) -> tuple[Tensor, Tensor]:
@@ -107,9 +119,14 @@ class PairedFolder:
         Raises:
             KeyError: no such image.
             ImageError: a file that is truncated or has gone.
+            DataError: two sizes, of a set that was not checked.
         """
         pair = self.pair(image_id)
-        return to_float(self._cache.read(pair.lq_path)), to_float(self._cache.read(pair.gt_path))
+        lq, gt = (to_float(self._cache.read(path)) for path in (pair.lq_path, pair.gt_path))
+        if lq.shape != gt.shape:
+            sizes = f"{_named(lq.shape[-2:])} and {_named(gt.shape[-2:])}"
+            raise DataError(f"{pair.lq_path} and {pair.gt_path} differ in size: {sizes} (width x height)")
+        return lq, gt
 
     def require_side(self, side: int) -> None:
         """Refuse a set of which crops of `side` pixels can't be taken.
@@ -121,15 +138,17 @@ class PairedFolder:
         if small:
             raise DataError(
                 f"{self.lq}: {len(small)} of {len(self)} images are smaller than the crop of {side} px: "
-                f"{_some(small)}; remove them or choose a smaller crop"
+                f"{some(small)}; remove them or choose a smaller crop"
             )
 
 
 def discover(root: Path, split: str, match: Match | None = None, cache_bytes: int = 256 * 2**20) -> PairedFolder:
     """Open `<root>/<split>/{input,target}`, or the same in another public layout (`LAYOUTS`).
 
-    `split` may be written in lower or upper case ("test" finds LOL's "Test"), and one folder with the set's name
-    may lie between (`test/Rain100L/input`). Without `match`, equal stems are preferred and numbers come second.
+    `split` is a folder's path below `root` (`train`, `test/Rain100L`, `.` for `root` itself), in lower or upper case
+    ("test" finds LOL's "Test"), and one folder with the set's name may lie between (`test/Rain100L/input`). Where that
+    are several of `SEQUENCES`, as GoPro has them (`train/GOPR0372_07_00/{blur,sharp}`), they make one set. Without
+    `match`, equal stems are preferred; see `PairedFolder`.
 
     Raises:
         FileNotFoundError: no such split or no pair of folders in it; the message lists what was looked for.
@@ -138,29 +157,62 @@ def discover(root: Path, split: str, match: Match | None = None, cache_bytes: in
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is no folder; give the folder that holds the split {split!r}")
-    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and p.name.lower() == split.lower()]
-    if not folders:
-        inside = [p.name for p in sorted(root.iterdir()) if p.is_dir()]
-        raise FileNotFoundError(f"{root} has no folder {split!r}; it holds {_some(inside) or 'no folder'}")
-    places = [p for f in folders for p in (f, *sorted(c for c in f.iterdir() if c.is_dir()))]
+    folders = _folders_of(root, split)
+    places = [(f, name) for f in folders for name in ("", *(_inside(f)))]
     found = [
-        (place / low, place / high)
-        for place in places
-        for low, high in LAYOUTS
-        if (place / low).is_dir() and (place / high).is_dir()
+        (folder, name, pair)
+        for folder, name in places
+        for pair in (tuple(part.format(split=folder.name) for part in layout) for layout in LAYOUTS)
+        if all((folder / name / part).is_dir() for part in pair)
     ]
     if not found:
-        looked_for = ", ".join("{" + ",".join(names) + "}" for names in LAYOUTS)
-        raise FileNotFoundError(f"{folders[0]} holds no pair of folders; looked for {looked_for}")
+        looked_for = ", ".join("{" + ",".join(names) + "}" for names in LAYOUTS).replace("{split}", folders[0].name)
+        raise FileNotFoundError(
+            f"{folders[0]} holds no pair of folders; looked for {looked_for}; rename yours, or link to them under such "
+            "names (ln -s)"
+        )
+    folder, name, pair = found[0]
     if len(found) > 1:
-        sets = _some([str(low.relative_to(root)) for low, _ in found])
-        raise DataError(f"{root}: the split {split!r} holds several sets ({sets}); open one with PairedFolder(lq, gt)")
-    lq, gt = found[0]
-    if match is None:
-        stems = [{_relative_stem(p, folder) for p in list_images(folder)} for folder in (lq, gt)]
-        numbered = stems[0].isdisjoint(stems[1]) and all(_digits(s) for s in stems[0] | stems[1])
-        match = "digits" if numbered else "stem"
+        if pair not in SEQUENCES or any((f, p) != (folder, pair) or not n for f, n, p in found):
+            sets = [(f / n).relative_to(root).as_posix() for f, n, _ in found]
+            raise DataError(
+                f"{root}: the split {split!r} holds several sets ({some(sets)}); choose one, such as {sets[-1]!r} in "
+                f"place of {split!r} (data.train, data.heldout)"
+            )
+        name = EACH
+    lq, gt = (folder / name / part for part in pair)
+    if others := [part for part in OTHER_LQ if any((folder / n / part).is_dir() for _, n, _ in found)]:
+        warnings.warn(
+            f"{folder} holds {some(others)} beside {pair[0]}, which is the one that is taken; for the other, make "
+            f"folders named {pair[0]} and {pair[1]} of links to it and to the originals (ln -s)",
+            stacklevel=2,
+        )
     return PairedFolder(lq, gt, match, cache_bytes=cache_bytes)
+
+
+def _folders_of(root: Path, split: str) -> list[Path]:
+    """The folders that `split` names below `root`, of which upper and lower case make several.
+
+    Raises:
+        FileNotFoundError: none.
+    """
+    folders = [root]
+    for part in PurePath(split).parts:
+        below = [f / name for f in folders for name in _inside(f) if name.lower() == part.lower()]
+        if not below:
+            inside = _inside(folders[0])
+            layout = next((pair for pair in LAYOUTS if {*pair} <= {*inside}), None)
+            itself = f"; for the {{{','.join(layout)}}} in it give '.' in place of {split!r}" if layout else ""
+            raise FileNotFoundError(
+                f"{folders[0]} has no folder {part!r}; it holds {some(inside) or 'no folder'}{itself}"
+            )
+        folders = below
+    return folders
+
+
+def _inside(folder: Path) -> list[str]:
+    """Names of the folders in `folder`."""
+    return sorted(path.name for path in folder.iterdir() if path.is_dir())
 
 
 def random_crop(size_hw: tuple[int, int], side: int, rng: np.random.Generator) -> Crop:
@@ -219,33 +271,6 @@ class _PixelCache:
         return pixels
 
 
-def _pair_up(lq: Path, gt: Path, match: Match) -> list[tuple[str, Path, Path]]:
-    """(image id, LQ path, GT path) in natural order of the ids."""
-    if match not in get_args(Match):
-        raise DataError(f"match={match!r}: choose one of {', '.join(get_args(Match))}")
-    files = {folder: list_images(folder) for folder in (lq, gt)}
-    for folder, found in files.items():
-        if not found:
-            raise DataError(f"{folder} holds no image; it must hold the {'degraded' if folder == lq else 'clean'} ones")
-    count = f"{lq} holds {len(files[lq])} images, {gt} {len(files[gt])}"
-    if match == "sorted":
-        if len(files[lq]) != len(files[gt]):
-            raise DataError(f"LQ/GT count mismatch: {count}; sorted matching needs equal counts")
-        ordered = [sorted(files[f], key=lambda p, f=f: _natural(_relative_stem(p, f))) for f in (lq, gt)]  # type: ignore[misc]
-        _keyed(files[lq], lq, "stem")
-        return [(_relative_stem(a, lq), a, b) for a, b in zip(*ordered, strict=True)]
-    left, right = (_keyed(files[f], f, match) for f in (lq, gt))
-    if left.keys() != right.keys():
-        alone = [
-            [_relative_stem(k[q], f) for q in k if q not in o] for k, o, f in ((left, right, lq), (right, left, gt))
-        ]
-        problem = "LQ/GT count mismatch" if len(left) != len(right) else "unmatched images"
-        parts = [f"without {what}: {_some(names)}" for what, names in zip(("GT", "LQ"), alone, strict=True) if names]
-        raise DataError(f"{problem}: {count}; {'; '.join(parts)} (matched by {match})")
-    pairs = [(_relative_stem(path, lq), path, right[key]) for key, path in left.items()]
-    return sorted(pairs, key=lambda p: _natural(p[0]))
-
-
 def _checked_sizes(paths: Sequence[tuple[str, Path, Path]]) -> list[Pair]:
     pairs, wrong = [], []
     for image_id, lq, gt in paths:
@@ -257,42 +282,17 @@ def _checked_sizes(paths: Sequence[tuple[str, Path, Path]]) -> list[Pair]:
         pairs.append(Pair(image_id, lq, gt, sizes[0]))
     if wrong:
         where = f"{paths[0][1].parent} and {paths[0][2].parent}"
-        raise DataError(f"LQ/GT size mismatch in {len(wrong)} pairs of {where}: {_some(wrong)} (width x height)")
+        raise DataError(f"LQ/GT size mismatch in {len(wrong)} pairs of {where}: {some(wrong)} (width x height)")
     return pairs
 
 
-def _keyed(files: Sequence[Path], folder: Path, match: Match) -> dict[str, Path]:
-    keyed: dict[str, Path] = {}
-    for path in files:
-        stem = _relative_stem(path, folder)
-        key = _digits(stem) if match == "digits" else stem
-        if not key:
-            raise DataError(
-                f"{path} has no number in its name, so it can't be matched by digits; match by stem or sorted"
-            )
-        if key in keyed:
-            raise DataError(f"{keyed[key]} and {path} have the same {match}; keep one, or match in another way")
-        keyed[key] = path
-    return keyed
-
-
-def _relative_stem(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).with_suffix("").as_posix()
-
-
-def _digits(stem: str) -> str:
-    return ",".join(str(int(number)) for number in re.findall(r"\d+", stem))
-
-
-def _natural(name: str) -> list[tuple[int, int, str]]:
-    """Sort key under which a2 comes before a10."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+def _size_or_none(path: Path) -> tuple[int, int]:
+    """(height, width), (1, 1) of a file that can't be read."""
+    try:
+        return image_size(path)
+    except ImageError:
+        return 1, 1
 
 
 def _named(size_hw: Sequence[int]) -> str:
     return f"{size_hw[1]}x{size_hw[0]}"
-
-
-def _some(names: Sequence[str], shown: int = 5) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more

@@ -14,6 +14,7 @@ BACKBONE, HEADS = "alexnet-owt-7be5be79.pth", "alex.pth"
 """File names as torchvision and the PyPI package `lpips` (weights/v0.1) publish them."""
 LAYERS = (1, 4, 7, 9, 11)  # AlexNet's activations
 CHANNELS = (64, 192, 384, 256, 256)
+LEAST_SIDE = 31  # below it the second pooling has nothing left
 
 
 class Lpips(nn.Module):
@@ -49,7 +50,7 @@ class Lpips(nn.Module):
 
     @torch.no_grad()
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Float32 [B], 0 for equal pictures; a, b float32 [B,3,H,W] in [0, 1], H and W at least 63."""
+        """Float32 [B], 0 for equal pictures; a, b float32 [B,3,H,W] in [0, 1], H and W at least `LEAST_SIDE`."""
         x = ((torch.cat([a, b]) * 2 - 1) - self.mean) / self.deviation
         total = torch.zeros(len(a), device=x.device)
         heads = iter(self.heads)

@@ -9,16 +9,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from restoration.images import IMAGE_SUFFIXES, read_image, to_uint8
-
-PHOTO_SUFFIXES = IMAGE_SUFFIXES
+from restoration.image_files import IMAGE_SUFFIXES, list_images
+from restoration.images import read_image, to_uint8
 
 
 class PhotoCrops:
     """Crops of random photographs at random scales, flipped and turned at random.
 
     Args:
-        folder: photographs, all read into memory at once.
+        folder: photographs at any depth, all read into memory at once.
         crop: side of a crop in pixels.
         scale: range of the resize factor drawn before cropping.
         seed: seeds the whole sequence of crops.
@@ -29,9 +28,9 @@ class PhotoCrops:
     """
 
     def __init__(self, folder: Path, crop: int, scale: tuple[float, float], seed: int) -> None:
-        files = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in PHOTO_SUFFIXES)
+        files = list_images(folder)
         if not files:
-            raise FileNotFoundError(f"no photograph ({', '.join(sorted(PHOTO_SUFFIXES))}) in {folder}")
+            raise FileNotFoundError(f"no photograph ({', '.join(sorted(IMAGE_SUFFIXES))}) in {folder}")
         self.crop, self.scale = crop, scale
         self.rng = np.random.default_rng(seed)
         self.levels: list[list[Image.Image]] = []  # photographs x a few scales, resized once

@@ -31,7 +31,8 @@ class SftData:
 
     Attributes:
         root: paired folders `root`/`train`/{input,target} or another public layout; `heldout` is never trained on.
-        match: how LQ and GT are paired: by `stem`, by the `digits` in their names, or `sorted` order; null: by layout.
+        match: how LQ and GT are paired: by `stem`, by the `digits` in their names, by `sorted` order, or by `group`,
+            several LQ of one GT (`1_1.jpg`, `1_2.jpg` and `1.jpg`); null: by their names, never `sorted`.
         photos: clean photographs, all read into memory, in `photos`/train and `photos`/heldout.
         pairs: how those are degraded.
         embeddings: folder of <image id>.safetensors, what the model sees of each picture of `root` besides.

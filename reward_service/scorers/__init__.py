@@ -10,7 +10,7 @@ from typing import Any
 
 from reward_service.scorers.interface import Scorer, check_block
 
-__all__ = ["SCORERS", "Scorer", "check_block", "make_scorer"]
+__all__ = ["LEAST_SIDE", "SCORERS", "Scorer", "check_block", "make_scorer"]
 
 # name -> "module:class"; modules are imported only when asked for, their dependencies may be optional.
 SCORERS: dict[str, str] = {
@@ -18,6 +18,8 @@ SCORERS: dict[str, str] = {
     "lite0_levels": "reward_service.scorers.lite0_levels:Lite0Levels",
     "piqe": "reward_service.scorers.piqe:Piqe",
 }
+# Pixels a side that a picture must have for them, known before any is made.
+LEAST_SIDE = {"brisque": 32, "lite0_levels": 64, "piqe": 16}
 
 
 def make_scorer(name: str, place: str | None = None, /, **params: Any) -> Scorer:

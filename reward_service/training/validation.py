@@ -11,7 +11,8 @@ from rich.progress import track
 from scipy.stats import spearmanr
 
 from restoration.degradations import KINDS as TASKS
-from restoration.pretrain.crops import PHOTO_SUFFIXES, PhotoCrops
+from restoration.image_files import list_images
+from restoration.pretrain.crops import PhotoCrops
 from reward_service.scorers.lite0_levels import LevelHead, Lite0Statistics, expected_level
 from reward_service.training.distortions import DISTORTIONS, distort
 from reward_service.training.measure import measure
@@ -21,10 +22,10 @@ SEVERITIES = (0.1, 0.325, 0.55, 0.775, 1.0)
 ORDER, RANK = 0.95, 0.8  # what the restoration tasks must reach
 
 
-def _one_photo(folder: Path, name: str, crop: int, scale: tuple[float, float]) -> PhotoCrops:
+def _one_photo(folder: Path, place: int, crop: int, scale: tuple[float, float]) -> PhotoCrops:
+    """Crops of the photo at that place of the folder's list only."""
     crops = PhotoCrops(folder, crop, scale, seed=7)
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES)
-    crops.levels = [crops.levels[[f.name for f in files].index(name)]]
+    crops.levels = [crops.levels[place]]
     return crops
 
 
@@ -50,8 +51,8 @@ def validate(
     labels: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
     clean_scores: list[float] = []
     photo_of: list[str] = []
-    for file in track(sorted(p for p in photos.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES), "validation"):
-        source = _one_photo(photos, file.name, crop, scale)
+    for place, file in enumerate(track(list_images(photos), "validation")):
+        source = _one_photo(photos, place, crop, scale)
         for _ in range(crops_per_photo):
             clean = np.asarray(source.one() / np.float32(255), dtype=np.float32)
             images = [clean]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,11 +12,12 @@ import torch
 
 from actors import actor as module
 from actors.actor import RolloutActor, draw_batch
-from actors.work import WorkItem
+from actors.work import Quarantined, WorkItem
 from restoration.adapters import AdaptSettings, load_trainable, make_trainable, trainable_state
 from restoration.datasets.paired import PairedFolder
 from restoration.images import write_image
 from restoration.weights import StaleEpoch, WeightsInfo, WeightsMessage, to_bytes
+from reward_service.errors import InvalidReward
 from tests.learner.fakes import FakeModel
 
 
@@ -103,3 +105,26 @@ def test_the_base_model_is_evaluated_with_the_adapter_switched_off_and_nothing_l
     with bare._weights(None):
         assert torch.equal(bare.model.policy(x, t, latent), base)
     assert torch.equal(bare.model.policy(x, t, latent), trained) and bare.version == 9
+
+
+def test_a_reward_that_is_not_finite_names_the_picture_of_each_group_that_it_costs(
+    bare: RolloutActor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Rewards:
+        def score(self, rolled: object) -> None:
+            raise InvalidReward("scorer nima gave nan for 1 of 4 images", [2])
+
+    rolled = SimpleNamespace(batch=SimpleNamespace(places=(0, 2)))
+    refused = [Quarantined("00000007-001", "picture", "b: it is cut off")]
+    monkeypatch.setattr(module, "draw_batch", lambda *_: (object(), list(refused)))
+    bare.denoising = threading.Lock()
+    bare.metrics = SimpleNamespace(**dict.fromkeys(("observe_phase", "published", "reward_failed"), lambda *_: None))
+    bare.spec.data = bare.spec.seed = None  # type: ignore[misc]
+    bare.spec.rollout = SimpleNamespace(crop=16, rollouts_per_image=2)  # type: ignore[misc,assignment]
+    monkeypatch.setattr(bare, "_denoise", lambda *_: rolled)
+    monkeypatch.setattr(bare, "_score", Rewards().score)
+    monkeypatch.setattr(bare, "_take", lambda _: None)
+    report = bare.roll(WorkItem(7, ("a", "b", "c")), weights(bare.model, epoch=5, value=0.5))  # type: ignore[arg-type]
+    told = {q.what: q.detail for q in report.quarantined}
+    assert told["00000007-000"] == "a: scorer nima gave nan for 1 of 4 images"
+    assert told["00000007-002"] == "c: scorer nima gave nan for 1 of 4 images" and report.published == 0

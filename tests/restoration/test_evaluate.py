@@ -1,6 +1,8 @@
-"""Evaluation gives one row an image, independent of batching, and refuses bad scores."""
+"""Evaluation gives one row an image, independent of batching; what can't be had is missing with its reason."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
@@ -9,7 +11,17 @@ from PIL import Image
 
 from restoration.base_models.interface import SamplerSettings
 from restoration.datasets.paired import PairedFolder
-from restoration.evaluate import Row, blocks, evaluate_folders, evaluate_pairs, evenly, mean_values, read_csv, write_csv
+from restoration.evaluate import (
+    Row,
+    blocks,
+    counts,
+    evaluate_folders,
+    evaluate_pairs,
+    evenly,
+    mean_values,
+    read_csv,
+    write_csv,
+)
 from restoration.metrics import measure
 from restoration.tiling import Tiling
 from tests.restoration.tiny_model import TinyModel
@@ -81,16 +93,112 @@ def test_figures_that_no_model_changes_are_taken_over(pairs):
         assert all(a.values[k] == b.values[k] for k in COLUMNS[3:])
 
 
-@pytest.mark.parametrize(
-    ("score", "message"),
-    [
-        (lambda images: np.full(len(images), np.nan), "scorer bad gave a value that is not finite for 0, 2"),
-        (lambda images: np.zeros(1 + len(images)), "scorer bad gave values of shape"),
-    ],
-)
-def test_bad_scores_are_refused_by_name(pairs, score, message):
-    with pytest.raises(ValueError, match=message):
-        evaluate_pairs(TinyModel(), pairs, SAMPLER, {"bad": score})
+def test_a_score_that_is_not_finite_is_missing_with_its_reason_and_costs_no_other_figure(pairs):
+    def bad(images):
+        return np.array([np.nan if image.mean() > 200 else np.inf if image.mean() < 70 else 1.0 for image in images])
+
+    rows = evaluate_pairs(TinyModel(), pairs, SAMPLER, {"bad": bad, "light": light})
+    for row in rows:
+        wanted = {"0": "inf", "4": "nan"}.get(row.image_id)
+        assert math.isnan(row.values["bad"]) is (wanted is not None)
+        names = ("bad", "input_bad", "gt_bad") if wanted else ()
+        assert row.missing == {name: f"a value that is not finite ({wanted})" for name in names}
+        assert all(math.isfinite(row.values[name]) for name in COLUMNS)
+    assert mean_values(rows)["bad"] == 1 and counts(rows)["bad"] == 3 and counts(rows)["light"] == 5
+
+
+def test_a_scorer_of_another_number_of_values_is_refused_by_name(pairs):
+    with pytest.raises(TypeError, match="scorer bad gave values of shape"):
+        evaluate_pairs(TinyModel(), pairs, SAMPLER, {"bad": lambda images: np.zeros(1 + len(images))})
+
+
+def picky(images):
+    if min(images.shape[1:3]) < 17:
+        raise ValueError("sides of 17 at least")
+    return light(images)
+
+
+@pytest.fixture
+def small(pairs):
+    """The pairs, and one of 8 x 8 pixels."""
+    for folder in (pairs.lq, pairs.gt):
+        Image.new("RGB", (8, 8), (90,) * 3).save(folder / "small.png")
+    return PairedFolder(pairs.lq, pairs.gt)
+
+
+def test_a_picture_too_small_for_a_figure_lacks_that_figure_only_and_the_means_leave_it_out(small, tmp_path):
+    rows = evaluate_pairs(TinyModel(), small, SAMPLER, {"picky": picky})
+    *whole, last = rows
+    assert last.image_id == "small" and math.isfinite(last.values["psnr"])
+    assert last.missing["ssim"] == "SSIM needs images of at least 11 px a side, got 8x8 (width x height)"
+    assert last.missing["picky"] == last.missing["gt_picky"] == "sides of 17 at least"
+    assert {r.image_id for r in rows if "picky" in r.missing} == {"1", "small"}
+    assert mean_values(rows)["ssim"] == pytest.approx(np.mean([r.values["ssim"] for r in whole]))
+    assert counts(rows) == {k: 5 if "ssim" in k else 4 if "picky" in k else 6 for k in rows[0].values}
+    write_csv(tmp_path / "a.csv", rows)
+    read = read_csv(tmp_path / "a.csv")
+    assert [r.missing for r in read] == [r.missing for r in rows]
+    for a, b in zip(read, rows, strict=True):
+        assert a.values == pytest.approx(b.values, nan_ok=True, abs=0)
+    head, *_, line = (tmp_path / "a.csv").read_text().splitlines()
+    assert head.endswith(",missing") and ",," in line and "nan" not in line and "SSIM needs" in line
+
+
+def test_missing_figures_that_no_model_changes_are_taken_over_with_their_reasons(small):
+    base = evaluate_pairs(TinyModel(), small, SAMPLER, {"picky": picky})
+    tuned = evaluate_pairs(TinyModel(gain=0.9), small, SAMPLER, {"picky": light}, known=base)
+    assert tuned[-1].missing == {k: v for k, v in base[-1].missing.items() if k != "picky"}
+    assert "ssim" in tuned[-1].missing and math.isfinite(tuned[-1].values["picky"])
+
+
+def test_a_scorer_that_fails_on_one_picture_of_a_block_costs_only_that_one(pairs):
+    def moody(images):
+        if any(image.mean() > 150 for image in images):
+            raise ValueError("too bright")
+        return light(images)
+
+    rows = evaluate_pairs(None, pairs, SAMPLER, {"moody": moody}, batch=8)
+    assert [r.image_id for r in rows if "moody" in r.missing] == ["3", "4"]
+
+
+class Failing(TinyModel):
+    """Fails on any block that has a picture called "2"."""
+
+    def condition(self, lq, image_ids=()):
+        if "2" in image_ids:
+            raise RuntimeError("CUDA out of memory. Tried to allocate")
+        return super().condition(lq, image_ids)
+
+
+def test_tolerant_evaluation_gives_pictures_that_fail_a_row_of_their_reason_and_goes_on(pairs):
+    (pairs.lq / "1.png").write_bytes((pairs.lq / "1.png").read_bytes()[:60])
+    made, seen = [], []
+    rows = evaluate_pairs(
+        Failing(), pairs, SAMPLER, {"light": light}, tolerant=True,
+        on_row=made.append, on_image=lambda name, *_: seen.append(name),
+    )  # fmt: skip
+    assert [r.image_id for r in rows] == ["0", "1", "2", "3", "4"] and len(made) == 5
+    assert sorted(seen) == ["0", "3", "4"]
+    bad = {r.image_id: r for r in rows if r.missing}
+    assert "1.png" in bad["1"].missing["picture"] and set(bad) == {"1", "2"}
+    assert bad["2"].missing["picture"].startswith("2: not enough memory for it; restore it by `restorl restore --tile")
+    assert all(math.isnan(v) for v in bad["1"].values.values()) and list(bad["1"].values) == COLUMNS
+    assert all(math.isfinite(v) for r in rows if not r.missing for v in r.values.values())
+    with pytest.raises(RuntimeError, match="CUDA out of memory"):
+        evaluate_pairs(Failing(), pairs, SAMPLER, {}, only=["2"])
+
+
+def test_of_finished_results_one_that_can_not_be_read_or_has_another_size_costs_its_own_figures_only(pairs):
+    (pairs.lq / "1.png").write_bytes(b"")
+    Image.new("RGB", (9, 9)).save(pairs.gt / "2.png")
+    made = []
+    rows = evaluate_folders(pairs.lq, pairs.gt, {"light": light}, on_row=made.append)
+    reasons = {r.image_id: r.missing for r in rows if r.missing}
+    assert set(reasons) == {"1", "2"} and len(rows) == 5
+    assert "1.png" in reasons["1"]["picture"] and "0 bytes" in reasons["1"]["picture"]
+    assert "differ in size" in reasons["2"]["picture"]
+    columns = ["psnr", "ssim", "light", "gt_light"]
+    assert all(list(r.values) == columns for r in [*rows, *made]) and len(made) == 5
 
 
 def test_finished_results_are_measured_against_originals(pairs):
@@ -115,6 +223,8 @@ def test_csv_files_hold_the_rows_exactly(tmp_path, pairs):
 
 def test_means_are_taken_over_images():
     assert mean_values([Row("a", {"psnr": 20.0}), Row("b", {"psnr": 30.0})]) == {"psnr": 25.0}
+    none = mean_values([Row("a", {"psnr": math.nan})])
+    assert math.isnan(none["psnr"])
     with pytest.raises(ValueError, match="no rows"):
         mean_values([])
 

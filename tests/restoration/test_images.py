@@ -167,12 +167,3 @@ def test_padding_reflects_to_the_multiple_and_is_cropped_back(size):
         image.numpy(), [(0, 0), (0, 0), (0, padded.shape[2] - size[0]), (0, padded.shape[3] - size[1])], mode="reflect"
     )
     assert np.array_equal(padded.numpy(), expected)
-
-
-def test_image_listing_is_sorted_deep_and_without_hidden_files(tmp_path):
-    for name in ("b.png", "a.JPG", "sub/c.png", ".hidden.png", "note.txt", ".cache/d.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert [str(p.relative_to(tmp_path)) for p in images.list_images(tmp_path)] == ["a.JPG", "b.png", "sub/c.png"]
-    with pytest.raises(FileNotFoundError, match="gone"):
-        images.list_images(tmp_path / "gone")

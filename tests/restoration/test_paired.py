@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import unicodedata
 import warnings
 
 import numpy as np
@@ -51,7 +52,7 @@ def test_an_empty_or_missing_folder_is_refused_by_name(folders, tmp_path):
         PairedFolder(folders[0], tmp_path / "gone")
 
 
-@pytest.mark.parametrize("match", ["stem", "digits", "sorted"])
+@pytest.mark.parametrize("match", ["stem", "digits", "sorted", None])
 def test_a_count_mismatch_is_refused_with_both_counts(folders, match):
     (folders[0] / "sub" / "b.png").rename(folders[0] / "b7.png")
     (folders[1] / "sub" / "b.jpg").unlink()
@@ -131,6 +132,100 @@ def test_sorted_pairs_by_natural_order(tmp_path):
     assert [(p.image_id, p.gt_path.stem) for p in data.pairs] == [("P9", "P8"), ("P10", "P12")]
 
 
+def test_several_versions_of_one_original_pair_by_group(tmp_path):
+    for name in ("1_1", "1_2", "1_14", "2_1", "sub/901_3", "0001_0.8_0.2"):
+        put(tmp_path / "rainy" / f"{name}.jpg", level=50)
+    for name in ("1", "2", "sub/901", "0001"):
+        put(tmp_path / "clean" / f"{name}.jpg")
+    data = PairedFolder(tmp_path / "rainy", tmp_path / "clean", match="group")
+    assert [(p.image_id, p.gt_path.stem) for p in data.pairs] == [
+        ("0001_0.8_0.2", "0001"),
+        ("1_1", "1"),
+        ("1_2", "1"),
+        ("1_14", "1"),
+        ("2_1", "2"),
+        ("sub/901_3", "901"),
+    ]
+    lq, gt = data.load("1_14")
+    assert lq.mean() < gt.mean()
+    put(tmp_path / "rainy" / "7_1.jpg")
+    put(tmp_path / "clean" / "8.jpg")
+    with pytest.raises(DataError, match=r"without GT: 7_1; without LQ: 8 \(matched by group\)"):
+        PairedFolder(tmp_path / "rainy", tmp_path / "clean", match="group")
+
+
+def test_the_longest_original_of_a_group_is_taken(tmp_path):
+    for name in ("a_1_2", "a_3"):
+        put(tmp_path / "lq" / f"{name}.png")
+    for name in ("a", "a_1"):
+        put(tmp_path / "gt" / f"{name}.png")
+    data = PairedFolder(tmp_path / "lq", tmp_path / "gt", match="group")
+    assert [(p.image_id, p.gt_path.stem) for p in data.pairs] == [("a_1_2", "a_1"), ("a_3", "a")]
+
+
+@pytest.mark.parametrize(
+    ("lq", "gt", "said"),
+    [
+        (("1_1", "1_2"), ("1",), r"group pairs them all: set data\.match=group in the recipe, or --match group"),
+        (("low3", "low4"), ("high3", "high4"), r"digits pairs them all: set data\.match=digits"),
+        (("P1", "P3"), ("P2", "P4"), r"same order set data\.match=sorted"),
+        (("a", "b"), ("a",), r"give each its partner, or move it out"),
+    ],
+)
+def test_an_error_of_stems_names_the_match_that_would_pair_all(tmp_path, lq, gt, said):
+    for side, names in (("lq", lq), ("gt", gt)):
+        for name in names:
+            put(tmp_path / side / f"{name}.png")
+    with pytest.raises(DataError, match=rf"\(matched by stem\); .*{said}"):
+        PairedFolder(tmp_path / "lq", tmp_path / "gt")
+
+
+@pytest.mark.parametrize("match", ["stem", "digits", "sorted", "group", None])
+def test_composed_and_decomposed_names_pair_under_composed_ids(tmp_path, match):
+    names = ("\u00e9t\u00e9/\uac00\u00e9 2", "\u00e9t\u00e9/z\u00e9 10")
+    for name in names:
+        put(tmp_path / "lq" / f"{unicodedata.normalize('NFD', name)}.png")
+        put(tmp_path / "gt" / f"{unicodedata.normalize('NFC', name)}.png")
+    data = PairedFolder(tmp_path / "lq", tmp_path / "gt", match=match)
+    assert sorted(data.image_ids) == sorted(names)
+    assert [p.gt_path.relative_to(tmp_path / "gt").with_suffix("").as_posix() for p in data.pairs] == data.image_ids
+
+
+def test_two_files_of_one_name_in_two_forms_of_unicode_are_told_so(tmp_path):
+    for form in ("NFC", "NFD"):
+        put(tmp_path / "lq" / unicodedata.normalize(form, "caf\u00e9.png"))
+    put(tmp_path / "gt" / "caf\u00e9.png")
+    with pytest.raises(DataError, match="one name in two forms of Unicode"):
+        PairedFolder(tmp_path / "lq", tmp_path / "gt")
+
+
+def test_a_name_of_other_numerals_is_sorted_too(tmp_path):
+    for side in ("lq", "gt"):
+        for name in ("\u00b2", "a10", "a2"):
+            put(tmp_path / side / f"{name}.png")
+    assert PairedFolder(tmp_path / "lq", tmp_path / "gt").image_ids == ["a2", "a10", "\u00b2"]
+
+
+def test_pairs_in_linked_folders_are_not_lost(folders, tmp_path):
+    for side, folder in zip(("lq", "gt"), folders, strict=True):
+        (tmp_path / side).mkdir()
+        for scene in ("scene1", "scene2"):
+            (tmp_path / side / scene).symlink_to(folder, target_is_directory=True)
+    data = PairedFolder(tmp_path / "lq", tmp_path / "gt")
+    assert len(data) == 6 and data.image_ids[:2] == ["scene1/a2", "scene1/a10"]
+
+
+def test_a_set_that_is_not_checked_opens_and_its_bad_pairs_are_told_on_loading(folders):
+    put(folders[1] / "a10.jpg", size=(13, 10))
+    (folders[0] / "a2.png").write_bytes(b"")
+    data = PairedFolder(*folders, check=False)
+    assert len(data) == 3 and data.load("sub/b")[0].shape == (3, 10, 12)
+    with pytest.raises(DataError, match=r"a10\.png and .*a10\.jpg differ in size: 12x10 and 13x10"):
+        data.load("a10")
+    with pytest.raises(ImageError, match=r"a2\.png"):
+        data.load("a2")
+
+
 def test_another_count_than_published_warns(folders):
     with pytest.warns(UserWarning, match="3 pairs, the published set 100"):
         PairedFolder(*folders, expected_count=100)
@@ -160,8 +255,48 @@ def test_discover_says_what_is_missing_or_ambiguous(tmp_path):
     put(tmp_path / "test" / "A" / "target" / "1.png")
     for side in ("input", "target"):
         put(tmp_path / "test" / "B" / side / "1.png")
-    with pytest.raises(DataError, match="several sets"):
+    with pytest.raises(DataError, match=r"several sets \(test/A, test/B\); choose one, such as 'test/B' in place"):
         discover(tmp_path, "test")
+    assert discover(tmp_path, "TEST/b").lq == tmp_path / "test" / "B" / "input"
+    with pytest.raises(FileNotFoundError, match="no folder 'train'.*for the {input,target} in it give '.'"):
+        discover(tmp_path / "test" / "A", "train")
+    assert discover(tmp_path / "test" / "A", ".").image_ids == ["1"]
+
+
+def test_the_sequences_of_gopro_make_one_set_of_which_blur_is_taken(tmp_path):
+    for sequence in ("GOPR0372_07_00", "GOPR0384_11_01"):
+        for kind, level in (("blur", 10), ("blur_gamma", 20), ("sharp", 30)):
+            for frame in ("000047", "000048"):
+                put(tmp_path / "train" / sequence / kind / f"{frame}.png", level=level)
+    with pytest.warns(UserWarning, match="train holds blur_gamma beside blur, which is the one that is taken"):
+        data = discover(tmp_path, "train")
+    assert data.image_ids == [f"{s}/{f}" for s in ("GOPR0372_07_00", "GOPR0384_11_01") for f in ("000047", "000048")]
+    lq, gt = data.load("GOPR0384_11_01/000048")
+    assert lq.max() == 10 / 255 and gt.max() == 30 / 255
+    (tmp_path / "train" / "GOPR0384_11_01" / "sharp" / "000048.png").unlink()
+    with pytest.warns(UserWarning), pytest.raises(DataError, match=r"without GT: GOPR0384_11_01/000048"):
+        discover(tmp_path, "train")
+
+
+def test_a_sequence_without_originals_is_told(tmp_path):
+    for place in ("1/blur", "1/sharp", "2/blur", "2/sharp", "3/blur"):
+        put(tmp_path / "train" / place / "a.png")
+    with pytest.raises(DataError, match="without GT: 3/a"):
+        discover(tmp_path, "train")
+
+
+def test_reds_and_realblur_and_rain1400_are_opened_as_they_lie(tmp_path):
+    for kind in ("blur", "sharp"):
+        put(tmp_path / "reds" / "train" / f"train_{kind}" / "000" / "00000001.png")
+    for name in ("blur", "gt"):
+        for scene in ("scene001", "scene002"):
+            put(tmp_path / "real" / "train" / scene / name / f"{name}_1.png")
+    for name in ("rainy_image/1_1", "rainy_image/1_2", "ground_truth/1"):
+        put(tmp_path / "ddn" / "train" / f"{name}.jpg")
+    assert discover(tmp_path / "reds", "train").image_ids == ["000/00000001"]
+    assert discover(tmp_path / "real", "train").image_ids == ["scene001/blur_1", "scene002/blur_1"]
+    ddn = discover(tmp_path / "ddn", "train")
+    assert ddn.image_ids == ["1_1", "1_2"] and ddn.match == "group"
 
 
 def test_discover_reports_a_missing_file_among_numbered_stems_instead_of_guessing(tmp_path):

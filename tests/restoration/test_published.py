@@ -5,6 +5,7 @@ The figures expected of them are those of the packages lpips 0.1.4 and pytorch-f
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -90,13 +91,19 @@ def test_they_stand_beside_the_other_figures(weights: Path) -> None:
     published = Published(weights, weights)
     first, second = pictures(2, 64)
     published.see("a", first, first, second)
-    with pytest.raises(ValueError, match="at least two pictures"):
-        published.of_all()
+    assert published.of_all() == ", no fid: a covariance takes at least two pictures"
     published.see("b", first, second, second)
     rows = published.beside([Row("b", {"psnr": 1.0}), Row("a", {"psnr": 2.0})])
     assert [r.values["psnr"] for r in rows] == [1, 2]
     assert [r.values["lpips"] for r in rows] == pytest.approx([0, LPIPS], rel=1e-4)
     assert published.of_all().startswith(", fid ")
+    tiny = np.zeros((30, 40, 3), np.uint8)
+    published.see("tiny", tiny, tiny, tiny)
+    tiny_row, unseen = published.beside([Row("tiny", {"psnr": 1.0}), Row("unseen", {}, {"picture": "cut off"})])
+    assert math.isnan(tiny_row.values["lpips"]) and "at least 31 px a side, got 40x30" in tiny_row.missing["lpips"]
+    assert math.isnan(unseen.values["lpips"]) and unseen.missing == {"picture": "cut off"}
+    published.see("least", *[np.zeros((31, 31, 3), np.uint8)] * 3)
+    assert published.beside([Row("least", {})])[0].values["lpips"] == 0
     none = Published(None, None)
     none.see("a", first, first, second)
     assert none.beside(rows) == rows and none.of_all() == ""

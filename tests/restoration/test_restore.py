@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import unicodedata
+
 import cv2
 import numpy as np
 import pytest
@@ -121,6 +124,109 @@ def test_a_single_file_is_restored_to_a_file_or_into_a_folder(folder, tmp_path):
     (folder / "b.jpg").write_bytes(b"damaged")
     with pytest.raises(ImageError, match=r"b\.jpg"):
         restore_folder(TinyModel(), folder / "b.jpg", tmp_path / "z", sampler=SAMPLER)
+
+
+class Choosy(TinyModel):
+    """Fails on pictures less than 9 pixels high."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def condition(self, lq, image_ids=()):
+        if image_ids == ("small",):
+            raise self.error
+        return super().condition(lq, image_ids)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("sides of 16 at least"), "small.png: sides of 16 at least"),
+        (PermissionError(13, "Permission denied"), "small.png: Permission denied"),
+        (OSError(36, "File name too long"), "small.png: File name too long"),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+            "small.png: not enough memory for it; restore it in",
+        ),
+        (MemoryError(), "tiles (--tile 512, or smaller)"),
+        (torch.cuda.OutOfMemoryError("CUDA"), "tiles (--tile 512, or smaller)"),
+        (KeyError("of the code"), "small.png: KeyError: 'of the code'"),
+    ],
+)
+def test_whatever_befalls_one_file_of_a_folder_is_recorded_with_its_name_and_the_rest_goes_on(
+    folder, tmp_path, error, said
+):
+    put(folder / "small.png", size=(8, 8))
+    summary = restore_folder(Choosy(error), folder, tmp_path / "out", sampler=SAMPLER)
+    assert len(summary.restored) == 3 and summary.exit_status == 1
+    ((source, reason),) = summary.failed
+    assert source == folder / "small.png" and said in reason and said in str(summary)
+
+
+def test_a_single_files_trouble_is_an_error_that_names_it_and_a_fault_of_the_code_stays_one(folder, tmp_path):
+    put(folder / "small.png", size=(8, 8))
+    for error, kind, said in (
+        (ValueError("sides of 16 at least"), ImageError, r"small\.png: sides of 16"),
+        (MemoryError(), ImageError, r"small\.png: not enough memory"),
+        (KeyError("of the code"), KeyError, "of the code"),
+    ):
+        with pytest.raises(kind, match=said):
+            restore_folder(Choosy(error), folder / "small.png", tmp_path / "out", sampler=SAMPLER)
+
+
+def test_links_to_nothing_are_recorded_and_the_rest_goes_on(folder, tmp_path):
+    (folder / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (folder / "loop.png").symlink_to("loop.png")
+    with pytest.warns(UserWarning, match="2 links lead nowhere"):
+        summary = restore_folder(TinyModel(), folder, tmp_path / "out", sampler=SAMPLER)
+    assert len(summary.restored) == 3 and sorted(p.name for p, _ in summary.failed) == ["gone.png", "loop.png"]
+
+
+def test_linked_subfolders_are_restored_and_what_is_left_out_is_told(folder, tmp_path):
+    (tmp_path / "top").mkdir()
+    (tmp_path / "top" / "linked").symlink_to(folder, target_is_directory=True)
+    (folder / "raw.nef").touch()
+    with pytest.warns(UserWarning, match="left out 1 .nef"):
+        summary = restore_folder(TinyModel(), tmp_path / "top", tmp_path / "out", sampler=SAMPLER)
+    assert len(summary.restored) == 3 and (tmp_path / "out" / "linked" / "sub" / "c.png").is_file()
+
+
+def test_the_noise_of_a_name_is_the_same_in_both_forms_of_unicode(folder, tmp_path):
+    for form in ("NFC", "NFD"):
+        put(tmp_path / form / unicodedata.normalize(form, "caf\u00e9.png"))
+        restore_folder(TinyModel(noise=0.1), tmp_path / form, tmp_path / f"out{form}", sampler=SAMPLER)
+    composed, decomposed = (next((tmp_path / f"out{form}").iterdir()) for form in ("NFC", "NFD"))
+    assert composed.name != decomposed.name and composed.read_bytes() == decomposed.read_bytes()
+
+
+def test_a_name_that_is_no_utf_8_is_restored_and_its_trouble_can_be_printed(folder, tmp_path):
+    put(folder / os.fsdecode(b"caf\xe9.png"))
+    (folder / os.fsdecode(b"bad\xe9.png")).touch()
+    summary = restore_folder(TinyModel(), folder, tmp_path / "out", sampler=SAMPLER)
+    assert len(summary.restored) == 4 and b"caf\xe9.png" in os.listdir(os.fsencode(tmp_path / "out"))
+    assert r"bad\udce9.png: the file is empty" in str(summary).encode().decode()
+
+
+@pytest.mark.parametrize("name", ["out.jpg", "out.JPEG", "out.tif", "out.webp", "out.heic"])
+def test_an_output_named_like_another_kind_of_picture_is_refused_and_no_folder_is_made(folder, tmp_path, name):
+    with pytest.raises(ImageError, match=rf"{name}: results are written lossless, as PNG; give .*out\.png or a folder"):
+        restore_folder(TinyModel(), folder / "a.png", tmp_path / name, sampler=SAMPLER)
+    for one in (name, "out.png"):
+        with pytest.raises(ImageError, match=rf"{one} is the name of one picture, .*give a folder"):
+            restore_folder(TinyModel(), folder, tmp_path / one, sampler=SAMPLER)
+        assert not (tmp_path / one).exists()
+
+
+def test_an_output_that_is_a_file_is_refused_and_a_folder_of_any_name_is_taken(folder, tmp_path):
+    (tmp_path / "notes").touch()
+    for source in (folder, folder / "a.png"):
+        with pytest.raises(ImageError, match="notes is a file; give a folder"):
+            restore_folder(TinyModel(), source, tmp_path / "notes", sampler=SAMPLER)
+    for name in ("old.png", "old.jpg"):
+        (tmp_path / name).mkdir()
+        restore_folder(TinyModel(), folder / "a.png", tmp_path / name, sampler=SAMPLER)
+        assert (tmp_path / name / "a.png").is_file()
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "I;16"])

@@ -11,6 +11,7 @@ from cluster.config.tree import Problem
 from cluster.run.checks.model import Facts
 from cluster.run.flow import Size, rolled_sizes
 from restoration.datasets.paired import PairedFolder
+from restoration.image_files import find_named
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def embeddings(config: RunConfig, image_ids: Sequence[str]) -> Iterator[Problem]
         return
     if not Path(folder).is_dir():
         yield Problem("data.embeddings", f"{folder} is no folder", "give the one with <image id>.safetensors")
-    elif missing := [i for i in image_ids if not (Path(folder) / f"{i}.safetensors").is_file()]:
+    elif missing := [i for i in image_ids if not find_named(folder, f"{i}.safetensors").is_file()]:
         first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         what = f"{folder} has no file for {len(missing)} of {len(image_ids)} pictures ({first})"
         yield Problem("data.embeddings", what, "make them, or leave data.embeddings out")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from restoration.checkpoints import CheckpointError, read_state
+from restoration.image_files import find_named
 
 
 class PerImage:
@@ -31,7 +32,7 @@ class PerImage:
         Raises:
             CheckpointError: a file is absent, or names or shapes differ within the batch.
         """
-        found = [read_state(self.folder / f"{image_id}.safetensors") for image_id in image_ids]
+        found = [read_state(find_named(self.folder, f"{image_id}.safetensors")) for image_id in image_ids]
         for image_id, tensors in zip(image_ids, found, strict=True):
             here, there = ({k: tuple(v.shape) for k, v in each.items()} for each in (tensors, found[0]))
             if here != there or any(shape[:1] != (1,) for shape in here.values()):

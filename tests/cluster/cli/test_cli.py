@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import resource
 import subprocess
 import sys
+import warnings
+from contextlib import redirect_stderr
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -209,13 +212,103 @@ def test_demo_data_then_evaluation_and_scores_of_folders(photos: Path, tmp_path:
     assert scored.stdout.splitlines()[-1].split()[-1] == means.split()[-1]
 
 
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """restored/ and originals/ of two pictures of 32 pixels, and restored/tiny.png and cut.png, which are none."""
+    rng = np.random.default_rng(0)
+    for side in ("restored", "originals"):
+        (tmp_path / side).mkdir()
+        for name, size in (("a", 32), ("b", 32), ("cut", 32), ("tiny", 8)):
+            pixels = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / side / f"{name}.png")
+    cut = tmp_path / "restored" / "cut.png"
+    cut.write_bytes(cut.read_bytes()[:200])
+    return tmp_path
+
+
+def test_an_evaluation_tells_what_is_missing_of_which_picture_and_has_the_figures_of_the_others(results: Path) -> None:
+    csv = results / "a.csv"
+    result = run("evaluate", results / "restored", results / "originals", "--scorer", "piqe", "--csv", csv)
+    assert result.exit_code == 1 and "Traceback" not in result.output, result.output
+    title, head, means, having, told, *missing = result.stdout.splitlines()
+    assert title == "4 images, protocol lowlight_rgb" and head.split() == ["psnr", "ssim", "piqe", "gt_piqe"]
+    assert all(np.isfinite(float(mean)) for mean in means.split()[1:])
+    assert having.split() == ["of", "3", "2", "2", "2"]
+    assert told == "2 of 4 images lack figures, which the means leave out:"
+    assert len(missing) == 3 and str(results / "restored" / "cut.png") in missing[0]
+    assert missing[1:] == [
+        "  ssim of tiny: SSIM needs images of at least 11 px a side, got 8x8 (width x height)",
+        "  piqe, gt_piqe of tiny: images of 8x8 are too small: sides of 16 at least",
+    ]
+    lines = csv.read_text().splitlines()
+    assert len(lines) == 5 and lines[3].startswith("cut,,,,,") and "cut.png" in lines[3]
+
+
+def test_scores_name_each_file_that_has_none_and_go_on_with_the_rest(results: Path) -> None:
+    scorer = "tests.cluster.cli.test_cli:Brightness"
+    sub = results / "restored" / "sub"
+    sub.mkdir()
+    Image.new("RGB", (16, 16)).save(sub / "black.png")
+    csv = results / "a.csv"
+    result = run("score", results / "restored", "--scorer", scorer, "--csv", csv)
+    assert result.exit_code == 1 and "Traceback" not in result.output, result.output
+    title, _, means, having, told, *missing = result.stdout.splitlines()
+    assert title.startswith("5 images, brightness") and having.split() == ["of", "3"] and float(means.split()[1]) > 0
+    assert told.startswith("2 of 5 images lack figures") and len(missing) == 2
+    assert str(results / "restored" / "cut.png") in missing[0]
+    assert missing[1] == f"  {sub / 'black.png'}: {scorer} gave nan, which is no score"
+    cells = {line.split(",")[0]: line.split(",")[1] for line in csv.read_text().splitlines()[1:]}
+    assert [name for name, cell in cells.items() if not cell] == ["cut.png", "sub/black.png"]
+    small = run("score", results / "restored", "--scorer", "piqe")
+    assert small.exit_code == 1
+    assert f"{results / 'restored' / 'tiny.png'}: images of 8x8 are too small: sides of 16 at least" in small.stdout
+
+
+def test_what_was_measured_before_an_evaluation_is_stopped_is_kept(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score, calls = Brightness.score, []
+
+    def stopped(self: Brightness, images: np.ndarray) -> np.ndarray:
+        calls.append(images)
+        if len(calls) > 6:
+            raise KeyboardInterrupt
+        return score(self, images)
+
+    monkeypatch.setattr(Brightness, "score", stopped)
+    scorer = "tests.cluster.cli.test_cli:Brightness"
+    csv = results / "a.csv"
+    result = run("evaluate", results / "originals", results / "originals", "--scorer", scorer, "--csv", csv)
+    assert result.exit_code == 130 and not csv.exists()
+    kept = results / "a.partial.csv"
+    assert f"2 images were measured before the end: {kept}" in result.stderr.replace("\n", " ")
+    assert [line.split(",")[0] for line in kept.read_text().splitlines()] == ["image_id", "a", "b"]
+
+
+def test_a_warning_for_the_user_is_one_line_once_and_other_warnings_are_left_alone() -> None:
+    @guarded
+    def command() -> None:
+        for _ in range(2):
+            warnings.warn("left out 3 .heic", stacklevel=1)
+        warnings.warn("an array", RuntimeWarning, stacklevel=1)
+
+    before = warnings.showwarning
+    with warnings.catch_warnings(record=True) as others, redirect_stderr(io.StringIO()) as shown:
+        warnings.simplefilter("always")
+        command()
+    assert shown.getvalue() == "warning: left out 3 .heic\n"
+    assert [str(other.message) for other in others] == ["an array"]
+    assert warnings.showwarning is before
+
+
 class Brightness:
-    """A scorer for tests: the mean level."""
+    """A scorer for tests: the mean level; black has none."""
 
     name, version, range = "brightness", "1", (0.0, 255.0)
 
     def score(self, images: np.ndarray) -> np.ndarray:
-        return images.reshape(len(images), -1).mean(1).astype(np.float32)
+        levels = images.reshape(len(images), -1).mean(1).astype(np.float32)
+        return np.where(levels == 0, np.float32("nan"), levels)
 
 
 def test_the_audit_tells_and_its_status_says_whether_all_is_well(

@@ -92,6 +92,7 @@ def test_auto_restores_in_what_the_processor_multiplies_and_a_slow_type_by_name_
     ("options", "said"),
     [
         (("--guidance", 2), "use guidance_scale 1"),
+        (("--steps", 5000), "training steps"),
         (("--colour-fix", "sepia"), "choose none, adain, wavelet"),
         (("--tile", 8, "--tile-overlap", 7), "choose larger tiles"),
         (("--devices", 2, "--device", "cuda:1"), "choose cpu or cuda"),
@@ -112,6 +113,9 @@ def test_a_worker_restores_what_one_process_does(model: Path, photos: Path, tmp_
     (photos / "b.png").write_bytes(b"damaged")
     error = worker.restore(Job(photos / "b.png", tmp_path / "c.png", "b"))
     assert isinstance(error, ImageError) and "b.png" in str(error)
+    worker.model.condition = lambda *_: {}["of the code"]
+    error = worker.restore(Job(photos / "a.png", tmp_path / "c.png", "a"))
+    assert type(error) is ImageError and str(error) == f"{photos / 'a.png'}: KeyError: 'of the code'"
 
 
 def spec(model: Path, sampler: SamplerSettings, tiling: Tiling | None = None) -> workers.RestoreSpec:
@@ -122,10 +126,14 @@ class Death(Exception):
     """Stands for what Ray raises when an actor's process has ended."""
 
 
+class OutOfMemory(Exception):
+    """Stands for what Ray raises when it has ended a process itself, because the node's memory ran short."""
+
+
 class FakeRay:
     """Calls finish in the order they were made, one a wait; a call of a job named "x" kills its worker."""
 
-    exceptions = SimpleNamespace(RayActorError=Death)
+    exceptions = SimpleNamespace(RayActorError=Death, OutOfMemoryError=OutOfMemory)
 
     def __init__(self, stuck: bool = False) -> None:
         self.stuck, self.most = stuck, 0
@@ -135,8 +143,8 @@ class FakeRay:
         return ([], refs) if self.stuck else (refs[:1], refs[1:])
 
     def get(self, ref: Any, timeout: float) -> Any:
-        if ref.job.name == "x":
-            raise Death("out of memory\nand a trace")
+        if ref.job.name.startswith("x"):
+            raise (OutOfMemory if ref.job.name == "xx" else Death)("the process ended\nand a trace")
         return ImageError("bad") if ref.job.name == "bad" else None
 
 
@@ -153,16 +161,53 @@ def jobs(*names: str) -> list[Job]:
     return [Job(Path(f"{name}.png"), Path(f"out/{name}.png"), name) for name in names]
 
 
+def hand_out(ray: FakeRay, count: int, *names: str) -> tuple[dict[str, Exception | None], int]:
+    """What became of each job, and how many workers were started besides."""
+    more: list[Any] = []
+
+    def another() -> Any:
+        more.extend(fake_workers(1))
+        return more[-1]
+
+    done = {job.name: error for job, error in workers._hand_out(ray, fake_workers(count), jobs(*names), another)}
+    return done, len(more)
+
+
 def test_each_file_is_handed_out_once_and_a_file_that_kills_its_worker_has_failed() -> None:
     ray = FakeRay()
-    done = {job.name: error for job, error in workers._hand_out(ray, fake_workers(2), jobs(*"abx", "bad", *"cde"))}
-    assert sorted(done) == ["a", "b", "bad", "c", "d", "e", "x"] and ray.most == 2
+    done, started = hand_out(ray, 2, *"abx", "bad", *"cde")
+    assert sorted(done) == ["a", "b", "bad", "c", "d", "e", "x"] and ray.most == 2 and started == 1
     assert {name for name, error in done.items() if error is not None} == {"bad", "x"}
-    assert str(done["x"]) == "x.png: its worker died: out of memory"
+    assert str(done["x"]).startswith(
+        "x.png: its worker died: the process ended; if memory ran out, restore it in tiles"
+    )
 
 
-def test_it_ends_when_no_worker_is_left_or_none_finishes_in_time() -> None:
-    with pytest.raises(ClusterError, match="all workers have died with 1 files left"):
-        list(workers._hand_out(FakeRay(), fake_workers(1), jobs("x", "a")))
+def test_the_rest_goes_on_with_new_workers_where_files_have_killed_all() -> None:
+    done, started = hand_out(FakeRay(), 2, "x", "xx", "a", "x3", "b")
+    assert {name for name, error in done.items() if error is None} == {"a", "b"} and len(done) == 5 and started == 3
+
+
+def test_it_ends_when_workers_only_die_or_none_finishes_in_time() -> None:
+    with pytest.raises(ClusterError, match=r"3 workers in a row have died, at last of x3\.png"):
+        hand_out(FakeRay(), 1, "x1", "x2", "x3", "a")
     with pytest.raises(ClusterError, match=r"no worker finished a file within 3600 s: a\.png, b\.png"):
-        list(workers._hand_out(FakeRay(stuck=True), fake_workers(2), jobs("a", "b", "c")))
+        hand_out(FakeRay(stuck=True), 2, "a", "b", "c")
+
+
+def test_an_output_named_like_a_picture_is_one_line(model: Path, photos: Path) -> None:
+    result = run("--model", model, photos / "a.png", photos.parent / "out.jpg", "--device", "cpu")
+    assert result.exit_code == USER_MISTAKE and "as PNG; give" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1 and not (photos.parent / "out.jpg").exists()
+
+
+def test_one_files_trouble_is_listed_at_the_end_with_status_1_and_what_is_left_out_is_one_line(
+    model: Path, photos: Path
+) -> None:
+    (photos / "b.png").write_bytes((photos / "b.png").read_bytes()[:100])
+    (photos / "d.heic").touch()
+    result = run("--model", model, photos, photos.parent / "out", "--steps", 1, "--device", "cpu")
+    assert result.exit_code == 1 and "2 restored, 0 skipped, 1 failed" in result.stdout
+    assert str(photos / "b.png") in result.stdout.splitlines()[-1]
+    assert result.stderr.strip().startswith(f"warning: {photos}: left out 1 .heic")
+    assert len(result.stderr.strip().splitlines()) == 1

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -17,6 +17,7 @@ from cluster.run.machine import Machine
 from cluster.run.preflight import of_config, of_model
 from cluster.run.single import method_of
 from restoration.base_models import KINDS, class_of
+from restoration.datasets.matching import Match
 from restoration.pretrain.run import PretrainRecipe
 from restoration.pretrain.sft import SftRecipe
 from tests.cluster.run.checks.cases import LOL, Facts
@@ -50,6 +51,13 @@ def given(path: Path) -> list[str]:
 
 def recipe(name: str) -> dict[str, Any]:
     return flat(load_config(RunConfig, CONFIGS / f"{name}.yaml", ["model=models/demo"]).model_dump())
+
+
+@pytest.mark.parametrize("match", get_args(Match))
+def test_every_way_to_pair_files_can_be_told_in_a_recipe(match: str) -> None:
+    chosen = [f"data.match={match}", "model=models/demo"]
+    assert load_config(RunConfig, CONFIGS / "demo.yaml", chosen).data.match == match
+    assert load_config(SftRecipe, CONFIGS / "sft.yaml", [*chosen, "data.root=data/demo/rain"]).data.match == match
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: p.stem)

@@ -51,3 +51,14 @@ def test_a_change_within_its_error_is_no_alarm() -> None:
 
 def test_a_single_image_or_none_proves_nothing() -> None:
     assert alarms(rows(2, 25, 0.5, 1), rows(3, 20, 0.1, 1)) == [] and alarms([], []) == []
+
+
+def test_images_that_lack_a_figure_are_left_out_of_its_alarm_and_no_other() -> None:
+    base, now = rows(2, 25, 0.5), rows(2.1, 24.8, 0.5, draw=1)
+    base[3].values["psnr"] = float("nan")
+    now[5].values["reward"] = float("nan")
+    (found,) = alarms(base, now)
+    assert re.fullmatch(r"the reward rises while psnr falls by 0\.(1[89]|2[01])\d\d", found)
+    for row in base:
+        row.values["psnr"] = float("nan")
+    assert alarms(base, now) == []

@@ -12,6 +12,7 @@ from PIL import Image
 
 from cluster.report.data import bootstrap_interval, compare, facts, read_run, read_scores, smooth, wasserstein
 from cluster.report.report import write_report
+from restoration.evaluate import Row, read_csv, write_csv
 from tests.cluster.report.synthetic_run import make_run, write_scores
 
 
@@ -91,6 +92,18 @@ def test_images_are_paired_by_id_and_not_by_row(tmp_path: Path) -> None:
     (evaluation / "rl.csv").write_text("image_id,psnr\na,31\nb,21\nd,1\n")
     with pytest.raises(ValueError, match="not of the same images; evaluate both again"):
         read_run(tmp_path)
+
+
+def test_figures_that_some_images_lack_are_told_with_their_number(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    lacking = {"ssim": "8x8 is too small"}
+    for who in ("base", "rl"):
+        rows = read_csv(run / "evaluation" / f"{who}.csv")
+        rows[2] = Row(rows[2].image_id, rows[2].values | {"ssim": float("nan")}, lacking)
+        write_csv(run / "evaluation" / f"{who}.csv", rows)
+    assert "missing" not in read_scores(run / "evaluation" / "rl.csv")
+    text = write_report(run).read_text()
+    assert "Means over 12 images (those that have the figure: SSIM 11)." in text and ">nan" not in text
 
 
 def test_the_bootstrap_interval_covers_the_mean_95_times_in_100() -> None:

@@ -144,3 +144,23 @@ def test_the_parts_that_are_left_are_those_under_way_those_that_wait_and_those_t
     held.learned(4)
     finish(held)
     assert held.parts_left(4) == 0
+
+
+def test_a_figure_that_a_held_out_picture_lacks_is_told_once_and_left_out_of_the_means(
+    make: Any, tmp_path: Path
+) -> None:
+    held = make()
+    held.begin(0)
+    for _ in range(2):
+        part = held.evaluations.take()
+        assert part is not None
+        lacking = VALUES | {"ssim": float("nan")}
+        missing = {"ssim": "it is 8x8"}
+        rows = [Row(i, lacking, missing) if i == "a" else Row(i, dict(VALUES)) for i in part.image_ids]
+        held.evaluations.done(part, rows, {})
+        held.learned(4)
+        held.advance()
+    told = [note for note in make.notes if "ssim" in note]
+    assert told == ["held-out a has no ssim, and means leave it out: it is 8x8"]
+    (first, *_) = read_metrics(tmp_path, "eval")
+    assert first["ssim"] == 1 and first["psnr"] == 1

@@ -65,5 +65,7 @@ def test_pictures_with_embeddings_of_their_own_need_a_file_each(tmp_path: Path) 
     (problem,) = embeddings(config, ["a", "sub/b"])
     assert "has no file for 1 of 2 pictures (sub/b)" in str(problem)
     assert not list(embeddings(config, ["a"]))
+    (tmp_path / "cafe\u0301.safetensors").touch()  # as macOS writes it
+    assert not list(embeddings(config, ["caf\u00e9"]))
     (problem,) = embeddings(config_of("data.embeddings=/nowhere"), ["a"])
     assert "/nowhere is no folder" in str(problem)

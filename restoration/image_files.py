@@ -1,0 +1,112 @@
+"""Which files of a folder are pictures, and how a picture is called.
+
+A picture's name is its path below the folder without the suffix, in Unicode's composed form (NFC): macOS and some
+archives write "é" as two code points, other systems as one, and both mean the same picture.
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".avif"),
+        *(".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm"),
+    }
+)
+# Pictures, or arrays that often are some, of kinds that nothing here reads.
+UNREAD_SUFFIXES = frozenset(
+    {
+        *(".heic", ".heif", ".hif", ".jxl", ".jxr", ".exr", ".hdr", ".pfm", ".dds", ".tga", ".pcx", ".ico"),
+        *(".psd", ".psb", ".xcf", ".svg", ".eps", ".npy", ".npz", ".mat", ".fits", ".dcm", ".raf", ".orf", ".pef"),
+        *(".dng", ".raw", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".srw", ".rw2"),
+    }
+)
+Inode = tuple[int, int]
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Image files under `folder` at any depth, sorted by name; hidden files (temporary ones too) are left out.
+
+    Links to folders are followed, links that lead back to a folder they lie in are not. A link to nothing with the
+    name of an image is in the list, with a warning, so that who reads it tells of it too. Files that look like
+    pictures and can't be read here, and folders that can't be opened, are left out with a warning.
+
+    Raises:
+        FileNotFoundError: `folder` is no folder.
+        PermissionError: it can't be opened.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder; give the folder that holds the images")
+    files = sorted(_files(folder, ()))
+    unread = Counter(suffix for path in files if (suffix := path.suffix.lower()) in UNREAD_SUFFIXES)
+    if unread:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(unread.items()))
+        warnings.warn(
+            f"{folder}: left out {kinds}, kinds of pictures that can't be read here; convert what you need to PNG "
+            "(of 16 bits where it is deeper than 8)",
+            stacklevel=2,
+        )
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    if broken := [f"{path.relative_to(folder)} -> {os.readlink(path)}" for path in images if not path.exists()]:
+        more = ", ..." if len(broken) > 5 else ""
+        links = "link leads" if len(broken) == 1 else "links lead"
+        warnings.warn(f"{folder}: {len(broken)} {links} nowhere: {', '.join(broken[:5])}{more}", stacklevel=2)
+    return images
+
+
+def image_name(path: Path, folder: Path) -> str:
+    """What the image `path` under `folder` is called: `folder`/sub/é.jpg is "sub/é"."""
+    return normal(path.relative_to(folder).with_suffix("").as_posix())
+
+
+def normal(name: str) -> str:
+    """`name` in the form that names are compared in; bytes that are no UTF-8 are spelled out."""
+    return unicodedata.normalize("NFC", name.encode("utf-8", "backslashreplace").decode())
+
+
+def find_named(folder: Path, name: str) -> Path:
+    """The file `name` ("sub/é.safetensors") under `folder` in whichever form of Unicode it is written there.
+
+    Where there is none, the path that it would have.
+    """
+    path = Path(folder)
+    for part in PurePosixPath(name).parts:
+        path = _entry(path, part)
+    return path
+
+
+def _entry(folder: Path, name: str) -> Path:
+    for form in (name, unicodedata.normalize("NFD", name)):
+        if name.isascii() or (folder / form).exists():
+            return folder / form
+    there = folder.iterdir() if folder.is_dir() else ()  # a mixed form, as of old Mac volumes
+    return next((entry for entry in there if normal(entry.name) == normal(name)), folder / name)
+
+
+def _files(folder: Path, above: tuple[Inode, ...]) -> Iterator[Path]:
+    """Files under `folder`, and links to nothing; `above` are the folders that it lies in, by inode."""
+    try:
+        about = folder.stat()
+        if (here := (about.st_dev, about.st_ino)) in above:
+            return
+        names = os.listdir(folder)
+    except OSError as error:
+        if not above:
+            raise
+        warnings.warn(f"{folder} is left out: it can't be opened ({error.strerror})", stacklevel=4)
+        return
+    for name in names:
+        path = folder / name
+        if name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _files(path, (*above, here))
+        elif path.is_file() or path.is_symlink():
+            yield path
