@@ -16,6 +16,9 @@ def convert(
     out: Annotated[Path, typer.Argument(help="Folder of the model.")],
     arguments: Annotated[list[str] | None, typer.Argument(help="What it is made of.", metavar="[KEY=VALUE]...")] = None,
     dtype: Annotated[str, typer.Option(help="Weights are stored as float32, bfloat16 or float16.")] = "float32",
+    weights: Annotated[
+        str, typer.Option(help="Of files with weights and their average: auto (as their authors do), plain or ema.")
+    ] = "auto",
 ) -> None:
     """Turn the released files of a base model into a model folder, once.
 
@@ -28,11 +31,14 @@ def convert(
     from cluster.config.configure import parse_override
     from restoration.base_models import convert as convert_files
     from restoration.precision import DTYPES
+    from restoration.state_dicts import WEIGHTS, preferring
 
     given: dict[str, Any] = {}
     with as_mistake(ValueError):
         if dtype not in DTYPES:
             raise ValueError(f"--dtype {dtype}: choose {', '.join(DTYPES)}")
+        if weights not in WEIGHTS:
+            raise ValueError(f"--weights {weights}: choose {', '.join(WEIGHTS)}")
         if out.exists():
             raise ValueError(f"{out} exists already; give a new folder")
         for text in arguments or []:
@@ -41,5 +47,6 @@ def convert(
                 given.setdefault(name, {})[".".join(inner)] = value
             else:
                 given[name] = value
-        convert_files(kind, given, out, DTYPES[dtype])
+        with preferring(weights):  # type: ignore[arg-type]
+            convert_files(kind, given, out, DTYPES[dtype])
     print(f"model: {out}")

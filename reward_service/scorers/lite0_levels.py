@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from restoration.backbones.lite0 import load_lite0
+from restoration.checkpoints import CheckpointError, load_strict, read_state
 from reward_service.scorers.interface import check_block
 
 LEVEL_SCORES = (5.0, 4.0, 3.0, 2.0, 1.0)  # excellent, good, fair, poor, bad
@@ -141,9 +141,9 @@ class Lite0Levels:
         self.head = LevelHead(self.network.features, tuple(config["hidden"]), config["members"])
         self.head.eval().requires_grad_(False)
         try:
-            self.head.load_state_dict(load_file(folder / WEIGHTS_FILE))
-        except RuntimeError as error:
-            raise ValueError(f"scorer lite0_levels: {folder / WEIGHTS_FILE} doesn't fit its json: {error}") from error
+            load_strict(self.head, read_state(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)
+        except CheckpointError as error:
+            raise ValueError(f"scorer lite0_levels: {error}; its json tells its shape") from error
         self.version = f"{self.name}-{digest(self.network, self.head)}"
         self.network.to(self.device)
         self.head.to(self.device)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from restoration.base_models.networks.diffusers_folder import WEIGHTS_FILE
-from restoration.checkpoints import CheckpointError, read_raw, unwrap
+from restoration.checkpoints import CheckpointError, is_safetensors, read_raw, unwrap, without_left_out
 
 
 class Part(NamedTuple):
@@ -69,7 +69,7 @@ def save_pickled(content: Any, file: Path) -> None:
 def save_over(original: Path, state: Mapping[str, Tensor], folder: Path) -> None:
     """Write a copy of `original`, a released file, into `folder` with the tensors of `state` in the place of its own.
 
-    Its name, its other content and each tensor's dtype stay.
+    Its name, its other content and each tensor's dtype stay; objects of other programs are left out.
 
     Raises:
         CheckpointError: it can't be read, or lacks one of them in this shape.
@@ -84,9 +84,9 @@ def save_over(original: Path, state: Mapping[str, Tensor], folder: Path) -> None
             found = tuple(held[key].shape) if key in held else "absent"
             raise CheckpointError(f"{original}: {key} is {found}, {tuple(value.shape)} in the model; is it another's?")
     held |= {key: value.to(held[key].dtype) for key, value in cloned(state).items()}
-    if original.suffix == ".safetensors":
+    if is_safetensors(original):
         folder.mkdir(parents=True, exist_ok=True)
         save_file(held, folder / original.name, metadata={"format": "pt"})
     else:
         wrapped = isinstance(content, dict) and "state_dict" in content
-        save_pickled(content | {"state_dict": held} if wrapped else held, folder / original.name)
+        save_pickled(without_left_out(content) | {"state_dict": held} if wrapped else held, folder / original.name)
