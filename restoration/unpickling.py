@@ -18,8 +18,10 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-MOST_COPIED = 10_000_000
+MOST_COPIED = 1_000_000
 """Items that calls of containers may copy: a few bytes can ask for a copy of a long list, many times."""
+MOST_BYTES = 1 << 28
+"""Bytes that are made of texts, likewise; any further ones are left out."""
 MOST_REPEATED = 1 << 24
 """Elements of a tensor that repeats its storage by strides: a few bytes can stand for any number of them."""
 MOST_DIMENSIONS = 64
@@ -127,6 +129,7 @@ class _Machine:
         self._marked: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
         self._copied = 0
+        self._bytes = 0
 
     def pop(self) -> Any:
         return self._stack.pop()
@@ -417,8 +420,8 @@ class _Machine:
         """How protocol 2 writes bytes."""
         match arguments:
             case (str() as text, "latin1" | "latin-1"):
-                self._copy(len(text))
-                return text.encode("latin-1")
+                self._bytes += len(text)
+                return text.encode("latin-1") if self._bytes <= MOST_BYTES else LeftOut("bytes")
         raise UnpicklingError("bytes of an unknown encoding")
 
     def device(self, *arguments: Any) -> Any:

@@ -70,7 +70,7 @@ def test_weights_are_read_whatever_they_are_called(name: str, content: str, head
 MISTAKEN = {
     "an LFS pointer": (
         POINTER,
-        rf"is a Git LFS pointer of {len(POINTER)} bytes; the file it stands for has 3,438,167,540 bytes: run `git lfs p",
+        rf"is a Git LFS pointer of {len(POINTER)} bytes; the file it stands for has 3,438,167,540 bytes: run `git lfs",
     ),
     "a web page": (PAGE, "is a web page of .* download from the address of the file itself"),
     "a page without a doctype": (b"<html><body>404</body></html>", "is a web page"),
