@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from restoration.file_kinds import WEIGHTS_SUFFIXES, head_of, kind_of, told
+from restoration.file_kinds import WEIGHTS_SUFFIXES, head_of, kind_of, not_fetched, told
 from restoration.state_dicts import CheckpointError, first, unprefixed, unwrap
 from restoration.torch_files import OtherFile, read_legacy, read_zip
 from restoration.unpickling import LeftOut, Name, Unpickled
@@ -46,7 +46,7 @@ def read_json(file: Path) -> dict[str, Any]:
     file = Path(file)
     try:
         head, size = head_of(file)
-        if (what := told(head, size)) and not head.lstrip().startswith((b"{", b"[")):
+        if (what := not_fetched(head, size)) is not None:
             raise CheckpointError(f"{file} {what}; it should hold JSON")
         value = json.loads(file.read_text())
     except FileNotFoundError as error:
@@ -90,9 +90,11 @@ def is_safetensors(file: Path) -> bool:
     return kind_of(head_of(file)[0]) == "safetensors"
 
 
-def check_weights(file: Path) -> None:
-    """Raises CheckpointError unless the file begins like weights; what it is instead is in the message."""
-    _kind(file)
+def check_fetched(folder: Path) -> None:
+    """For folders that another library reads: raises CheckpointError where a file in it was not downloaded."""
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and (what := not_fetched(*head_of(file))) is not None:
+            raise CheckpointError(f"{file} {what}")
 
 
 def without_left_out(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,14 +40,9 @@ def kind_of(head: bytes) -> Kind | None:
     return None
 
 
-def told(head: bytes, size: int) -> str | None:
-    """What such a file is and what to do, as the rest of a sentence about it; None of unknown bytes.
-
-    Args:
-        head: its first `HEAD_BYTES`.
-        size: bytes of the whole file.
-    """
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+def not_fetched(head: bytes, size: int) -> str | None:
+    """What stands in the place of any file that was not downloaded, and what to do; arguments as `told`."""
+    text = _text(head)
     if size == 0:
         return f"is empty (0 bytes): {_WHOLE}"
     if _LFS.match(text):
@@ -59,6 +54,19 @@ def told(head: bytes, size: int) -> str | None:
             f"is a web page of {size} bytes saved in its place: download from the address of the file itself (where "
             "the site asks for it, logged in)"
         )
+    return None
+
+
+def told(head: bytes, size: int) -> str | None:
+    """What such a file is and what to do, as the rest of a sentence about it; None of unknown bytes.
+
+    Args:
+        head: its first `HEAD_BYTES`.
+        size: bytes of the whole file.
+    """
+    if (missing := not_fetched(head, size)) is not None:
+        return missing
+    text = _text(head)
     if text.startswith((b"{", b"[")) and head[8:9] != b"{":
         return f"is JSON text{_message_in(text)}, not weights: {_advice(text)}"
     if head[257:262] == b"ustar":
@@ -72,6 +80,10 @@ def told(head: bytes, size: int) -> str | None:
     if len(text) > 8 and all(byte >= 32 or byte in b"\r\n\t" for byte in text[:256]):
         return f"is text that begins {_quoted(text)}, not weights: {_WHOLE}"
     return None
+
+
+def _text(head: bytes) -> bytes:
+    return head.removeprefix(b"\xef\xbb\xbf").lstrip()
 
 
 def head_of(file: Path) -> tuple[bytes, int]:

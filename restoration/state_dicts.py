@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,23 +33,32 @@ _BOOKKEEPING = {"n_averaged", "initted", "step", "decay", "num_updates"}
 _FLAT = "model_ema."
 """Latent Diffusion's average: the dots of its names are left out."""
 
-_preferred: ContextVar[Weights] = ContextVar("which weights are taken of a file that has several", default="auto")
+_preferred: ContextVar[Preferred | None] = ContextVar("which weights are taken of files with several", default=None)
 
 
 class CheckpointError(Exception):
     """A weights file that is absent, unreadable or does not fit; the message names file, keys and remedy."""
 
 
-@contextmanager
-def preferring(weights: Weights) -> Iterator[None]:
-    """Inside, in this thread, of files with plain weights and their average (EMA) this one is taken.
+@dataclass
+class Preferred:
+    """Which weights are taken of files with several.
 
-    Args:
+    Attributes:
         weights: "auto" is what the authors of the file's kind read.
+        asked: how often there was a choice.
     """
-    token = _preferred.set(weights)
+
+    weights: Weights
+    asked: int = 0
+
+
+@contextmanager
+def preferring(weights: Weights) -> Iterator[Preferred]:
+    """Inside, in this thread, of files with plain weights and their average (EMA) this one is taken."""
+    token = _preferred.set(preferred := Preferred(weights))
     try:
-        yield
+        yield preferred
     finally:
         _preferred.reset(token)
 
@@ -59,11 +69,12 @@ def first(keys: Iterable[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
 
 
-def unwrap(raw: Any, file: Path | str, hint: str = "") -> dict[str, Tensor]:
+def unwrap(raw: Any, file: Path | str, hint: str = "", averages: bool = False) -> dict[str, Tensor]:
     """The state dict inside the containers that trainers put around it, without the prefixes of torch's own wrappers.
 
     Args:
         hint: what else the file holds, for the message.
+        averages: Latent Diffusion's average stays beside the weights, under its own names.
 
     Raises:
         CheckpointError: no tensors under names, or two that have the same name without the prefixes.
@@ -76,7 +87,13 @@ def unwrap(raw: Any, file: Path | str, hint: str = "") -> dict[str, Tensor]:
     state = {k: v for k, v in raw.items() if isinstance(k, str) and isinstance(v, Tensor)} if _is_map(raw) else {}
     if not state:
         raise CheckpointError(f"{file} holds no tensors under names; expected a state dict{hint}")
-    return _flat_average(_without_wrappers(state, file), file)
+    state = _without_wrappers(state, file)
+    return state if averages else _flat_average(state, file)
+
+
+def average_of(key: str) -> str:
+    """The name of Latent Diffusion's average of a weight."""
+    return _FLAT + key.removeprefix("model.").replace(".", "")
 
 
 def within(state: Mapping[str, Tensor], landmarks: Collection[str], file: Path | str, what: str) -> dict[str, Tensor]:
@@ -148,10 +165,17 @@ def _chosen(names: list[str], file: Path | str) -> str:
     averages, plain = [n for n in names if _is_average(n)], [n for n in names if not _is_average(n)]
     if not averages or not plain:
         return names[0]
-    preferred = _preferred.get()
-    taken = names[0] if preferred == "auto" else (averages if preferred == "ema" else plain)[0]
+    taken = {"auto": names, "ema": averages, "plain": plain}[_wanted()][0]
     _tell(file, taken, plain[0] if _is_average(taken) else averages[0], _is_average(taken))
     return taken
+
+
+def _wanted() -> Weights:
+    """Which is taken where there is a choice."""
+    if (preferred := _preferred.get()) is None:
+        return "auto"
+    preferred.asked += 1
+    return preferred.weights
 
 
 def _tell(file: Path | str, taken: str, other: str, average: bool) -> None:
@@ -182,13 +206,13 @@ def _flat_average(state: dict[str, Tensor], file: Path | str) -> dict[str, Tenso
     if not values:
         return state
     plain = {k: v for k, v in state.items() if k not in flat}
-    names = {_FLAT + k.partition(".")[2].replace(".", ""): k for k in plain if k.startswith("model.")}
+    names = {average_of(k): k for k in plain if k.startswith("model.")}
     if unknown := [k for k in values if k not in names]:
         raise CheckpointError(
             f"{file}: {first(unknown)} are averages of weights that it doesn't hold, and their names have lost their "
             "dots; give the file with the weights beside them"
         )
-    ema = _preferred.get() == "ema"
+    ema = _wanted() == "ema"
     _tell(file, *(("model_ema", "model") if ema else ("model", "model_ema")), ema)
     return plain | ({names[k]: v for k, v in values.items()} if ema else {})
 

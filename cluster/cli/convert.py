@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from cluster.cli.errors import as_mistake, guarded
+from cluster.cli.errors import as_mistake, guarded, say
 
 
 @guarded
@@ -47,6 +50,21 @@ def convert(
                 given.setdefault(name, {})[".".join(inner)] = value
             else:
                 given[name] = value
-        with preferring(weights):  # type: ignore[arg-type]
+        with preferring(weights) as chosen, _said():  # type: ignore[arg-type]
             convert_files(kind, given, out, DTYPES[dtype])
+        if weights != "auto" and not chosen.asked:
+            say(f"--weights {weights}: no file holds weights and their average; they were taken as they are")
     print(f"model: {out}")
+
+
+@contextmanager
+def _said() -> Iterator[None]:
+    """Inside, warnings to users come as one line each, without the place in the code."""
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            say(str(message)) if category is UserWarning else shown(message, category, *place)
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield

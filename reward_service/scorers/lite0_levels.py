@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import builtins
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from restoration.backbones.lite0 import load_lite0
-from restoration.checkpoints import CheckpointError, load_strict, read_state
+from restoration.checkpoints import CheckpointError, load_strict, read_json, read_state
 from reward_service.scorers.interface import check_block
 
 LEVEL_SCORES = (5.0, 4.0, 3.0, 2.0, 1.0)  # excellent, good, fair, poor, bad
@@ -135,7 +134,7 @@ class Lite0Levels:
         for file in (WEIGHTS_FILE, CONFIG_FILE):
             if not (folder / file).is_file():
                 raise FileNotFoundError(f"lite0_levels: {folder / file} is missing; train it, or name its folder")
-        config = json.loads((folder / CONFIG_FILE).read_text())["config"]
+        config = read_json(folder / CONFIG_FILE)["config"]
         self.device, self.chunk = torch.device(device), chunk
         self.network = Lite0Statistics(config, Path(backbone) if backbone else None)
         self.head = LevelHead(self.network.features, tuple(config["hidden"]), config["members"])
@@ -143,7 +142,7 @@ class Lite0Levels:
         try:
             load_strict(self.head, read_state(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)
         except CheckpointError as error:
-            raise ValueError(f"scorer lite0_levels: {error}; its json tells its shape") from error
+            raise ValueError(f"scorer lite0_levels: {error}") from error
         self.version = f"{self.name}-{digest(self.network, self.head)}"
         self.network.to(self.device)
         self.head.to(self.device)

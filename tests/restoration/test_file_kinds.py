@@ -14,8 +14,9 @@ import pytest
 import torch
 from safetensors.torch import save as safetensors_bytes
 
-from restoration.base_models.networks.diffusers_folder import check_folder
-from restoration.checkpoints import CheckpointError, check_weights, read_json, read_raw, read_state, without_weights
+from restoration.base_models.networks.diffusers_folder import embed
+from restoration.base_models.networks.text import tokenize
+from restoration.checkpoints import CheckpointError, check_fetched, read_json, read_raw, read_state, without_weights
 
 STATE = {"a.weight": torch.rand(3, 2), "a.bias": torch.rand(3)}
 POINTER = (
@@ -60,7 +61,6 @@ def array() -> bytes:
 def test_weights_are_read_whatever_they_are_called(name: str, content: str, headers: bool, tmp_path: Path) -> None:
     file = tmp_path / name
     file.write_bytes({"safetensors": safetensors_bytes(STATE), "zip": saved(), "legacy": saved(legacy=True)}[content])
-    check_weights(file)
     with without_weights(headers):
         found = read_state(file)
     assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in STATE.items()}
@@ -136,13 +136,23 @@ def test_a_configuration_that_is_something_else_is_told(content: bytes, message:
         read_json(tmp_path / "config.json")
 
 
-def test_a_text_encoders_folder_with_a_pointer_in_it_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_another_library_reads_is_told_with_what_was_not_downloaded(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(STATE))
-    check_folder(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(POINTER)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is a Git LFS pointer"):
-        check_folder(tmp_path)
+    check_fetched(tmp_path)
+    for name in ("model.safetensors", "merges.txt", "vocab.json"):
+        (tmp_path / name).write_bytes(POINTER)
+        with pytest.raises(CheckpointError, match=rf"{name} is a Git LFS pointer"):
+            check_fetched(tmp_path)
+        (tmp_path / name).unlink()
+    (tmp_path / "merges.txt").write_bytes(POINTER)
+    with pytest.raises(CheckpointError, match=r"merges\.txt is a Git LFS pointer"):
+        tokenize("a street", 77, tmp_path)
+    for folder in ("text_encoder", "tokenizer"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "text_encoder" / "model.safetensors").write_bytes(PAGE)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is a web page"):
+        embed(tmp_path, "a street")
 
 
 def test_compressed_archives_of_torch_are_read(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from restoration.checkpoints import CheckpointError, about, empty, load_strict
+from restoration.checkpoints import CheckpointError, about, check_fetched, empty, load_strict
 
 TEXT_PREFIX = "cond_stage_model.model."
 START_TOKEN, END_TOKEN, PAD_TOKEN = 49406, 49407, 0
@@ -140,6 +140,7 @@ def tokenize(prompt: str, context_length: int, tokenizer: Path | None) -> Tensor
 
     Raises:
         ValueError: a prompt without a tokenizer.
+        CheckpointError: a file of the tokenizer was not downloaded.
     """
     if not prompt:
         ids: list[int] = []
@@ -151,6 +152,8 @@ def tokenize(prompt: str, context_length: int, tokenizer: Path | None) -> Tensor
     else:
         from transformers import CLIPTokenizer
 
+        if Path(tokenizer).is_dir():
+            check_fetched(Path(tokenizer))
         ids = CLIPTokenizer.from_pretrained(str(tokenizer), local_files_only=True)(prompt, add_special_tokens=False)[
             "input_ids"
         ]
