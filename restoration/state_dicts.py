@@ -30,7 +30,7 @@ _WORDS = {
 }  # fmt: skip
 _BOOKKEEPING = {"n_averaged", "initted", "step", "decay", "num_updates"}
 """Numbers that averages keep beside the weights."""
-_FLAT = "model_ema."
+_AVERAGE = "model_ema."
 """Latent Diffusion's average: the dots of its names are left out."""
 
 _preferred: ContextVar[Preferred | None] = ContextVar("which weights are taken of files with several", default=None)
@@ -93,7 +93,7 @@ def unwrap(raw: Any, file: Path | str, hint: str = "", averages: bool = False) -
 
 def average_of(key: str) -> str:
     """The name of Latent Diffusion's average of a weight."""
-    return _FLAT + key.removeprefix("model.").replace(".", "")
+    return _AVERAGE + key.removeprefix("model.").replace(".", "")
 
 
 def within(state: Mapping[str, Tensor], landmarks: Collection[str], file: Path | str, what: str) -> dict[str, Tensor]:
@@ -143,12 +143,14 @@ def unprefixed(
     return below
 
 
-def _holds_tensors(value: Any, depth: int = 8) -> bool:
-    """Whether it is a state dict, or has one in its containers."""
-    if not _is_map(value) or depth == 0:
+def _holds_tensors(value: Any, seen: set[int] | None = None) -> bool:
+    """Whether it is a state dict, or has one in its containers, which may hold themselves."""
+    seen = set() if seen is None else seen
+    if not _is_map(value) or id(value) in seen:
         return False
+    seen.add(id(value))
     return any(isinstance(v, Tensor) for v in value.values()) or any(
-        _holds_tensors(value.get(c), depth - 1) for c in _CONTAINERS
+        _holds_tensors(value.get(c), seen) for c in _CONTAINERS
     )
 
 
@@ -201,24 +203,27 @@ def _without_wrappers(state: dict[str, Tensor], file: Path | str) -> dict[str, T
 
 def _flat_average(state: dict[str, Tensor], file: Path | str) -> dict[str, Tensor]:
     """Latent Diffusion's average, where it is preferred, in the place of the weights; else without it."""
-    flat = {k: v for k, v in state.items() if k.startswith(_FLAT) and "." not in k.removeprefix(_FLAT)}
-    values = {k: v for k, v in flat.items() if k.removeprefix(_FLAT) not in _BOOKKEEPING}
-    if not values:
+    averages = {k: v for k, v in state.items() if k.startswith(_AVERAGE)}
+    values = {k: v for k, v in averages.items() if k.removeprefix(_AVERAGE) not in _BOOKKEEPING}
+    plain = {k: v for k, v in state.items() if k not in averages}
+    weights = [k for k in plain if k.startswith("model.")]
+    names = {average_of(k): k for k in weights} | {_AVERAGE + k.removeprefix("model."): k for k in weights}
+    flat = [k for k in values if "." not in k.removeprefix(_AVERAGE)]
+    if not values or not (weights or flat):
         return state
-    plain = {k: v for k, v in state.items() if k not in flat}
-    names = {average_of(k): k for k in plain if k.startswith("model.")}
-    if unknown := [k for k in values if k not in names]:
+    ema = bool(weights) and _wanted() == "ema"
+    unknown = [k for k in values if k not in names]
+    if unknown and (ema or not weights):
         raise CheckpointError(
             f"{file}: {first(unknown)} are averages of weights that it doesn't hold, and their names have lost their "
             "dots; give the file with the weights beside them"
         )
-    ema = _wanted() == "ema"
     _tell(file, *(("model_ema", "model") if ema else ("model", "model_ema")), ema)
     return plain | ({names[k]: v for k, v in values.items()} if ema else {})
 
 
 def _prefixes(state: Mapping[str, Tensor]) -> set[str]:
-    """ "", and what known wrappers may have put before the keys, such as "net_g.module."."""
+    """What known wrappers may have put before the keys, such as "net_g.module.", or "" for nothing."""
     found = {""}
     for key in state:
         prefix = ""

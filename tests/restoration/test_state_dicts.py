@@ -214,6 +214,25 @@ def test_latent_diffusions_average_takes_the_place_of_the_weights_where_it_is_wa
         assert {k: v[0].item() for k, v in found.items()} == {k: value * k.startswith("model.") for k in state}
 
 
+def test_an_average_under_whole_names_is_taken_likewise(tmp_path: Path) -> None:
+    state = latent_diffusion()[0]
+    whole = {k.replace("model.", "model_ema.", 1): v + 5 for k, v in state.items() if k.startswith("model.")}
+    file = stored(state | whole, tmp_path)
+    for preferred, value in (("plain", 0), ("ema", 5)):
+        with preferring(preferred), pytest.warns(UserWarning, match="holds both"):  # type: ignore[arg-type]
+            found = read_state(file)
+        assert found.keys() == state.keys() and found["model.diffusion_model.out.2.bias"][0] == value
+
+
+def test_an_average_of_other_weights_is_no_hindrance_unless_it_is_wanted(tmp_path: Path) -> None:
+    state = latent_diffusion()[0]
+    file = stored(state | {"model_ema.otherweight": torch.ones(1)}, tmp_path)
+    with pytest.warns(UserWarning, match="holds both"):
+        assert read_state(file).keys() == state.keys()
+    with preferring("ema"), pytest.raises(CheckpointError, match=r"model_ema\.otherweight are averages of weights"):
+        read_state(file)
+
+
 def test_an_average_without_its_weights_is_refused_since_its_names_are_lost(tmp_path: Path) -> None:
     state, average = latent_diffusion()
     file = stored(average | {"first_stage_model.encoder.conv_in.weight": torch.zeros(1)}, tmp_path)

@@ -354,6 +354,13 @@ def test_containers_in_themselves_end(tmp_path: Path) -> None:
     content["model"] = content
     torch.save(content, tmp_path / "x.pt")
     assert list(read_state(tmp_path / "x.pt")) == ["a"]
+    empty: dict[str, Any] = {"a": 1}
+    empty |= {
+        key: empty for key in ("state_dict", "params", "model", "module", "net", "network", "weights", "ema", "g")
+    }
+    torch.save(empty, tmp_path / "y.pt")
+    with pytest.raises(CheckpointError, match="holds no tensors under names"):
+        read_state(tmp_path / "y.pt")
 
 
 def samples() -> list[bytes]:
