@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from restoration.file_kinds import WEIGHTS_SUFFIXES, head_of, kind_of, not_fetched, told
-from restoration.state_dicts import CheckpointError, first, unprefixed, unwrap
+from restoration.file_kinds import WEIGHTS_SUFFIXES, first, head_of, kind_of, not_fetched, told
+from restoration.state_dicts import CheckpointError, unprefixed, unwrap
 from restoration.torch_files import OtherFile, read_legacy, read_zip
 from restoration.unpickling import LeftOut, Name, Unpickled
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -84,6 +86,14 @@ def told(head: bytes, size: int) -> str | None:
 
 def _text(head: bytes) -> bytes:
     return head.removeprefix(b"\xef\xbb\xbf").lstrip()
+
+
+def first(names: Iterable[str], count: int = 3) -> str:
+    """The first few names that a file holds, for a message: on one line, and without what steers a terminal."""
+    every = [
+        name if name.isprintable() and len(name) <= 200 else ascii(name[:200]) for name in islice(names, count + 1)
+    ]
+    return ", ".join(every[:count]) + (", ..." if len(every) > count else "")
 
 
 def head_of(file: Path) -> tuple[bytes, int]:

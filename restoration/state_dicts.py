@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
+
+from restoration.file_kinds import first
 
 Weights = Literal["auto", "plain", "ema"]
 WEIGHTS: tuple[Weights, ...] = ("auto", "plain", "ema")
@@ -61,12 +63,6 @@ def preferring(weights: Weights) -> Iterator[Preferred]:
         yield preferred
     finally:
         _preferred.reset(token)
-
-
-def first(keys: Iterable[str], count: int = 3) -> str:
-    """The first few, for a message."""
-    names = list(keys)
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
 
 
 def unwrap(raw: Any, file: Path | str, hint: str = "", averages: bool = False) -> dict[str, Tensor]:

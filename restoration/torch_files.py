@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
+from restoration.file_kinds import WEIGHTS_SUFFIXES, first
 from restoration.unpickling import Unpickled, UnpicklingError, unpickle
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -40,7 +41,7 @@ def read_zip(file: Path, meta: bool = False) -> Unpickled:
     with zipfile.ZipFile(file) as archive:
         records = {info.filename: info for info in archive.infolist()}
         root = _root(records)
-        order = archive.read(f"{root}byteorder").decode() if f"{root}byteorder" in records else sys.byteorder
+        order = archive.read(f"{root}byteorder").decode("latin-1") if f"{root}byteorder" in records else sys.byteorder
         _check_order(order)
         found: dict[str, torch.UntypedStorage] = {}
         mapped = None if meta else _mapped(file)
@@ -63,14 +64,14 @@ def _root(records: dict[str, zipfile.ZipInfo]) -> str:
     roots = [name.removesuffix("data.pkl") for name in records if name.endswith("data.pkl") and name.count("/") <= 1]
     packed = [n for n, info in records.items() if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)]
     if packed:
-        raise OtherFile(f"holds {packed[0]} in a compression that torch.save doesn't write: pack it without, or anew")
+        raise OtherFile(
+            f"holds {first(packed)} in a compression that torch.save doesn't write: pack it without, or anew"
+        )
     if len(roots) != 1:
         names = [name for name in records if not name.endswith("/")]
-        inside = [n for n in names if n.endswith((".safetensors", ".ckpt", ".pth", ".pt", ".bin", ".pkl"))]
-        remedy = f"unpack it and give {inside[0]}" if inside else "give the file of weights"
-        raise OtherFile(
-            f"is a zip archive, not one of torch.save (it holds {', '.join(names[:3]) or 'nothing'}): {remedy}"
-        )
+        inside = [n for n in names if n.lower().endswith(WEIGHTS_SUFFIXES)]
+        remedy = f"unpack it and give {first(inside)}" if inside else "give the file of weights"
+        raise OtherFile(f"is a zip archive, not one of torch.save (it holds {first(names) or 'nothing'}): {remedy}")
     root = roots[0]
     if f"{root}constants.pkl" in records or any(name.startswith(f"{root}code/") for name in records):
         raise OtherFile(
@@ -102,9 +103,9 @@ def read_legacy(file: Path, meta: bool = False) -> Unpickled:
     """What torch.save wrote before torch 1.6; arguments and errors as `read_zip`."""
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
         stream = cast(BinaryIO, content)
-        first = unpickle(stream)
-        if first.value != LEGACY_MAGIC:
-            told = f" (of {', '.join(first.left_out[:3])})" if first.left_out else ""
+        begun = unpickle(stream)
+        if begun.value != LEGACY_MAGIC:
+            told = f" (of {first(begun.left_out)})" if begun.left_out else ""
             raise OtherFile(
                 f"is a pickle{told} that torch.save didn't write: save the tensors in it as .safetensors with the "
                 "program it came from"
@@ -177,6 +178,8 @@ def _copied(content: bytes) -> torch.UntypedStorage:
 
 
 def _check_order(order: str) -> None:
+    if order not in ("little", "big"):
+        raise UnpicklingError("its byte order is neither little nor big")
     if order != sys.byteorder:
         raise OtherFile(
             f"was written by a {order}-endian machine, this one is {sys.byteorder}-endian: save it anew there"

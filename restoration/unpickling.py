@@ -53,7 +53,8 @@ class Name:
     name: str
 
     def __str__(self) -> str:
-        return f"{self.module}.{self.name}"
+        path = f"{self.module}.{self.name}"
+        return path if path.isprintable() else ascii(path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,14 +255,14 @@ class _Machine:
 
     def _global(self, module: str, name: str) -> Any:
         module = _OF_PYTHON_2.get(module, module)
+        found = Name(module, name)
         if _is_harmful(module, name):
             raise UnpicklingError(
-                f"it asks for {module}.{name}, which weights never need: it was made to run commands when opened. "
+                f"it asks for {found}, which weights never need: it was made to run commands when opened. "
                 "None of it ran; don't open this file in other programs"
             )
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
-        found = Name(module, name)
         if not (_dtype_of(found) or (module, name) in BUILDERS or (module, name) in _CLASSES):
             self.left_out.setdefault(str(found))
         return found

@@ -12,7 +12,8 @@ from restoration.backbones import restormer, snr
 from restoration.backbones.restormer import Restormer, RestormerConfig
 from restoration.backbones.snr import SNRAware, SNRConfig
 from restoration.checkpoints import CheckpointError, Shapes, empty, load_strict
-from restoration.state_dicts import first, unprefixed
+from restoration.file_kinds import first
+from restoration.state_dicts import unprefixed
 
 _LANDMARKS = ("patch_embed.proj.weight", "conv_first_1.weight")
 Cleaner = Restormer | SNRAware

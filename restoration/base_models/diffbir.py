@@ -28,9 +28,9 @@ from restoration.base_models.networks.released import (
     without_hint,
 )
 from restoration.checkpoints import CheckpointError, read_state
+from restoration.file_kinds import first
 from restoration.ldm_layout import UNET_PREFIX, VAE_PREFIX, bare, layout_of, part
 from restoration.precision import dtype_of
-from restoration.state_dicts import first
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,9 @@ from restoration.base_models.networks.stablesr_released import (
 )
 from restoration.base_models.networks.structure import StructureEncoder
 from restoration.checkpoints import CheckpointError, empty, load_strict, read_json, read_state
+from restoration.file_kinds import first
 from restoration.ldm_layout import UNET_PREFIX, VAE_PREFIX, bare, part
 from restoration.precision import dtype_of
-from restoration.state_dicts import first
 
 UNET, ENCODER, FUSED = "unet", "structure_encoder", "fused_vae"  # folders
 

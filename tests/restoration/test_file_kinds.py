@@ -16,7 +16,15 @@ from safetensors.torch import save as safetensors_bytes
 
 from restoration.base_models.networks.diffusers_folder import embed
 from restoration.base_models.networks.text import tokenize
-from restoration.checkpoints import CheckpointError, check_fetched, read_json, read_raw, read_state, without_weights
+from restoration.checkpoints import (
+    CheckpointError,
+    check_fetched,
+    load_strict,
+    read_json,
+    read_raw,
+    read_state,
+    without_weights,
+)
 
 STATE = {"a.weight": torch.rand(3, 2), "a.bias": torch.rand(3)}
 POINTER = (
@@ -173,6 +181,18 @@ def test_values_that_lie_at_odd_places_in_the_file_are_read(tmp_path: Path) -> N
         for name in reversed(given.namelist()):
             packed.writestr(name, given.read(name))
     assert all(torch.equal(v, STATE[k]) for k, v in read_state(tmp_path / "x.pth").items())
+
+
+def test_names_in_a_file_can_steer_no_terminal(tmp_path: Path) -> None:
+    network = torch.nn.Linear(1, 1)
+    torch.save({"\x1b[2J\nkey": torch.ones(1), "k" * 5000: torch.ones(1)}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError) as caught:
+        load_strict(network, read_state(tmp_path / "x.pth"), tmp_path / "x.pth")
+    assert str(caught.value).isprintable() and "\\x1b[2J" in str(caught.value) and len(str(caught.value)) < 1000
+    (tmp_path / "y.pth").write_bytes(archive(**{"\x1b[2J\n": b"x"}))
+    with pytest.raises(CheckpointError) as caught:
+        read_state(tmp_path / "y.pth")
+    assert str(caught.value).isprintable()
 
 
 def test_weights_of_a_machine_of_the_other_byte_order_are_refused(tmp_path: Path) -> None:
