@@ -1,6 +1,6 @@
 """The two formats of `torch.save`, without unpickling code: a zip archive, and before torch 1.6 a stream of pickles.
 
-Tensors lie in the mapped file, read where they are used; only compressed, unaligned or former files are copied.
+Tensors lie in the mapped file, read where they are used; only what is compressed or unaligned is copied.
 """
 
 from __future__ import annotations

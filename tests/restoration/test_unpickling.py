@@ -111,6 +111,24 @@ def test_writing_to_a_tensor_that_was_read_leaves_the_file_as_it_is(tmp_path: Pa
     assert (tmp_path / "x.pt").read_bytes() == before and read_state(tmp_path / "x.pt")["a"].tolist() == [1, 1]
 
 
+def own_memory() -> int:
+    """Bytes of this process that lie in no file."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+@pytest.mark.parametrize("how", FORMATS)
+def test_reading_takes_no_memory_for_values_that_stay_in_the_file(how: str, tmp_path: Path) -> None:
+    moments = {i: {"exp_avg": torch.ones(2048, 2048)} for i in range(4)}
+    content = {"state_dict": {"a": torch.ones(2048, 2048)}, "optimizer_states": [moments], "by": Calls(print, 1)}
+    torch.save(content, tmp_path / "x.ckpt", **FORMATS[how])
+    size = (tmp_path / "x.ckpt").stat().st_size
+    before = own_memory()
+    found = read_state(tmp_path / "x.ckpt")
+    assert found["a"].sum() == 2048**2 and own_memory() - before < size / 8
+
+
 def lightning(state: dict[str, Tensor]) -> dict[str, Any]:
     """What Lightning writes, of classes that aren't installed here."""
     return {
