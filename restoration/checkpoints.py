@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import struct
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -15,13 +18,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from restoration.file_kinds import WEIGHTS_SUFFIXES, first, head_of, kind_of, not_fetched, told
+from restoration.state_dicts import CheckpointError, unprefixed, unwrap
+from restoration.torch_files import OtherFile, read_legacy, read_zip
+from restoration.unpickling import LeftOut, Name, Unpickled
+
 Network = TypeVar("Network", bound=nn.Module)
 Shapes = Mapping[str, Sequence[int]]
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64,
 }  # fmt: skip
-_CONTAINERS = ("state_dict", "params_ema", "params", "model", "module")
+_UNREADABLE = (
+    OSError, RuntimeError, EOFError, ValueError, MemoryError, SafetensorError, struct.error, zlib.error,
+    zipfile.BadZipFile, KeyError, OverflowError,
+)  # fmt: skip
 
 
 def children(shapes: Shapes, path: str) -> int:
@@ -29,17 +41,17 @@ def children(shapes: Shapes, path: str) -> int:
     return len({k[len(path) + 1 :].split(".")[0] for k in shapes if k.startswith(path + ".")})
 
 
-class CheckpointError(Exception):
-    """A weights file that is absent, unreadable or does not fit; the message names file, keys and remedy."""
-
-
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object. Raises CheckpointError."""
+    file = Path(file)
     try:
-        value = json.loads(Path(file).read_text())
+        head, size = head_of(file)
+        if (what := not_fetched(head, size)) is not None:
+            raise CheckpointError(f"{file} {what}; it should hold JSON")
+        value = json.loads(file.read_text())
     except FileNotFoundError as error:
-        raise CheckpointError(f"{file} is missing: is {Path(file).parent} a model folder?") from error
-    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is missing: is {file.parent} a model folder?") from error
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is not readable JSON: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{file} must hold a JSON object, found {type(value).__name__}")
@@ -47,27 +59,15 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_raw(file: Path) -> Any:
-    """All that a .safetensors, .pth, .pt, .pkl, .ckpt or .bin file holds: tensors, numbers, texts, lists, mappings.
+    """All that a file of weights holds: tensors, numbers, texts, lists, mappings.
+
+    Its content tells what it is, not its name: safetensors, or what torch.save wrote. No code in it is run; objects
+    of other programs are left out, with a warning that names them. Tensors may lie in the mapped file.
 
     Raises:
-        CheckpointError: absent, unreadable, or needs unpickling of code.
+        CheckpointError: absent, unreadable, or no such file; the message says what it is.
     """
-    file = Path(file)
-    if not file.is_file():
-        raise CheckpointError(f"{file} is missing")
-    try:
-        if (waiting := _waiting.get()) is not None and waiting.headers:
-            return _shapes_in(file)
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{file} holds more than tensors and is not unpickled, since that could run code; save its state dict as "
-            f".safetensors with the library it came from ({str(error).splitlines()[0]})"
-        ) from error
-    except (OSError, RuntimeError, EOFError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{file} is not a readable weights file: {str(error).splitlines()[0]}") from error
+    return _read(Path(file)).value
 
 
 def read_state(file: Path) -> dict[str, Tensor]:
@@ -76,22 +76,97 @@ def read_state(file: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: as `read_raw`, or it holds no tensors.
     """
-    return unwrap(read_raw(file), file)
+    content, hint = _read(Path(file)), ""
+    if content.tensors and content.left_out:
+        hint = (
+            f". Its tensors ({content.tensors}) are inside objects that are not opened ({first(content.left_out)}), "
+            "such as a whole network: save its state_dict() as .safetensors with the program it came from"
+        )
+    return unwrap(content.value, file, hint)
 
 
-def unwrap(raw: Any, file: Path) -> dict[str, Tensor]:
-    """The state dict inside the containers that trainers put around it."""
-    while isinstance(raw, Mapping):
-        inner = next((raw[c] for c in _CONTAINERS if isinstance(raw.get(c), Mapping)), None)
-        if inner is None:
-            break
-        raw = inner
-    state = {k: v for k, v in raw.items() if isinstance(v, Tensor)} if isinstance(raw, Mapping) else {}
-    if not state:
-        raise CheckpointError(f"{file} holds no tensors under names; expected a state dict")
-    while all(k.startswith("module.") for k in state):
-        state = {k.removeprefix("module."): v for k, v in state.items()}
-    return state
+def is_safetensors(file: Path) -> bool:
+    """By its content. Raises OSError."""
+    return kind_of(head_of(file)[0]) == "safetensors"
+
+
+def check_fetched(folder: Path) -> None:
+    """For folders that another library reads: raises CheckpointError where a file in it was not downloaded."""
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and (what := not_fetched(*head_of(file))) is not None:
+            raise CheckpointError(f"{file} {what}")
+
+
+def without_left_out(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a file that have nothing left out anywhere in them, and can be written again."""
+    return {key: value for key, value in content.items() if not _lacks(key) and not _lacks(value)}
+
+
+@contextmanager
+def about(file: Path | str) -> Iterator[None]:
+    """A CheckpointError raised inside names the file."""
+    try:
+        yield
+    except CheckpointError as error:
+        if str(file) in str(error):
+            raise
+        raise CheckpointError(f"{file}: {error}") from error
+
+
+def _read(file: Path) -> Unpickled:
+    kind = _kind(file)
+    meta = (waiting := _waiting.get()) is not None and waiting.headers
+    try:
+        if kind == "safetensors":
+            return Unpickled(_shapes_in(file) if meta else load_file(file), (), 0)
+        found = (read_zip if kind == "zip" else read_legacy)(file, meta)
+    except OtherFile as error:
+        raise CheckpointError(f"{file} {error}") from error
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(f"{file} is cut off or damaged ({error}): download it again, whole") from error
+    except _UNREADABLE as error:
+        text = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"{file} is not a readable weights file: {text}. If it was downloaded, compare its size, download it again"
+        ) from error
+    if found.left_out:
+        warnings.warn(
+            f"{file}: objects of other programs are left out ({first(found.left_out, 6)}); none of their code was run",
+            stacklevel=3,
+        )
+    return found
+
+
+def _kind(file: Path) -> str:
+    if file.is_dir():
+        inside = sorted(f.name for f in file.iterdir() if f.suffix.lower() in WEIGHTS_SUFFIXES)
+        remedy = f"give the file in it: {first(inside)}" if inside else "give a file of weights"
+        raise CheckpointError(f"{file} is a folder where a file is needed; {remedy}")
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing")
+    try:
+        head, size = head_of(file)
+    except OSError as error:
+        raise CheckpointError(f"{file} can't be read: {error}") from error
+    if (kind := kind_of(head)) is not None:
+        return kind
+    what = told(head, size) or (
+        f"is no weights file: it begins with the bytes {head[:8].hex(' ')}, neither safetensors nor of torch.save; "
+        "give another, or download it again"
+    )
+    raise CheckpointError(f"{file} {what}")
+
+
+def _lacks(value: Any) -> bool:
+    seen, waiting = set(), [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, LeftOut | Name):
+            return True
+        if isinstance(item, Mapping | list | tuple | set | frozenset) and id(item) not in seen:
+            seen.add(id(item))
+            waiting.extend([*item, *item.values()] if isinstance(item, Mapping) else item)
+    return False
 
 
 class Waiting:
@@ -140,10 +215,8 @@ def without_weights(headers: bool = False) -> Iterator[Waiting]:
         _waiting.reset(token)
 
 
-def _shapes_in(file: Path) -> Any:
-    """What `read_raw` gives, tensors on the meta device."""
-    if file.suffix != ".safetensors":
-        return torch.load(file, map_location="meta", weights_only=True)
+def _shapes_in(file: Path) -> dict[str, Tensor]:
+    """The tensors of safetensors, on the meta device."""
     with safe_open(file, framework="pt") as content:  # type: ignore[no-untyped-call]
         found = {key: content.get_slice(key) for key in content.keys()}  # noqa: SIM118
         return {
@@ -163,12 +236,15 @@ def load_strict(
 ) -> None:
     """Put `state` into `network` as float32; every key must be there, none too many, shapes equal.
 
+    What a wrapper put before every key (`net_g.`, `unet.`) is taken off.
+
     Args:
         shown: the name in `file` of one of the network's keys, for error messages.
 
     Raises:
         CheckpointError: naming the first few keys that don't fit.
     """
+    state = unprefixed(state, network.state_dict().__contains__, file, uniform=True)
     check_fit(network, {k: tuple(v.shape) for k, v in state.items()}, file, shown)
     put(network, state, strict=True)
 
@@ -204,17 +280,12 @@ def check_shapes(
     """Raises CheckpointError, beginning with `what`, unless both {key: shape} are equal."""
     problems = []
     if missing := sorted(wanted.keys() - found.keys()):
-        problems.append(f"{len(missing)} missing: {_few(map(shown, missing))}")
+        problems.append(f"{len(missing)} missing: {first(map(shown, missing))}")
     if unexpected := sorted(found.keys() - wanted.keys()):
-        problems.append(f"{len(unexpected)} unexpected: {_few(map(shown, unexpected))}")
+        problems.append(f"{len(unexpected)} unexpected: {first(map(shown, unexpected))}")
     differing = [k for k in wanted if k in found and wanted[k] != found[k]]
     if wrong := [f"{shown(k)} {found[k]} instead of {wanted[k]}" for k in differing]:
-        problems.append(f"{len(wrong)} of another shape: {_few(wrong)}")
+        problems.append(f"{len(wrong)} of another shape: {first(wrong)}")
     if problems:
         advice = "Check that the file belongs to this model and its configuration"
         raise CheckpointError(f"{what}: {'; '.join(problems)}. {advice}")
-
-
-def _few(names: Iterable[str], count: int = 3) -> str:
-    names = list(names)
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from restoration.checkpoints import CheckpointError, Shapes, children
+from restoration.state_dicts import unprefixed
 
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
@@ -86,6 +88,11 @@ def _translate(key: str, modules: Mapping[str, str]) -> str:
 def part(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """The entries below `prefix`, without it."""
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def bare(state: Mapping[str, Tensor], file: Path | str) -> dict[str, Tensor]:
+    """A whole Latent Diffusion file's state dict, without what a wrapper put before every key."""
+    return unprefixed(state, lambda key: key.startswith(UNET_PREFIX), file, uniform=True)
 
 
 def unet_layout(shapes: Shapes, *, head_channels: int | None = 64, heads: int | None = None) -> Layout:

@@ -12,7 +12,10 @@ from restoration.backbones import restormer, snr
 from restoration.backbones.restormer import Restormer, RestormerConfig
 from restoration.backbones.snr import SNRAware, SNRConfig
 from restoration.checkpoints import CheckpointError, Shapes, empty, load_strict
+from restoration.file_kinds import first
+from restoration.state_dicts import unprefixed
 
+_LANDMARKS = ("patch_embed.proj.weight", "conv_first_1.weight")
 Cleaner = Restormer | SNRAware
 """float32 [B, 3, H, W] in [0, 1] -> the same, not clamped; H and W multiples of its `size_multiple`."""
 
@@ -27,10 +30,10 @@ def empty_cleaner(shapes: Shapes, file: Path | str, **choices: Any) -> Cleaner:
         CheckpointError: neither network's keys, or widths that fit no such network.
     """
     try:
-        if "patch_embed.proj.weight" in shapes:
+        if _LANDMARKS[0] in shapes:
             config = restormer.config_from_shapes(shapes, **choices)
             return empty(lambda: Restormer(config))
-        if "conv_first_1.weight" in shapes:
+        if _LANDMARKS[1] in shapes:
             of_snr = snr.config_from_shapes(shapes, **choices)
             return empty(lambda: SNRAware(of_snr))
     except KeyError as error:
@@ -38,8 +41,8 @@ def empty_cleaner(shapes: Shapes, file: Path | str, **choices: Any) -> Cleaner:
     except ValueError as error:
         raise CheckpointError(f"{file}: {error}") from error
     raise CheckpointError(
-        f"{file} holds no cleaner: neither patch_embed.proj.weight (Restormer) nor conv_first_1.weight (SNR-aware) is "
-        "among its keys"
+        f"{file} holds no cleaner: neither {_LANDMARKS[0]} (Restormer) nor {_LANDMARKS[1]} (SNR-aware) is among its "
+        f"keys, which begin {first(shapes)}"
     )
 
 
@@ -51,7 +54,12 @@ def training_loss(cleaner: nn.Module, restored: Tensor, gt: Tensor) -> Tensor:
 
 
 def cleaner_from_released(state: Mapping[str, Tensor], file: Path | str, **choices: Any) -> Cleaner:
-    """A cleaner with its released keys; `choices` as for `empty_cleaner`. Raises CheckpointError."""
+    """A cleaner with its released keys, a wrapper's prefix before them or not; `choices` as for `empty_cleaner`.
+
+    Raises:
+        CheckpointError: keys or shapes of no cleaner.
+    """
+    state = unprefixed(state, _LANDMARKS.__contains__, file)
     network = empty_cleaner({k: tuple(v.shape) for k, v in state.items()}, file, **choices)
     load_strict(network, state, file)
     return network.eval()

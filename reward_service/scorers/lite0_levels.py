@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import builtins
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from restoration.backbones.lite0 import load_lite0
+from restoration.checkpoints import CheckpointError, load_strict, read_json, read_state
 from reward_service.scorers.interface import check_block
 
 LEVEL_SCORES = (5.0, 4.0, 3.0, 2.0, 1.0)  # excellent, good, fair, poor, bad
@@ -135,15 +134,15 @@ class Lite0Levels:
         for file in (WEIGHTS_FILE, CONFIG_FILE):
             if not (folder / file).is_file():
                 raise FileNotFoundError(f"lite0_levels: {folder / file} is missing; train it, or name its folder")
-        config = json.loads((folder / CONFIG_FILE).read_text())["config"]
+        config = read_json(folder / CONFIG_FILE)["config"]
         self.device, self.chunk = torch.device(device), chunk
         self.network = Lite0Statistics(config, Path(backbone) if backbone else None)
         self.head = LevelHead(self.network.features, tuple(config["hidden"]), config["members"])
         self.head.eval().requires_grad_(False)
         try:
-            self.head.load_state_dict(load_file(folder / WEIGHTS_FILE))
-        except RuntimeError as error:
-            raise ValueError(f"scorer lite0_levels: {folder / WEIGHTS_FILE} doesn't fit its json: {error}") from error
+            load_strict(self.head, read_state(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)
+        except CheckpointError as error:
+            raise ValueError(f"scorer lite0_levels: {error}") from error
         self.version = f"{self.name}-{digest(self.network, self.head)}"
         self.network.to(self.device)
         self.head.to(self.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import shutil
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import torch
 
 from restoration.adapters import AdaptSettings, make_trainable, merge, trained_parameters
 from restoration.base_models import KINDS, BaseModel, CheckpointError, class_of
+from restoration.base_models.networks.parts import save_over
 from restoration.checkpoints import read_raw
 from tests.restoration.released_folders import write_diffbir_files
 from tests.restoration.released_models import EACH, MODELS
@@ -122,6 +124,25 @@ def test_a_unet_trained_along_goes_into_stable_diffusions_own_file(tmp_path: Pat
     assert new["global_step"] == old["global_step"] and new["state_dict"].keys() == old["state_dict"].keys()
     kept = [k for k in old["state_dict"] if not k.startswith("model.diffusion_model.")]
     assert kept and all(torch.equal(old["state_dict"][k], new["state_dict"][k]) for k in kept)
+
+
+@pytest.mark.filterwarnings("ignore:.*objects of other programs")
+@pytest.mark.parametrize("name", ["sd.ckpt", "sd.safetensors"])
+def test_what_is_written_over_a_lightning_file_is_readable_by_torch_and_its_average_is_the_tuned_model(
+    name: str, tmp_path: Path
+) -> None:
+    state = {"model.a.weight": torch.zeros(2), "first.b": torch.zeros(1)}
+    average = {"model_ema.aweight": torch.ones(2, dtype=torch.float16), "model_ema.decay": torch.tensor(0.9)}
+    content = {"state_dict": state | average, "epoch": 3, "hyper_parameters": argparse.Namespace(lr=1), "list": [tuned]}
+    torch.save(content, tmp_path / name)
+    save_over(tmp_path / name, {"model.a.weight": torch.full((2,), 7.0)}, tmp_path / "out")
+    (tmp_path / "out" / name).rename(tmp_path / "again.ckpt")  # torch asks safetensors for files of that suffix
+    found = torch.load(tmp_path / "again.ckpt", weights_only=True)
+    assert found.keys() == {"state_dict", "epoch"} and found["epoch"] == 3
+    held = found["state_dict"]
+    assert held.keys() == content["state_dict"].keys() and held["first.b"].tolist() == [0]
+    assert held["model.a.weight"].tolist() == [7, 7]
+    assert held["model_ema.aweight"].tolist() == [7, 7] and held["model_ema.aweight"].dtype == torch.float16
 
 
 def test_a_file_to_write_over_is_refused_where_none_is_needed_and_asked_for_where_it_is(tmp_path: Path) -> None:

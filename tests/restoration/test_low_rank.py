@@ -53,6 +53,16 @@ def updated() -> Layers:
 X = torch.randn(2, 3, 6, 8, generator=torch.Generator().manual_seed(2))
 
 
+@pytest.mark.parametrize("prefix", ["unet.", "base_model.model.", "module."])
+def test_what_a_wrapper_puts_before_every_key_of_an_update_is_taken_off(prefix: str) -> None:
+    network = layers()
+    load_updates(network, {prefix + k: v for k, v in state().items()}, NAMED, "file")
+    own = updated().state_dict()
+    assert all(torch.equal(v, own[k]) for k, v in network.state_dict().items())
+    with pytest.raises(CheckpointError, match=r"file does not fit.*teacher\.mix"):
+        load_updates(layers(), {"teacher." + k: v for k, v in state().items()}, NAMED, "file")
+
+
 @pytest.mark.parametrize("names", [("one",), ("two",), ("one", "two")])
 def test_active_updates_give_what_peft_gives(names: tuple[str, ...]) -> None:
     from peft import LoraConfig, inject_adapter_in_model

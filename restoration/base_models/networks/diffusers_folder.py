@@ -12,7 +12,7 @@ from torch import Tensor
 
 from restoration.base_models.interface import NEGATIVE
 from restoration.base_models.networks.sdxl import POOLED
-from restoration.checkpoints import CheckpointError, empty, load_strict, read_json, read_state
+from restoration.checkpoints import CheckpointError, check_fetched, empty, load_strict, read_json, read_state
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 _FORMER_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -106,6 +106,8 @@ def embed(base: Path, prompt: str) -> dict[str, Tensor]:
         raise CheckpointError(f"{base}: no text_encoder/ with tokenizer/ there; give a diffusers folder that has both")
     layers, pooled = [], {}
     for number in encoders:
+        check_fetched(base / f"text_encoder{number}")
+        check_fetched(base / f"tokenizer{number}")
         kind = CLIPTextModelWithProjection if number else CLIPTextModel
         encoder = kind.from_pretrained(str(base / f"text_encoder{number}"), local_files_only=True).float().eval()
         tokenizer = CLIPTokenizer.from_pretrained(str(base / f"tokenizer{number}"), local_files_only=True)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from restoration.base_models.networks.attended import config_from_shapes, tokens
 from restoration.checkpoints import CheckpointError, Shapes, children, empty, load_strict
 from restoration.precision import dtype_of
+from restoration.state_dicts import within
 
 HEAD_CHANNELS = 64  # of SDXL's attentions
 
@@ -205,6 +206,7 @@ def faithdiff_from_released(
     state: Mapping[str, Tensor], file: Path | str, choices: FaithDiffChoices | None = None
 ) -> FaithDiffUNet:
     """The networks of a released file's flat state dict, in eval mode. Raises CheckpointError."""
+    state = within(state, ["condition_embedding.conv_in.weight"], file, "FaithDiff")
     network = empty_faithdiff({k: tuple(v.shape) for k, v in state.items()}, file, choices)
     load_strict(network, {released_to_faithdiff(k): v for k, v in state.items()}, file, shown=faithdiff_to_released)
     return network.eval()

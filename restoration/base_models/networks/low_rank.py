@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from restoration.checkpoints import Shapes, check_shapes, empty, put
+from restoration.state_dicts import unprefixed
 
 _active: ContextVar[frozenset[str] | None] = ContextVar("active low-rank updates", default=None)
 _RELEASED = re.compile(r"(?P<module>.+)\.lora_(?P<matrix>[AB])(?:\.(?P<name>[^.]+))?\.weight")
@@ -163,7 +164,17 @@ def attach(network: nn.Module, shapes: Shapes, release: Release, file: str) -> d
 
 
 def load_updates(network: nn.Module, state: Mapping[str, Tensor], release: Release, file: str) -> None:
-    """Attach and fill, as float32, the updates of a released file; every key is used. Raises CheckpointError."""
+    """Attach and fill, as float32, the updates of a released file; every key is used. Raises CheckpointError.
+
+    A wrapper's prefix before every key is taken off.
+    """
+    layers = {name for name, _ in network.named_modules()}
+
+    def fits(key: str) -> bool:
+        found = release.read(key)
+        return found is not None and found[0] in layers
+
+    state = unprefixed(state, fits, file, uniform=True)
     keys = attach(network, {k: tuple(v.shape) for k, v in state.items()}, release, file)
     put(network, {keys[k]: v for k, v in state.items()}, strict=False)
 

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from restoration.base_models.networks.diffusers_folder import WEIGHTS_FILE
-from restoration.checkpoints import CheckpointError, read_raw, unwrap
+from restoration.checkpoints import CheckpointError, is_safetensors, read_raw, unwrap, without_left_out
+from restoration.state_dicts import average_of
 
 
 class Part(NamedTuple):
@@ -69,7 +70,8 @@ def save_pickled(content: Any, file: Path) -> None:
 def save_over(original: Path, state: Mapping[str, Tensor], folder: Path) -> None:
     """Write a copy of `original`, a released file, into `folder` with the tensors of `state` in the place of its own.
 
-    Its name, its other content and each tensor's dtype stay.
+    Its name, its other content and each tensor's dtype stay; objects of other programs are left out. Where it has the
+    average of a tensor (`model_ema.`), that becomes the same, so that programs which read averages see the new one.
 
     Raises:
         CheckpointError: it can't be read, or lacks one of them in this shape.
@@ -78,15 +80,17 @@ def save_over(original: Path, state: Mapping[str, Tensor], folder: Path) -> None
     if original.parent.resolve() == folder.resolve():
         raise ValueError(f"{original} would be overwritten; export to another folder")
     content = read_raw(original)
-    held = unwrap(content, original)
+    held = unwrap(content, original, averages=True)
     for key, value in state.items():
         if key not in held or held[key].shape != value.shape:
             found = tuple(held[key].shape) if key in held else "absent"
             raise CheckpointError(f"{original}: {key} is {found}, {tuple(value.shape)} in the model; is it another's?")
-    held |= {key: value.to(held[key].dtype) for key, value in cloned(state).items()}
-    if original.suffix == ".safetensors":
+    new = cloned(state)
+    new |= {average: value for key, value in new.items() if (average := average_of(key)) in held}
+    held |= {key: value.to(held[key].dtype) for key, value in new.items()}
+    if is_safetensors(original):
         folder.mkdir(parents=True, exist_ok=True)
         save_file(held, folder / original.name, metadata={"format": "pt"})
     else:
         wrapped = isinstance(content, dict) and "state_dict" in content
-        save_pickled(content | {"state_dict": held} if wrapped else held, folder / original.name)
+        save_pickled(without_left_out(content) | {"state_dict": held} if wrapped else held, folder / original.name)

@@ -8,13 +8,14 @@ from pathlib import Path
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
-from restoration.checkpoints import empty, load_strict
+from restoration.checkpoints import about, empty, load_strict
 from restoration.ldm_layout import (
     Layout,
     controlnet_layout,
     unet_layout,
     vae_layout,
 )
+from restoration.state_dicts import within
 
 SD_SCALING_FACTOR = 0.18215
 
@@ -59,8 +60,10 @@ def empty_vae(layout: Layout, scaling_factor: float = SD_SCALING_FACTOR) -> Auto
 def unet_from_released(
     state: Mapping[str, Tensor], file: Path | str, *, head_channels: int | None = 64, heads: int | None = None
 ) -> UNet2DConditionModel:
-    """UNet of a Latent Diffusion checkpoint, prefix removed; arguments as `unet_layout`. Raises CheckpointError."""
-    layout = unet_layout(_shapes(state), head_channels=head_channels, heads=heads)
+    """UNet of a Latent Diffusion checkpoint, without its prefix; arguments as `unet_layout`. Raises CheckpointError."""
+    state = within(state, ["out.2.weight"], file, "a UNet of the Latent Diffusion layout")
+    with about(file):
+        layout = unet_layout(_shapes(state), head_channels=head_channels, heads=heads)
     network = empty_unet(layout)
     _filled(network, layout, state, file)
     return network
@@ -70,7 +73,9 @@ def controlnet_from_released(
     state: Mapping[str, Tensor], file: Path | str, *, head_channels: int | None = 64, heads: int | None = None
 ) -> ControlNetModel:
     """DiffBIR's ControlNet; arguments as `unet_layout`. Raises CheckpointError."""
-    layout = controlnet_layout(_shapes(state), head_channels=head_channels, heads=heads)
+    state = within(state, ["zero_convs.0.0.weight"], file, "a ControlNet of the Latent Diffusion layout")
+    with about(file):
+        layout = controlnet_layout(_shapes(state), head_channels=head_channels, heads=heads)
     network = empty_controlnet(layout)
     _filled(network, layout, state, file)
     return network
@@ -79,8 +84,10 @@ def controlnet_from_released(
 def vae_from_released(
     state: Mapping[str, Tensor], file: Path | str, scaling_factor: float = SD_SCALING_FACTOR
 ) -> AutoencoderKL:
-    """Autoencoder of a Latent Diffusion checkpoint, prefix removed. Raises CheckpointError."""
-    layout = vae_layout(_shapes(state))
+    """Autoencoder of a Latent Diffusion checkpoint, without its prefix. Raises CheckpointError."""
+    state = within(state, ["encoder.conv_in.weight"], file, "an autoencoder of the Latent Diffusion layout")
+    with about(file):
+        layout = vae_layout(_shapes(state))
     network = empty_vae(layout, scaling_factor)
     _filled(network, layout, state, file)
     return network

@@ -13,8 +13,9 @@ from restoration.base_models.networks.fused_vae import FusedVAE
 from restoration.base_models.networks.spade import spade_unet
 from restoration.base_models.networks.stablesr_networks import StableSRPolicy
 from restoration.base_models.networks.structure import StructureEncoder
-from restoration.checkpoints import CheckpointError, Shapes, children, empty, load_strict
+from restoration.checkpoints import CheckpointError, Shapes, about, children, empty, load_strict
 from restoration.ldm_layout import RESNET, UNET_PREFIX, Layout, part, unet_layout, vae_layout
+from restoration.state_dicts import within
 
 STRUCTURE_PREFIX = "structcond_stage_model."
 LOSS_PREFIX = "loss."
@@ -51,8 +52,9 @@ def spade_unet_from_released(
 ) -> UNet2DConditionModel:
     """UNet with SPADE, prefix removed; arguments as `unet_layout`. Raises CheckpointError."""
     shapes = _shapes(state)
-    layout = spade_unet_layout(shapes, head_channels=head_channels, heads=heads)
-    hidden, features = _shape(shapes, "middle_block.0.spade.mlp_shared.0.weight")[:2]
+    with about(file):
+        layout = spade_unet_layout(shapes, head_channels=head_channels, heads=heads)
+        hidden, features = _shape(shapes, "middle_block.0.spade.mlp_shared.0.weight")[:2]
     unet = empty(lambda: spade_unet(layout.config, features, hidden))
     load_strict(unet, layout.convert(state), file, shown=layout.released)
     return unet.eval()
@@ -80,7 +82,8 @@ def structure_encoder_from_released(
     Raises:
         CheckpointError: keys are missing or unexpected, shapes differ, heads don't divide the widths.
     """
-    layout = structure_layout(_shapes(state), heads)
+    with about(file):
+        layout = structure_layout(_shapes(state), heads)
     encoder = empty(lambda: StructureEncoder(**layout.config))
     converted = {layout.rename(k): v for k, v in _split_attentions(state, heads).items()}
     load_strict(encoder, converted, file, shown=layout.released)
@@ -148,9 +151,11 @@ def fused_vae_from_released(state: Mapping[str, Tensor], file: Path | str) -> Fu
     Raises:
         CheckpointError: no fusion in the file, other keys are missing or unexpected, shapes differ.
     """
+    state = within(state, ["encoder.conv_in.weight"], file, "the CFW autoencoder")
     used = {k: v for k, v in state.items() if not k.startswith(LOSS_PREFIX)}
     shapes = _shapes(used)
-    layout, fusions = fused_vae_layout(shapes)
+    with about(file):
+        layout, fusions = fused_vae_layout(shapes)
     if not fusions:
         raise CheckpointError(f"{file}: decoder.fusion_layer_* is missing; is this the CFW autoencoder?")
     dense = f"{fusions[0]}.encode_enc_2"

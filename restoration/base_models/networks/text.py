@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from restoration.checkpoints import CheckpointError, empty, load_strict
+from restoration.checkpoints import CheckpointError, about, check_fetched, empty, load_strict
 
 TEXT_PREFIX = "cond_stage_model.model."
 START_TOKEN, END_TOKEN, PAD_TOKEN = 49406, 49407, 0
@@ -125,7 +125,8 @@ def from_released(
     state: Mapping[str, Tensor], file: Path | str, *, heads: int | None = None, skip_last: int = 1
 ) -> TextEncoder:
     """The encoder in a released state dict (prefix removed); arguments and errors as `config_from_shapes`."""
-    config = config_from_shapes({k: v.shape for k, v in state.items()}, heads=heads, skip_last=skip_last)
+    with about(file):
+        config = config_from_shapes({k: v.shape for k, v in state.items()}, heads=heads, skip_last=skip_last)
     encoder = empty(lambda: TextEncoder(config))
     load_strict(encoder, {k: state[k] for k in used_keys(list(state), config)}, file)
     return encoder.eval()
@@ -139,6 +140,7 @@ def tokenize(prompt: str, context_length: int, tokenizer: Path | None) -> Tensor
 
     Raises:
         ValueError: a prompt without a tokenizer.
+        CheckpointError: a file of the tokenizer was not downloaded.
     """
     if not prompt:
         ids: list[int] = []
@@ -150,6 +152,8 @@ def tokenize(prompt: str, context_length: int, tokenizer: Path | None) -> Tensor
     else:
         from transformers import CLIPTokenizer
 
+        if Path(tokenizer).is_dir():
+            check_fetched(Path(tokenizer))
         ids = CLIPTokenizer.from_pretrained(str(tokenizer), local_files_only=True)(prompt, add_special_tokens=False)[
             "input_ids"
         ]
