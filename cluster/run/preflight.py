@@ -14,7 +14,7 @@ from cluster.run.checks.findings import Checked, Finding, told
 from cluster.run.checks.idle_keys import idle_keys
 from cluster.run.checks.memory import evaluation, store
 from cluster.run.checks.model import Facts, chain, conditions, facts_of, idle_keys_of_sampler
-from cluster.run.checks.pictures import Pictures, crops, embeddings
+from cluster.run.checks.pictures import Pictures, crops, damaged, embeddings
 from cluster.run.checks.roles import feeding, placement, precision
 from cluster.run.flow import flow, rolled_sizes
 from cluster.run.machine import Machine, this_machine
@@ -36,8 +36,8 @@ def before_start(
         ConfigError: with all problems.
     """
     found = examine(config, Pictures.of(train, heldout), facts_of(config), machine or this_machine())
-    if found.problems:
-        raise ConfigError(found.problems)
+    if problems := (*found.problems, *damaged(config, heldout)):
+        raise ConfigError(problems)
     return list(found.warnings)
 
 

@@ -11,6 +11,8 @@ from cluster.config.tree import Problem
 from cluster.run.checks.model import Facts
 from cluster.run.flow import Size, rolled_sizes
 from restoration.datasets.paired import PairedFolder
+from restoration.evaluate import evenly
+from restoration.image_ends import undecodable
 from restoration.image_files import find_named
 
 
@@ -78,3 +80,10 @@ def embeddings(config: RunConfig, image_ids: Sequence[str]) -> Iterator[Problem]
 
 def _wh(size: Size) -> str:
     return f"{size[1]}x{size[0]}"
+
+
+def damaged(config: RunConfig, heldout: PairedFolder) -> Iterator[Problem]:
+    """Pictures that would be evaluated and can't be decoded. Of those to train on a run leaves out what can't."""
+    chosen = evenly(heldout.pairs, config.evaluation.limit)
+    for error in undecodable(path for pair in chosen for path in (pair.lq_path, pair.gt_path)):
+        yield Problem("data.heldout", str(error), "mend the file or take its pair out")

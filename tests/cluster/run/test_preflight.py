@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -59,3 +60,19 @@ def test_a_folder_that_is_no_model_is_told_beside_the_other_problems(pairs: Pair
         before_start(config_of("model=/nowhere", "reward.scorer=nima"), pairs, pairs, Machine())
     assert [p.key for p in caught.value.problems] == ["reward.scorer", "model"]
     assert "/nowhere is not a folder; give the folder that holds restorl_model.json" in str(caught.value)
+
+
+def test_a_held_out_picture_that_is_damaged_in_its_middle_is_told_before_the_start(tmp_path: Path) -> None:
+    for kind in ("input", "target"):
+        (tmp_path / "train" / kind).mkdir(parents=True)
+        noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+        Image.fromarray(noise).save(tmp_path / "train" / kind / "a.png")
+    broken = tmp_path / "train" / "target" / "a.png"
+    content = bytearray(broken.read_bytes())
+    content[len(content) // 2] ^= 255
+    broken.write_bytes(content)
+    heldout = discover(tmp_path, "train")  # headers and ends are right
+    with pytest.raises(ConfigError) as caught:
+        before_start(config_of("model=models/demo", "rollout.crop=40"), heldout, heldout, Machine())
+    (problem,) = caught.value.problems
+    assert problem.key == "data.heldout" and str(broken) in str(problem)
