@@ -3,7 +3,8 @@ from __future__ import annotations
 import multiprocessing
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -12,6 +13,7 @@ import torch
 from tests.conftest import OpenStream
 from tests.trajectories.records import assert_same, make_record
 from tests.trajectories.test_schema import with_metadata
+from trajectories import payloads
 from trajectories.consumer import Entry
 from trajectories.errors import BackPressureTimeout, RecordTooLarge, SchemaError, StaleEpoch
 from trajectories.schema import Summary, Trajectories, encode, encode_summary
@@ -512,13 +514,22 @@ def test_two_publishing_processes_and_two_consumers_lose_and_repeat_nothing(
     assert report.ok and report.consumed == 60 and report.pending == 0
 
 
-def test_many_records_are_fetched_in_parts_and_complete(
+def test_many_records_are_fetched_in_parts_of_bounded_bytes_and_complete(
     open_stream: OpenStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trajectories.payloads.FETCH_BYTES", 2 * SIZE + 100)
+    parts: list[int] = []
+    pipelined = payloads._pipelined
+
+    def counted(r: Any, command: str, names: Sequence[str]) -> list[Any]:
+        parts.extend([len(names)] if command == "GET" else [])
+        return pipelined(r, command, names)
+
+    monkeypatch.setattr(payloads, "FETCH_BYTES", 2 * SIZE + 100)
+    monkeypatch.setattr(payloads, "_pipelined", counted)
     stream = open_stream()
     publish(stream, *"abcdefg")
     assert [record.meta.group_id for record in fetch(stream, *"gfedcba")] == list("gfedcba")
+    assert parts == [2, 2, 2, 1]
 
 
 def test_reading_moves_no_payload(open_stream: OpenStream) -> None:
