@@ -30,10 +30,13 @@ from torch.overrides import TorchFunctionMode
 
 from restoration.tiling import Pieces
 
-Pool = Callable[[Tensor], Tensor]
-"""Of what pieces say, [B, pieces, ...], what a picture says, [B, ...]."""
+Part = Callable[[Tensor], Tensor]
+"""Cuts the places [..., h, w] that count out of what a network sees."""
 
-MARGIN = 8  # an eighth of a piece at each of its edges, which lacks context, counts for nothing
+Pool = Callable[[Tensor, Tensor], Tensor]
+"""Of what parts say, [B, parts, ...], and their weights, float32 [parts], what a picture says, [B, ...]."""
+
+MARGIN = 8  # at each edge of a piece an eighth of it lacks context
 
 
 class Statistics:
@@ -47,24 +50,20 @@ class Statistics:
         self.attention = attention
         self.pooled: list[Tensor] = []
         self.coverage = 1.0  # of the picture by the last sample
-        self._said: list[Tensor] = []  # by all pieces so far, [B, pieces, ...]
+        self._said: dict[int, tuple[Tensor, Tensor]] = {}  # by all parts so far, [B, parts, ...], and weights
 
-    def add(self, index: int, said: Tensor, pool: Pool) -> Tensor:
-        """Pool what further pieces say, [B, pieces, ...], with what others have said of the same statistic."""
-        if index == len(self.pooled):
-            self._said.append(said)
-            self.pooled.append(pool(said))
-        else:
-            self._said[index] = torch.cat([self._said[index], said], 1)
-            self.pooled[index] = pool(self._said[index])
-        return self.pooled[index]
+    def add(self, index: int, said: Tensor, weights: Tensor, pool: Pool) -> Tensor:
+        """Pool what further parts say, [B, parts, ...], with what others have said of the same statistic."""
+        if index in self._said:
+            before, their_weights = self._said[index]
+            said, weights = torch.cat([before, said], 1), torch.cat([their_weights, weights])
+        self._said[index] = said, weights
+        return self.set(index, pool(said, weights / weights.sum()))
 
-    def replace(self, index: int, value: Tensor) -> None:
-        """Take `value`, [B, ...], of the last sample in the place of an earlier one's."""
-        if index == len(self.pooled):
-            self._said.append(value)
-            self.pooled.append(value)
-        self.pooled[index] = value
+    def set(self, index: int, value: Tensor) -> Tensor:
+        """`value`, [B, ...], is what tiles are given, in the place of what an earlier sample may have said."""
+        self.pooled[index : index + 1] = [value]
+        return value
 
 
 class _Context(TorchFunctionMode):
@@ -78,7 +77,7 @@ class _Context(TorchFunctionMode):
         self.asked += 1
         return self.asked - 1
 
-    def over(self, said: Callable[[Callable[[Tensor], Tensor]], Tensor], pool: Pool) -> Tensor:
+    def over(self, said: Callable[[Part], Tensor], pool: Pool) -> Tensor:
         raise NotImplementedError
 
     def beyond(self, tokens: Tensor) -> tuple[Tensor, float] | None:
@@ -98,11 +97,23 @@ class _Sampling(_Context):
         self.pieces = pieces
         statistics.coverage = pieces.coverage
 
-    def over(self, said: Callable[[Callable[[Tensor], Tensor]], Tensor], pool: Pool) -> Tensor:
-        return self.statistics.add(self.next(), said(self._inner).unflatten(0, (-1, self.rows)), pool)
+    def over(self, said: Callable[[Part], Tensor], pool: Pool) -> Tensor:
+        both = [said(part).unflatten(0, (-1, self.rows)) for part in (self._inner, lambda x: x)]
+        edges = self.edges()
+        weights = both[0].new_tensor([1 - edges, edges], dtype=torch.float32).repeat_interleave(self.rows)
+        return self.statistics.add(self.next(), torch.cat(both, 1), weights, pool)
 
     def beyond(self, tokens: Tensor) -> None:
-        self.statistics.replace(self.next(), tokens)
+        self.statistics.set(self.next(), tokens)
+
+    def edges(self) -> float:
+        """Weight of whole pieces beside their inner parts, with which edges weigh as much as in the picture."""
+        piece = self.pieces.height, self.pieces.width
+
+        def share(sides: tuple[int, int]) -> float:
+            return 1 - math.prod(1 - 2 / MARGIN * side / of for side, of in zip(piece, sides, strict=True))
+
+        return share(self.pieces.picture) / share(piece)
 
     def _inner(self, x: Tensor) -> Tensor:
         if x.ndim == 3:  # places one after the other
@@ -117,7 +128,7 @@ class _Given(_Context):
     def __init__(self, statistics: Statistics) -> None:
         super().__init__(statistics, 1)
 
-    def over(self, said: Callable[[Callable[[Tensor], Tensor]], Tensor], pool: Pool) -> Tensor:
+    def over(self, said: Callable[[Part], Tensor], pool: Pool) -> Tensor:
         return self._next()
 
     def beyond(self, tokens: Tensor) -> tuple[Tensor, float]:
@@ -154,7 +165,7 @@ def told_size(height: int, width: int) -> tuple[int, int]:
     return height * pieces.tile[0] // pieces.height, width * pieces.tile[1] // pieces.width
 
 
-def over_picture(said: Callable[[Callable[[Tensor], Tensor]], Tensor], pool: Pool) -> Tensor:
+def over_picture(said: Callable[[Part], Tensor], pool: Pool) -> Tensor:
     """A statistic of whole pictures, for each row of a batch of their parts; only where `shared`.
 
     Args:
@@ -217,19 +228,19 @@ def given(statistics: Statistics | None) -> AbstractContextManager[None]:
     return nullcontext() if statistics is None else _entered(_Given(statistics))
 
 
-def mean(said: Tensor) -> Tensor:
-    return said.mean(1)
+def mean(said: Tensor, weights: Tensor) -> Tensor:
+    return torch.tensordot(said, weights, ([1], [0]))
 
 
-def largest(said: Tensor) -> Tensor:
+def largest(said: Tensor, weights: Tensor) -> Tensor:
     return said.amax(1)
 
 
-def _moments(said: Tensor) -> Tensor:
-    """Means and variances of pieces, [B, pieces, ..., 2], as those of their union."""
-    mean, variance = said.unbind(-1)
-    between, of_all = torch.var_mean(mean, 1, correction=0)
-    return torch.stack([of_all, variance.mean(1) + between], -1)
+def _moments(said: Tensor, weights: Tensor) -> Tensor:
+    """Means and variances of parts, [B, parts, ..., 2], as those of their union."""
+    of_all = mean(said, weights)
+    between = mean((said[..., 0] - of_all[:, None, ..., 0]).square(), weights)
+    return torch.stack([of_all[..., 0], of_all[..., 1] + between], -1)
 
 
 def _group_norm(
@@ -237,8 +248,8 @@ def _group_norm(
 ) -> Tensor:
     """`F.group_norm` with mean and variance of whole pictures; these are float32 whatever `x` is."""
 
-    def said(inner: Callable[[Tensor], Tensor]) -> Tensor:
-        groups = inner(x).float().unflatten(1, (num_groups, -1))
+    def said(part: Part) -> Tensor:
+        groups = part(x).float().unflatten(1, (num_groups, -1))
         variance, mean = torch.var_mean(groups, tuple(range(2, groups.ndim)), correction=0)
         return torch.stack([mean, variance], -1)
 

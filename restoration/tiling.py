@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 
 import torch
 from torch import Tensor
 
-SAMPLED, SAMPLES = 0.25, 4
+SAMPLED, SAMPLES = 1 / 16, 4
 
 
 @dataclass(frozen=True)
@@ -71,22 +71,31 @@ class Pieces:
     """A sample of a picture: pieces of `height` x `width` cells at `corners` (top, left).
 
     Attributes:
-        coverage: how much of the picture they are, from 0 to 1.
-        tile: height and width of the picture's tiles, of which a piece is a part.
+        tile: height and width of the picture's tiles; picture: its own.
     """
 
     height: int
     width: int
     corners: list[tuple[int, int]]
-    coverage: float
     tile: tuple[int, int]
+    picture: tuple[int, int]
 
     def shrunk(self, factor: int) -> Pieces:
         """The same pieces in cells `factor` times as large. All sides and places must be multiples of it."""
         corners = [(top // factor, left // factor) for top, left in self.corners]
-        height, width = self.height // factor, self.width // factor
-        tile = self.tile[0] // factor, self.tile[1] // factor
-        return replace(self, height=height, width=width, corners=corners, tile=tile)
+        (tile_height, tile_width), (height, width) = self.tile, self.picture
+        return Pieces(
+            self.height // factor,
+            self.width // factor,
+            corners,
+            (tile_height // factor, tile_width // factor),
+            (height // factor, width // factor),
+        )
+
+    @property
+    def coverage(self) -> float:
+        """How much of the picture they are, from 0 to 1."""
+        return len(self.corners) * self.height * self.width / math.prod(self.picture)
 
     def cut(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B * pieces, C, height, width], the pieces of a picture one after the other."""
@@ -150,8 +159,8 @@ class Grid:
     def samples(self, multiple: int) -> list[Pieces]:
         """Pieces that are spread evenly over the picture, at multiples; each sample has at most a tile's pixels.
 
-        Empty for a single tile. As many samples as make up `SAMPLED` of the picture, at most `SAMPLES`: pieces of half
-        a tile's side, larger ones would be few and smaller ones mostly edge.
+        Empty for a single tile; else one, or as many as make up `SAMPLED` of the picture, at most `SAMPLES`. Pieces are
+        half a tile long: larger ones would be few, and smaller ones mostly edge.
         """
         if len(self.corners) == 1:
             return []
@@ -165,7 +174,7 @@ class Grid:
         down, across = _centred(self.height, height, rows, multiple), _centred(self.width, width, columns, multiple)
         corners = list(product(down, across))
         parts = [corners[i::samples] for i in range(min(samples, len(corners)))]
-        return [Pieces(height, width, part, len(part) * share / each, tile) for part in parts]
+        return [Pieces(height, width, part, tile, (self.height, self.width)) for part in parts]
 
     def map(self, f: Callable[[Tensor, int], Tensor], x: Tensor) -> Tensor:
         """What `f` makes of each tile and its number, blended: weights are the tiles' windows, over their sum.

@@ -91,7 +91,7 @@ class ChannelAttention(nn.Module):
         qkv = self.qkv_dwconv(self.qkv(x)).reshape(b, 3, self.heads, c // self.heads, h, w)
         q, k, v = qkv.flatten(-2).unbind(1)
         if shared():
-            similarity = _cosines(over_picture(lambda inner: _products(inner(qkv)), mean)).to(q.dtype)
+            similarity = _cosines(over_picture(lambda part: _products(part(qkv)), mean)).to(q.dtype)
         else:
             similarity = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-1, -2)
         mixed = (similarity * self.temperature).softmax(-1) @ v

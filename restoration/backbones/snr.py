@@ -66,7 +66,7 @@ def snr_map(image: Tensor) -> Tensor:
     """`snr_ratio` over its maximum in each image; float32 [B, 3, H, W] in [0, 1] -> [B, 1, H, W] in [0, 1]."""
     ratio = snr_ratio(image, box_blur(image))
     if shared():
-        peak = over_picture(lambda inner: inner(ratio).amax((1, 2, 3), keepdim=True), largest)
+        peak = over_picture(lambda part: part(ratio).amax((1, 2, 3), keepdim=True), largest)
     else:
         peak = ratio.amax((1, 2, 3), keepdim=True)
     return (ratio / (peak + 1e-4)).clamp(0, 1)

@@ -14,16 +14,13 @@ from restoration.statistics import Statistics, given, sampling, shared
 from restoration.tiling import Grid, Pieces
 
 SIDE = 64
-# half a tile's side; with a margin of an eighth around each
-QUARTERS = Pieces(32, 32, [(0, 0), (0, 32), (32, 0), (32, 32)], 1.0, (SIDE, SIDE))
+# Half a tile's side each. Their outer 4 pixels are 28 of 64 parts; such a margin of the picture is 15 of 64.
+EDGE, INNER = 15 / 28, 49 / 36
+QUARTERS = Pieces(32, 32, [(0, 0), (0, 32), (32, 0), (32, 32)], (SIDE, SIDE), (SIDE, SIDE))
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def inner(pieces: Tensor) -> Tensor:
-    return pieces[..., 4:-4, 4:-4]
 
 
 def sampled(network: nn.Module, picture: Tensor, pieces: Pieces = QUARTERS, attention: bool = False) -> Statistics:
@@ -33,7 +30,7 @@ def sampled(network: nn.Module, picture: Tensor, pieces: Pieces = QUARTERS, atte
     return statistics
 
 
-def test_a_group_norm_in_a_tile_takes_mean_and_variance_of_the_inner_parts_of_all_pieces_of_its_own_picture() -> None:
+def test_a_group_norm_in_a_tile_takes_mean_and_variance_of_its_picture_s_pieces_with_edges_as_in_the_picture() -> None:
     torch.manual_seed(0)
     norm = nn.GroupNorm(2, 6)
     nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
@@ -42,8 +39,11 @@ def test_a_group_norm_in_a_tile_takes_mean_and_variance_of_the_inner_parts_of_al
     with torch.no_grad(), given(statistics):
         found = norm(tile)
     for i, picture in enumerate(pictures):
-        seen = inner(QUARTERS.cut(picture[None])).transpose(0, 1).reshape(2, -1)
-        variance, mean = torch.var_mean(seen, 1, correction=0)
+        pieces = QUARTERS.cut(picture[None]).transpose(0, 1).unflatten(0, (2, 3))
+        weights = torch.full((SIDE // 2, SIDE // 2), EDGE)
+        weights[4:-4, 4:-4] = INNER
+        mean = (pieces * weights).mean((1, 2, 3, 4))
+        variance = ((pieces - mean[:, None, None, None, None]).square() * weights).mean((1, 2, 3, 4))
         wanted = (tile[i] - mean.repeat_interleave(3)[:, None, None]) / (variance + norm.eps).sqrt().repeat_interleave(
             3
         )[:, None, None] * norm.weight[:, None, None] + norm.bias[:, None, None]
@@ -67,7 +67,7 @@ def test_each_layer_of_a_sample_sees_what_the_shared_statistics_before_have_made
 
 def test_further_samples_add_to_those_before() -> None:
     norm, picture = nn.GroupNorm(1, 2), noise(1, 2, SIDE, SIDE)
-    halves = [Pieces(32, 32, QUARTERS.corners[i : i + 2], 0.5, (SIDE, SIDE)) for i in (0, 2)]
+    halves = [Pieces(32, 32, QUARTERS.corners[i : i + 2], (SIDE, SIDE), (SIDE, SIDE)) for i in (0, 2)]
     statistics = Statistics()
     for half in halves:
         with torch.no_grad(), sampling(statistics, half):
@@ -131,7 +131,7 @@ def test_patches_without_a_signal_attend_to_those_of_the_whole_picture_that_have
     network = PatchTransformer(16, SNRConfig(channels=1, layers=2, heads=2, key_width=8, hidden=16))
     tokens, seen = noise(4, 6, 16), torch.zeros(4, 6, dtype=torch.bool)
     seen[3] = True
-    pieces = Pieces(8, 8, QUARTERS.corners, 1.0, (16, 16))
+    pieces = Pieces(8, 8, QUARTERS.corners, (16, 16), (16, 16))
     statistics = Statistics()
     with torch.no_grad():
         whole = network(tokens.flatten(0, 1)[None], seen.flatten()[None])[0].unflatten(0, (4, 6))
@@ -164,7 +164,7 @@ def test_a_network_that_asks_for_other_statistics_than_its_sample_is_refused() -
 
 
 def test_a_network_that_is_told_the_size_is_told_the_tiles_for_a_piece() -> None:
-    pieces = Pieces(4, 4, [(0, 0)], 0.1, (8, 12))  # in latent cells, say
+    pieces = Pieces(4, 4, [(0, 0)], (8, 12), (40, 40))  # in latent cells, say
     with sampling(Statistics(), pieces):
         assert time_ids(torch.zeros(1, 3, 32, 32)).tolist() == [[64, 96, 0, 0, 64, 96]]
     assert time_ids(torch.zeros(1, 3, 32, 32)).tolist() == [[32, 32, 0, 0, 32, 32]]
@@ -172,7 +172,7 @@ def test_a_network_that_is_told_the_size_is_told_the_tiles_for_a_piece() -> None
 
 @pytest.mark.parametrize(
     ("size", "tile", "multiple", "samples", "each"),
-    [((400, 640), 192, 8, 2, 4), ((4096, 4096), 512, 64, 4, 4), ((128, 256), 64, 64, 2, 1), ((64, 640), 192, 8, 1, 2)],
+    [((400, 640), 192, 8, 1, 4), ((4096, 4096), 512, 64, 4, 4), ((128, 256), 64, 64, 1, 1), ((64, 640), 192, 8, 1, 2)],
 )
 def test_samples_lie_within_the_picture_spread_over_it_and_are_no_larger_than_a_tile(
     size: tuple[int, int], tile: int, multiple: int, samples: int, each: int
