@@ -6,6 +6,7 @@ does not hold for it, and a picture that takes much of the free memory is told i
 
 from __future__ import annotations
 
+import os
 import struct
 import threading
 import warnings
@@ -137,6 +138,8 @@ def _named(path: Path, error: Exception) -> ImageError:
         return ImageError(f"{path}: can't be read: there is not enough memory; cut it into parts")
     if isinstance(error, Image.UnidentifiedImageError):
         return ImageError(f"{path}: {_unidentified(path)}")
+    if path.is_symlink() and not path.exists():
+        return ImageError(f"{path}: can't be read: a link to {os.readlink(path)}, which is not there")
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return ImageError(f"{path}: can't be read: {reason}")
 

@@ -18,7 +18,8 @@ from restoration.base_models.interface import BaseModel, Condition, SamplerSetti
 from restoration.colour import match_colour
 from restoration.image_files import IMAGE_SUFFIXES, UNREAD_SUFFIXES, image_name, list_images, normal
 from restoration.images import ImageError, crop_back, pad_to_multiple, read_with_alpha, write_image
-from restoration.tiling import Grid, Tiling
+from restoration.statistics import Statistics, given, sampling
+from restoration.tiling import Grid, Pieces, Tiling
 from restoration.transfer import to_device
 from restoration.transition import Step, transition
 from restoration.trouble import EXPECTED, free_memory, is_memory, told
@@ -98,20 +99,45 @@ def sample(
         raise ValueError(f"sample: {len(generator)} generators for {len(lq)} images")
     place = lq.device if device is None else torch.device(device)
     pixels = Grid.of(height, width, tiling, model.size_multiple)
-    conditions: list[Condition] = []
+    conditions: list[Condition] = []  # of the tiles
+    samples = pixels.samples(model.size_multiple)
+    sampled: list[Condition] = []
+
+    def of_whole(run: Callable[[Pieces, int], object], attention: bool = False) -> Statistics | None:
+        """What networks say of the picture's samples in `run`; None where there is a single tile."""
+        statistics = Statistics(attention)
+        for i, pieces in enumerate(samples):
+            with sampling(statistics, pieces):
+                run(pieces, i)
+        return statistics if samples else None
+
+    def condition_of(images: Tensor, pieces: int = 1) -> Condition:
+        ids = [image_id for image_id in image_ids for _ in range(pieces)]
+        return model.condition(images.to(place), ids).map(lambda v: v.to(lq.device))
 
     def cleaned(tile: Tensor, _: int) -> Tensor:
-        condition = model.condition(tile.to(place), image_ids)
-        conditions.append(condition.map(lambda v: v.to(lq.device)))
-        return condition.clean
+        with given(statistics):
+            conditions.append(condition_of(tile))
+        return conditions[-1].clean
 
+    statistics = of_whole(lambda p, _: sampled.append(condition_of(p.cut(lq), len(p.corners))), attention=True)
     clean = pixels.map(cleaned, lq)
     of_first = conditions[0].latent
-    latents = pixels.shrunk(conditions[0].clean.shape[-1] // of_first.shape[-1])
+    factor = conditions[0].clean.shape[-1] // of_first.shape[-1]
+    latents = pixels.shrunk(factor)
     shape = torch.Size((*of_first.shape[:2], latents.height, latents.width))
 
-    def in_tiles(f: Callable[[Tensor, Condition], Tensor], x: Tensor) -> Tensor:
-        return latents.map(lambda tile, i: f(tile.to(place), conditions[i].map(lambda v: v.to(place))), x)
+    def in_tiles(f: Callable[[Tensor, Condition], Tensor], x: Tensor, attention: bool = False) -> Tensor:
+        def there(part: Tensor, condition: Condition) -> Tensor:
+            return f(part.to(place), condition.map(lambda v: v.to(place)))
+
+        statistics = of_whole(lambda p, i: there(p.shrunk(factor).cut(x), sampled[i]), attention)
+
+        def on_tile(tile: Tensor, i: int) -> Tensor:
+            with given(statistics):
+                return there(tile, conditions[i])
+
+        return latents.map(on_tile, x)
 
     x_t = in_tiles(lambda noise, condition: model.start(condition, noise), _noise(shape, generator, lq.device))
     steps = model.schedule(sampler).steps
@@ -120,7 +146,7 @@ def sample(
         noisy = step.is_decision and step is not steps[-1]  # noise that nothing removes only explores
         noise = _noise(shape, generator, lq.device) if noisy else torch.zeros_like(x_t)
         x_t = transition(step, output, x_t, noise=noise).action
-    return match_colour(in_tiles(model.decode, x_t), clean, sampler.colour_fix).clamp(0, 1)
+    return match_colour(in_tiles(model.decode, x_t, attention=True), clean, sampler.colour_fix).clamp(0, 1)
 
 
 def restore(

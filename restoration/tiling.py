@@ -11,6 +11,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
+SAMPLED, SAMPLES = 1 / 16, 4
+
 
 @dataclass(frozen=True)
 class Tiling:
@@ -65,6 +67,60 @@ def window(length: int, overlap: float, first: bool, last: bool) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Pieces:
+    """A sample of a picture: pieces of `height` x `width` cells at `corners` (top, left).
+
+    Attributes:
+        tile: height and width of the picture's tiles; picture: its own.
+    """
+
+    height: int
+    width: int
+    corners: list[tuple[int, int]]
+    tile: tuple[int, int]
+    picture: tuple[int, int]
+
+    def shrunk(self, factor: int) -> Pieces:
+        """The same pieces in cells `factor` times as large. All sides and places must be multiples of it."""
+        corners = [(top // factor, left // factor) for top, left in self.corners]
+        (tile_height, tile_width), (height, width) = self.tile, self.picture
+        return Pieces(
+            self.height // factor,
+            self.width // factor,
+            corners,
+            (tile_height // factor, tile_width // factor),
+            (height // factor, width // factor),
+        )
+
+    @property
+    def coverage(self) -> float:
+        """How much of the picture they are, from 0 to 1."""
+        return len(self.corners) * self.height * self.width / math.prod(self.picture)
+
+    def cut(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B * pieces, C, height, width], the pieces of a picture one after the other."""
+        pieces = [x[..., top : top + self.height, left : left + self.width] for top, left in self.corners]
+        return torch.stack(pieces, 1).flatten(0, 1)
+
+
+def _strata(height: int, width: int, count: int) -> tuple[int, int]:
+    """Rows and columns that cut height x width into at most `count` parts, many of them and near to squares."""
+
+    def cost(rows: int) -> float:
+        columns = count // rows
+        return abs(math.log(height / rows * columns / width)) + 2 * math.log(count / (rows * columns))
+
+    rows = min(range(1, count + 1), key=cost)
+    return rows, count // rows
+
+
+def _centred(length: int, piece: int, count: int, multiple: int) -> list[int]:
+    """Where pieces in the middle of `count` equal parts of a line begin, rounded to multiples."""
+    middles = ((i + 0.5) * length / count - piece / 2 for i in range(count))
+    return [min(max(round(m / multiple) * multiple, 0), length - piece) for m in middles]
+
+
+@dataclass(frozen=True)
 class Grid:
     """The tiles of a picture of `height` x `width` cells; `tile` and `overlap` in cells, too."""
 
@@ -99,6 +155,26 @@ class Grid:
         """(top, left) of each tile, row by row."""
         down, across = (positions(length, self.tile, self.overlap) for length in (self.height, self.width))
         return list(product(down, across))
+
+    def samples(self, multiple: int) -> list[Pieces]:
+        """Pieces that are spread evenly over the picture, at multiples; each sample has at most a tile's pixels.
+
+        Empty for a single tile; else one, or as many as make up `SAMPLED` of the picture, at most `SAMPLES`. Pieces are
+        half a tile long: larger ones would be few, and smaller ones mostly edge.
+        """
+        if len(self.corners) == 1:
+            return []
+        tile = min(self.tile, self.height), min(self.tile, self.width)
+        side = max(self.tile // 2 // multiple, 1) * multiple
+        height, width = min(side, self.height), min(side, self.width)
+        each = tile[0] * tile[1] // (height * width)
+        share = each * height * width / (self.height * self.width)
+        samples = max(1, min(SAMPLES, round(SAMPLED / share)))
+        rows, columns = _strata(self.height, self.width, samples * each)
+        down, across = _centred(self.height, height, rows, multiple), _centred(self.width, width, columns, multiple)
+        corners = list(product(down, across))
+        parts = [corners[i::samples] for i in range(min(samples, len(corners)))]
+        return [Pieces(height, width, part, tile, (self.height, self.width)) for part in parts]
 
     def map(self, f: Callable[[Tensor, int], Tensor], x: Tensor) -> Tensor:
         """What `f` makes of each tile and its number, blended: weights are the tiles' windows, over their sum.

@@ -16,6 +16,7 @@ from cluster.run.checks.memory import evaluation, store
 from cluster.run.checks.model import Facts, chain, conditions, facts_of, idle_keys_of_sampler
 from cluster.run.checks.pictures import Pictures, crops, damaged, embeddings
 from cluster.run.checks.roles import feeding, placement, precision
+from cluster.run.checks.small_pictures import small_pictures
 from cluster.run.flow import flow, rolled_sizes
 from cluster.run.machine import Machine, this_machine
 from restoration.datasets.paired import PairedFolder
@@ -78,6 +79,8 @@ def of_sizes(config: RunConfig, facts: Facts, schedule: Schedule | None, picture
         moved = flow(config, rolled[-1], facts.vae_factor, facts.latent_channels, len(schedule.decisions))
         yield from store(config, moved)
     yield from evaluation(config, facts.size_multiple, pictures.heldout)
+    if pictures.ids:
+        yield from small_pictures(config, pictures.heldout, pictures.ids[len(pictures.train) :])
 
 
 def names(config: RunConfig) -> Iterator[Finding]:

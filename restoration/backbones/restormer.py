@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from restoration.checkpoints import Shapes, children
+from restoration.statistics import mean, over_picture, shared
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,27 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
-        q, k, v = self.qkv_dwconv(self.qkv(x)).reshape(b, 3, self.heads, c // self.heads, h * w).unbind(1)
-        similarity = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-1, -2)
+        qkv = self.qkv_dwconv(self.qkv(x)).reshape(b, 3, self.heads, c // self.heads, h, w)
+        q, k, v = qkv.flatten(-2).unbind(1)
+        if shared():
+            similarity = _cosines(over_picture(lambda part: _products(part(qkv)), mean)).to(q.dtype)
+        else:
+            similarity = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-1, -2)
         mixed = (similarity * self.temperature).softmax(-1) @ v
         return self.project_out(mixed.reshape(b, c, h, w))
+
+
+def _products(qkv: Tensor) -> Tensor:
+    """Means over the pixels of q k^T, q² and k², float32 [B, heads, c, c + 2], of [B, 3, heads, c, h, w]."""
+    q, k, _ = qkv.flatten(-2).float().unbind(1)
+    squares = (v.square().sum(-1, keepdim=True) for v in (q, k))
+    return torch.cat([q @ k.transpose(-1, -2), *squares], -1) / q.shape[-1]
+
+
+def _cosines(products: Tensor) -> Tensor:
+    """[B, heads, c, c] of `_products`."""
+    of_q, of_k = products[..., -2:].sqrt().unbind(-1)
+    return products[..., :-2] / (of_q[..., :, None] * of_k[..., None, :]).clamp_min(1e-12)
 
 
 class GatedFeedForward(nn.Module):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from restoration.checkpoints import Shapes, children
+from restoration.statistics import beyond, joined, largest, over_picture, parted, shared
 
 LUMA = (0.299, 0.587, 0.114)
 PATCH = 4  # side of a token, in features of a quarter of the image's resolution
@@ -64,7 +65,11 @@ def snr_ratio(image: Tensor, blurred: Tensor) -> Tensor:
 def snr_map(image: Tensor) -> Tensor:
     """`snr_ratio` over its maximum in each image; float32 [B, 3, H, W] in [0, 1] -> [B, 1, H, W] in [0, 1]."""
     ratio = snr_ratio(image, box_blur(image))
-    return (ratio / (ratio.amax((1, 2, 3), keepdim=True) + 1e-4)).clamp(0, 1)
+    if shared():
+        peak = over_picture(lambda part: part(ratio).amax((1, 2, 3), keepdim=True), largest)
+    else:
+        peak = ratio.amax((1, 2, 3), keepdim=True)
+    return (ratio / (peak + 1e-4)).clamp(0, 1)
 
 
 class ResidualBlock(nn.Module):
@@ -93,10 +98,32 @@ class _Attention(nn.Module):
             f(y).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for f, y in ((self.w_qs, normed), (self.w_ks, normed), (self.w_vs, normed))
         )
+        if shared():
+            return x + self.fc(_attended_beyond(q, k, v, seen).transpose(1, 2).flatten(2))
         scores = (q @ k.transpose(-1, -2)) / q.shape[-1] ** 0.5
         # not -inf: where no patch has a signal, all count alike
         weights = scores.masked_fill(~seen[:, None, None], -1e9).softmax(-1)
         return x + self.fc((weights @ v).transpose(1, 2).flatten(2))
+
+
+def _attended_beyond(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+    """Attention [B, heads, N, d] of a tile's patches to its own and to the sample's, each of which stands for many.
+
+    Args:
+        q, k, v: [B, heads, N, d] each; seen: bool [B, N].
+    """
+    flags = seen[:, None, :, None].expand(-1, k.shape[1], -1, 1).to(k.dtype)
+    sampled, counts = beyond(torch.cat([k, v, flags], -1)), flags.new_zeros(k.shape[-2])
+    if sampled is not None:
+        others, weight = sampled
+        k, v, flags = (
+            torch.cat(pair, -2)
+            for pair in zip((k, v, flags), others.split([k.shape[-1], v.shape[-1], 1], -1), strict=True)
+        )
+        counts = torch.cat([counts, counts.new_full(others.shape[-2:-1], weight)])
+    scores = (q @ k.transpose(-1, -2)) / q.shape[-1] ** 0.5
+    scores = scores.masked_fill(flags.transpose(-1, -2) == 0, -1e9) + counts
+    return scores.softmax(-1) @ v
 
 
 class _FeedForward(nn.Module):
@@ -128,9 +155,11 @@ class PatchTransformer(nn.Module):
         self.layer_stack = nn.ModuleList(_Layer(width, config) for _ in range(config.layers))
 
     def forward(self, tokens: Tensor, seen: Tensor) -> Tensor:
+        if shared():
+            tokens, seen = joined(tokens), joined(seen[..., None])[..., 0]
         for layer in self.layer_stack:
             tokens = layer(tokens, seen)
-        return tokens
+        return parted(tokens) if shared() else tokens
 
 
 class SNRAware(nn.Module):

@@ -36,6 +36,7 @@ from restoration.checkpoints import CheckpointError, empty, load_strict, read_js
 from restoration.file_kinds import first
 from restoration.ldm_layout import UNET_PREFIX, VAE_PREFIX, bare, part
 from restoration.precision import dtype_of
+from restoration.statistics import shared
 
 UNET, ENCODER, FUSED = "unet", "structure_encoder", "fused_vae"  # folders
 
@@ -249,7 +250,7 @@ def _scale(vae: AutoencoderKL) -> tuple[int, int]:
 
 def _runs(images: Tensor) -> tuple[Tensor, Tensor]:
     """The first of each run of equal images [B, ...], and which of them each image is, int64 [B]."""
-    if images.is_meta:  # without values all of them count as different
+    if images.is_meta or shared():  # without values, or as pieces of one picture, all of them count as different
         return images, torch.arange(len(images), device=images.device)
     begins = torch.ones(len(images), dtype=torch.bool, device=images.device)
     begins[1:] = (images[1:] != images[:-1]).flatten(1).any(1)

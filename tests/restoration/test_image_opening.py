@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,3 +134,9 @@ def test_a_kind_that_this_pillow_or_no_pillow_reads_is_named_with_the_way_out(tm
     monkeypatch.setattr(features, "check", lambda name: name != "avif")
     with pytest.raises(ImageError, match=r"a\.avif: this Pillow is built without AVIF; install"):
         read_pixels(tmp_path / "a.avif")
+
+
+def test_a_link_to_nothing_is_told_with_what_it_names(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(ImageError, match="a link to .*gone.png, which is not there"):
+        read_image(tmp_path / "a.png")

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -11,9 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from restoration.backbones.snr import SNRAware, SNRConfig
+from restoration.base_models import load
 from restoration.base_models.interface import BaseModel, SamplerSettings
+from restoration.degradations import degrade, seeded_rng
+from restoration.images import read_image
 from restoration.restore import restore, sample, seeded_generator
 from restoration.tiling import Grid, Tiling, positions, window
+from restoration.transition import ddim_schedule, scaled_linear_alphas
 from tests.restoration.live_bytes import LiveBytes
 from tests.restoration.local_model import LocalModel
 from tests.restoration.released_models import MODELS
@@ -126,7 +137,8 @@ def test_tiles_the_model_can_not_have_are_refused_or_rounded_up() -> None:
         restore(TinyModel(), picture(40, 40), SAMPLER, seeded_generator("x", 0), tiling=Tiling(12, 9))
     model = TinyModel()
     restore(model, picture(40, 40), SAMPLER, seeded_generator("x", 0), tiling=Tiling(12, 3))
-    assert set(model.seen) == {(1, 3, 16, 16)} and len(model.seen) == 16
+    tiles, pieces = model.seen.count((1, 3, 16, 16)), model.seen.count((4, 3, 8, 8))
+    assert tiles == 16 and pieces == len(model.seen) - tiles > 0
 
 
 def measured(model: BaseModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
@@ -185,3 +197,84 @@ def test_released_models_restore_odd_sizes_in_tiles(released: BaseModel, size: t
     assert torch.isfinite(tiled).all() and tiled.std() > 0.005
     larger = restore(released, lq, sampler, seeded_generator("x", 0), tiling=Tiling(1024, 64))
     assert torch.equal(larger, restore(released, lq, sampler, seeded_generator("x", 0)))
+
+
+DEMO = Path("models/demo")
+QUICK = SamplerSettings(steps=2)  # of a chain whose every step sees tiles
+SMALL_TILES = Tiling(96, 32)
+
+
+def ramp(height: int, width: int, down: float, across: float) -> Tensor:
+    """Grey, from 60 to 200 of 255 levels."""
+    y, x = torch.linspace(0, down, height)[:, None], torch.linspace(0, across, width)
+    return ((60 + 140 * (y + x)).round() / 255).expand(3, height, width).contiguous()
+
+
+def largest_step(image: Tensor) -> float:
+    """Between the mean levels, of 255, of neighbouring strips of 32 pixels, along either side."""
+    lines = (image.mean(0).mean(along) * 255 for along in (0, 1))
+    strips = (line[: len(line) // 32 * 32].unflatten(0, (-1, 32)).mean(1) for line in lines)
+    return max(float(strip.diff().abs().max()) for strip in strips)
+
+
+def decibels(image: Tensor, reference: Tensor) -> float:
+    return -10 * math.log10(float((image - reference).square().mean()))
+
+
+@pytest.mark.parametrize(("direction", "how"), [((0, 1), "none"), ((0, 1), "wavelet"), ((1, 0), "adain")])
+def test_a_ramp_in_tiles_has_at_most_twice_the_steps_of_the_ramp_restored_whole(
+    demo: BaseModel, direction: tuple[float, float], how: Any
+) -> None:
+    lq, sampler = ramp(136, 200, *direction), replace(QUICK, colour_fix=how)
+    whole, tiled = (
+        restore(demo, lq, sampler, seeded_generator("x", 0), tiling=tiling) for tiling in (None, SMALL_TILES)
+    )
+    assert largest_step(tiled) <= 2 * largest_step(whole)
+    assert decibels(tiled, whole) > 25
+
+
+def test_a_photograph_in_tiles_is_within_0_3_db_of_the_photograph_restored_whole(demo: BaseModel) -> None:
+    gt = read_image(Path("data/photos/heldout/coffee.jpg"))[:, 100:236, 200:400]
+    lq = torch.from_numpy(degrade(gt.permute(1, 2, 0).numpy(), "rain", 0.7, seeded_rng("coffee", 0))).permute(2, 0, 1)
+    whole, tiled = (
+        restore(demo, lq, demo.sampler, seeded_generator("x", 0), tiling=tiling) for tiling in (None, SMALL_TILES)
+    )
+    assert abs(decibels(tiled, gt) - decibels(whole, gt)) <= 0.3
+
+
+@pytest.fixture(scope="module")
+def demo() -> BaseModel:
+    return load(DEMO)
+
+
+def identity_like(released: Any) -> Any:
+    """Its chain ends in the condition's latent, and the residual branches of cleaner and autoencoder weigh little.
+
+    With weights drawn at random alone these networks are chaotic: then nothing but the same picture gives the same.
+    """
+    released.schedule = lambda sampler: ddim_schedule(scaled_linear_alphas(), 1, 1.0, "sample")
+    released.denoise = lambda x_t, timestep, condition, guidance_scale: condition.latent
+    networks = [released.vae, released.cleaner, *filter(None, [getattr(released, "fused", None)])]
+    with torch.no_grad():
+        for network in networks:
+            for name, weight in network.named_parameters():
+                if re.search(r"conv2\.|to_out\.0\.|project_out\.|w_2\.|\.fc\.", name):
+                    weight *= 0.1
+    return released
+
+
+@pytest.mark.parametrize("released", ["stablesr", "tsdsr", "sd3"], indirect=True)
+@pytest.mark.parametrize("snr", [False, True])
+def test_cleaner_and_autoencoder_of_other_families_meet_the_bar_of_ramps(released: BaseModel, snr: bool) -> None:
+    model: Any = copy(released)
+    if snr:
+        torch.manual_seed(0)
+        model.cleaner = SNRAware(SNRConfig(channels=8, layers=1, heads=2, key_width=8, hidden=16)).eval()
+    model, lq = identity_like(model), ramp(96, 192, 0, 1)
+    whole, tiled = (
+        restore(model, lq, QUICK, seeded_generator("x", 0), tiling=tiling) for tiling in (None, SMALL_TILES)
+    )
+    assert largest_step(tiled) <= 2 * largest_step(whole)
+    with mock.patch.object(Grid, "samples", lambda *_: []):
+        apart = restore(model, lq, QUICK, seeded_generator("x", 0), tiling=SMALL_TILES)
+    assert decibels(tiled, whole) > decibels(apart, whole) + 7

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from restoration.base_models.interface import NEGATIVE
+from restoration.statistics import told_size
 
 POOLED = "pooled"  # name in Condition.others
 
@@ -26,7 +27,7 @@ def time_ids(image: Tensor) -> Tensor:
     Returns:
         float32 [B, 6]; sizes in pixels don't survive half precision.
     """
-    height, width = image.shape[-2:]
+    height, width = told_size(*image.shape[-2:])
     # filled on the device: a copy from the host would wait for all that runs there
     sizes = torch.zeros(6, device=image.device, dtype=torch.float32)
     for place, side in ((0, height), (1, width), (4, height), (5, width)):

@@ -23,6 +23,7 @@ from restoration.footprint import counts_of
 ROOT = Path(__file__).parents[3]
 DEMO = ROOT / "models" / "demo"
 OURS = ROOT / "configs" / "ours.yaml"
+TAKES_SMALL = "reward.scorer=piqe"  # pictures of 40 pixels, too
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def rows_of(text: str, role: str) -> dict[str, float]:
 def test_the_plan_of_a_run_is_shown_and_nothing_is_started_or_written(data: Path) -> None:
     code = (
         "import sys\nfrom cluster.cli.app import app\n"
-        f"try: app(['train', {str(OURS)!r}, 'model={DEMO}', 'data.root={data}', 'rollout.crop=40', '--dry-run'])\n"
+        f"try: app(['train', {str(OURS)!r}, 'model={DEMO}', 'data.root={data}', '{TAKES_SMALL}', 'rollout.crop=40', '--dry-run'])\n"
         "except SystemExit as end: status = end.code\n"
         "print('status', status, [m for m in ('ray', 'deepspeed') if m in sys.modules])"
     )
@@ -71,7 +72,7 @@ def test_the_plan_of_a_run_is_shown_and_nothing_is_started_or_written(data: Path
 
 
 def test_the_plan_says_what_auto_is_on_this_processor(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fast = ("rollout.decode_dtype=auto", "evaluation.dtype=auto", "rollout.crop=40", "--dry-run")
+    fast = (TAKES_SMALL, "rollout.decode_dtype=auto", "evaluation.dtype=auto", "rollout.crop=40", "--dry-run")
     for bf16 in (True, False):
         monkeypatch.setattr("cluster.cli.dry_run.this_machine", lambda bf16=bf16: Machine(bf16=bf16))
         result = run(OURS, f"model={DEMO}", f"data.root={data}", *fast)
@@ -84,7 +85,9 @@ def test_the_plan_says_what_auto_is_on_this_processor(data: Path, monkeypatch: p
 
 
 def test_problems_end_with_status_2_and_are_told_at_once(data: Path) -> None:
-    result = run(OURS, f"model={DEMO}", f"data.root={data}", "sampler.steps=1", "rollout.crop=38", "--dry-run")
+    result = run(
+        OURS, f"model={DEMO}", f"data.root={data}", "sampler.steps=1", "rollout.crop=38", TAKES_SMALL, "--dry-run"
+    )
     assert result.exit_code == 2, result
     problems = [line for line in result.stdout.splitlines() if line.startswith("problem: ")]
     assert [p.split(":")[1].strip() for p in problems] == ["sampler.steps", "rollout.crop"]
@@ -106,7 +109,7 @@ def test_data_that_are_not_there_are_told_beside_what_a_model_tells_without_pict
 
 
 def test_a_resumed_run_is_checked_against_what_it_was(tmp_path: Path, data: Path) -> None:
-    config = load_config(RunConfig, OURS, [f"model={DEMO}", f"data.root={data}", "rollout.crop=40"])
+    config = load_config(RunConfig, OURS, [f"model={DEMO}", f"data.root={data}", "rollout.crop=40", TAKES_SMALL])
     with RunState(config, tmp_path / "run", resume=False):
         pass
     result = run("--resume", tmp_path / "run", "seed=3", "--dry-run")
@@ -174,7 +177,7 @@ def test_a_shape_that_cannot_be_is_refused(arguments: list[str], said: str) -> N
 
 
 def test_a_single_process_checks_the_same_before_it_loads_anything(tmp_path: Path, data: Path) -> None:
-    given = [f"model={DEMO}", f"data.root={data}", "sampler.steps=1", "rollout.crop=38"]
+    given = [f"model={DEMO}", f"data.root={data}", "sampler.steps=1", "rollout.crop=38", TAKES_SMALL]
     result = run(OURS, *given, "--single", "--run", tmp_path / "run")
     assert result.exit_code == 2 and not (tmp_path / "run").exists()
     assert [line.split(":")[0] for line in result.stderr.splitlines()[1:]] == ["sampler.steps", "rollout.crop"]

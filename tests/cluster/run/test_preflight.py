@@ -45,12 +45,13 @@ def test_all_problems_are_told_at_once() -> None:
 
 
 def test_before_start_reads_the_model_folder_and_the_pictures_and_raises_all_it_finds(pairs: PairedFolder) -> None:
-    config = config_of("model=models/demo", "rollout.crop=36", "sampler.steps=1", "sampler.guidance_scale=2")
+    small = ("model=models/demo", "reward.scorer=piqe")
+    config = config_of(*small, "rollout.crop=36", "sampler.steps=1", "sampler.guidance_scale=2")
     with pytest.raises(ConfigError) as caught:
         before_start(config, pairs, pairs, Machine())
     assert [p.key for p in caught.value.problems] == ["sampler.steps", "sampler.guidance_scale", "rollout.crop"]
     assert "choose 32 or 40" in str(caught.value)
-    good = config_of("model=models/demo", "rollout.crop=40", "actors.count=3")
+    good = config_of(*small, "rollout.crop=40", "actors.count=3")
     (warning,) = before_start(good, pairs, pairs, Machine())
     assert warning.startswith("actors.count=3")
 
@@ -73,6 +74,16 @@ def test_a_held_out_picture_that_is_damaged_in_its_middle_is_told_before_the_sta
     broken.write_bytes(content)
     heldout = discover(tmp_path, "train")  # headers and ends are right
     with pytest.raises(ConfigError) as caught:
-        before_start(config_of("model=models/demo", "rollout.crop=40"), heldout, heldout, Machine())
+        before_start(config_of("model=models/demo", "rollout.crop=64"), heldout, heldout, Machine())
     (problem,) = caught.value.problems
     assert problem.key == "data.heldout" and str(broken) in str(problem)
+
+
+def test_held_out_pictures_that_will_lack_a_figure_are_told_before_the_start(tmp_path: Path) -> None:
+    for split, side in (("train", 64), ("test", 8)):
+        for kind in ("input", "target"):
+            (tmp_path / split / kind).mkdir(parents=True)
+            Image.new("RGB", (side, side)).save(tmp_path / split / kind / "a.png")
+    train, heldout = discover(tmp_path, "train"), discover(tmp_path, "test")
+    told = before_start(config_of("model=models/demo", "rollout.crop=64"), train, heldout, Machine())
+    assert any("SSIM takes pictures of at least 11 pixels" in warning and "a 8x8" in warning for warning in told)
