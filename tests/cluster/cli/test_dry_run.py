@@ -48,7 +48,8 @@ def rows_of(text: str, role: str) -> dict[str, float]:
 def test_the_plan_of_a_run_is_shown_and_nothing_is_started_or_written(data: Path) -> None:
     code = (
         "import sys\nfrom cluster.cli.app import app\n"
-        f"try: app(['train', {str(OURS)!r}, 'model={DEMO}', 'data.root={data}', '{TAKES_SMALL}', 'rollout.crop=40', '--dry-run'])\n"
+        f"try: app(['train', {str(OURS)!r}, 'model={DEMO}', 'data.root={data}', 'rollout.crop=40', {TAKES_SMALL!r}, "
+        "'--dry-run'])\n"
         "except SystemExit as end: status = end.code\n"
         "print('status', status, [m for m in ('ray', 'deepspeed') if m in sys.modules])"
     )
