@@ -87,6 +87,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.store
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.start
+	$(BIN)/python -m benchmarks.tiles
 	$(BIN)/python -m benchmarks.whole_loop
 	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.every_model

@@ -114,7 +114,7 @@ def sample(
         return statistics if samples else None
 
     def condition_of(images: Tensor, pieces: int = 1) -> Condition:
-        ids = [image_id for image_id in image_ids for _ in range(pieces)]
+        ids = tuple(image_id for image_id in image_ids for _ in range(pieces))
         return model.condition(images.to(place), ids).map(lambda v: v.to(lq.device))
 
     def cleaned(tile: Tensor, _: int) -> Tensor:

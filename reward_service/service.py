@@ -231,13 +231,14 @@ def scale(app: RewardApp | str, replicas: int) -> None:
     running = sum(status(name)["replicas"].values())
     try:
         _put(replace(before, replicas=replicas), name)
-    except (RayError, RayServeException, RuntimeError, TimeoutError) as error:
-        raise RewardUnavailable(f"reward service {name!r} was not scaled: {error}") from error
-    except RewardUnavailable:
-        # Else they would stay wanted, and take the place as soon as there is some.
+    except (RewardUnavailable, RayError, RayServeException, RuntimeError, TimeoutError) as error:
+        # Else the new ones would stay wanted, and take the place as soon as there is some.
         back = serve.RunTarget(_application(replace(before, replicas=max(running, 1))), name=name, route_prefix=None)
-        bounded(lambda: serve.run_many([back], wait_for_applications_running=False), CALL_S, "scaling back")
-        raise
+        with contextlib.suppress(RewardUnavailable, RayError, RayServeException, RuntimeError, TimeoutError):
+            bounded(lambda: serve.run_many([back], wait_for_applications_running=False), CALL_S, "scaling back")
+        if isinstance(error, RewardUnavailable):
+            raise
+        raise RewardUnavailable(f"reward service {name!r} was not scaled: {error}") from error
 
 
 def describe(app: RewardApp | str, timeout_s: float = 60.0) -> dict[str, Any]:

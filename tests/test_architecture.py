@@ -56,13 +56,18 @@ RULES = (
         "of the reward service only the Serve application and the client know Ray",
         ("reward_service.*",),
         ("ray",),
-        except_in=("reward_service.service", "reward_service.client", "reward_service.ownership"),
+        except_in=(
+            "reward_service.service",
+            "reward_service.client",
+            "reward_service.ownership",
+            "reward_service.listening",
+        ),
     ),
     Rule(
         "actors know restoration, trajectories and the reward client",
         ("actors.*",),
         (*others("actors", "restoration", "trajectories"), "deepspeed", "redis"),
-        unless=("reward_service.client", "reward_service.errors"),
+        unless=("reward_service.client", "reward_service.errors", "reward_service.settings"),
     ),
     Rule(
         "learner knows restoration and trajectories",

@@ -103,10 +103,12 @@ class RunState:
         self.interrupts = self.exits.enter_context(Interrupts())
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.identity |= self._totals()
         self._write_identity()
         self.exits.close()
+        if kind is not None and issubclass(kind, Exception) and not self.resume and not hasattr(self, "parts"):
+            (self.folder / "run.json").unlink()  # nothing has begun: the same command may try again
 
     def _totals(self) -> dict[str, Any]:
         """Of the whole run, its earlier parts included."""

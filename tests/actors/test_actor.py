@@ -18,6 +18,7 @@ from restoration.datasets.paired import PairedFolder
 from restoration.images import write_image
 from restoration.weights import StaleEpoch, WeightsInfo, WeightsMessage, to_bytes
 from reward_service.errors import InvalidReward
+from reward_service.settings import RewardApp
 from tests.learner.fakes import FakeModel
 
 
@@ -111,7 +112,7 @@ def test_a_reward_that_is_not_finite_names_the_picture_of_each_group_that_it_cos
     bare: RolloutActor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Rewards:
-        def score(self, rolled: object) -> None:
+        def score(self, rolled: object, client: object) -> None:
             raise InvalidReward("scorer nima gave nan for 1 of 4 images", [2])
 
     rolled = SimpleNamespace(batch=SimpleNamespace(places=(0, 2)))
@@ -124,7 +125,9 @@ def test_a_reward_that_is_not_finite_names_the_picture_of_each_group_that_it_cos
     monkeypatch.setattr(bare, "_denoise", lambda *_: rolled)
     monkeypatch.setattr(bare, "_score", Rewards().score)
     monkeypatch.setattr(bare, "_take", lambda _: None)
-    report = bare.roll(WorkItem(7, ("a", "b", "c")), weights(bare.model, epoch=5, value=0.5))  # type: ignore[arg-type]
+    bare.rewards = None
+    app = RewardApp("reward-run", "nima", "nima-1")
+    report = bare.roll(WorkItem(7, ("a", "b", "c")), weights(bare.model, epoch=5, value=0.5), app)  # type: ignore[arg-type]
     told = {q.what: q.detail for q in report.quarantined}
     assert told["00000007-000"] == "a: scorer nima gave nan for 1 of 4 images"
     assert told["00000007-002"] == "c: scorer nima gave nan for 1 of 4 images" and report.published == 0

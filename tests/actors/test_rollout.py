@@ -318,7 +318,7 @@ def test_each_pass_computes_in_its_own_type_and_auto_asks_the_device(monkeypatch
         for other, seen in model.seen.items():
             assert {half for _, half in seen} == {other == what}
     for supported in (True, False):
-        monkeypatch.setattr("restoration.precision._multiplies_bf16", lambda device, found=supported: found)
+        monkeypatch.setattr("restoration.precision.multiplies_bf16", lambda device, found=supported: found)
         model = Watched()
         rolled(model=model, **dict.fromkeys(names.values(), "auto"))
         assert {half for seen in model.seen.values() for _, half in seen} == {supported}

@@ -199,3 +199,14 @@ def test_after_the_first_iteration_of_this_start_and_only_then_a_note_says_how_l
         "the first iteration took 60 s, the others will take about 30 s; about 6 min left"
     ]
     assert state.pace.iteration_s == pytest.approx(30.0)
+
+
+def test_a_start_that_failed_leaves_no_run_behind_so_that_the_same_command_may_try_again(tmp_path: Path) -> None:
+    config = RunConfig(model=tmp_path)
+    for _ in range(2):
+        with pytest.raises(OSError, match="no Ray"), RunState(config, tmp_path / "run", resume=False):
+            raise OSError("no Ray")
+    with pytest.raises(KeyboardInterrupt), RunState(config, tmp_path / "run", resume=False):
+        raise KeyboardInterrupt  # which says how to go on
+    with RunState(config, tmp_path / "run", resume=True):
+        pass
