@@ -26,7 +26,7 @@ from restoration.evaluate import evaluate_pairs
 from restoration.metrics.appearance import APPEARANCE
 from reward_service.scorers import make_scorer
 
-ITERATIONS, EVERY, FIRST = 10, 2, 3  # the first iterations warm caches and fill the pipeline
+ITERATIONS, EVERY, FIRST = 8, 2, 3  # the first iterations warm caches and fill the pipeline
 
 
 def run(every: int) -> tuple[list[float], RunConfig, Path]:
