@@ -56,7 +56,7 @@ def alone(config: RunConfig, folder: Path) -> float:
 def main() -> None:
     without, config, folder = run(0)
     beside, _, _ = run(EVERY)
-    evaluation = alone(config, folder)
+    evaluation = alone(config, folder) * (2 if config.optimiser.ema else 1)  # of the weights and of their average
     evaluations = len([i for i in range(FIRST + 1, ITERATIONS) if i % EVERY == 0])
     lost = (sum(beside) - sum(without)) / evaluations
     result = {
