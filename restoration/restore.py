@@ -226,28 +226,23 @@ def restore_folder(
             results that would overwrite inputs, an `output` named like a picture that it can't be.
     """
 
+    def restore_one(job: Job) -> None:
+        restore_file(model, job, sampler, seed, device, tiling, bits)
+
     def one_by_one(jobs: Iterable[Job]) -> Iterator[tuple[Job, Exception | None]]:
         for job in jobs:
-            yield job, tried(model, job, sampler, seed, device, tiling, bits)
+            yield job, tried(restore_one, job)
 
     return restore_jobs(one_by_one, input, output, skip_existing, progress)
 
 
-def tried(
-    model: BaseModel,
-    job: Job,
-    sampler: SamplerSettings,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    tiling: Tiling | None = None,
-    bits: int = 8,
-) -> Exception | None:
-    """`restore_file`, with what it raises as a value: an ImageError where the file, its folder or memory is at fault.
+def tried(restore_one: Callable[[Job], None], job: Job) -> Exception | None:
+    """Restore one file; what that raises is a value: an ImageError where the file, its folder or memory is at fault.
 
     Another error is one of the code, and comes as it is.
     """
     try:
-        restore_file(model, job, sampler, seed, device, tiling, bits)
+        restore_one(job)
     except ImageError as error:
         return error
     except Exception as error:

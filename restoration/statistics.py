@@ -18,6 +18,7 @@ intercepted. Own networks ask by `over_picture` and `beyond`.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -66,7 +67,7 @@ class Statistics:
         return value
 
 
-class _Context(TorchFunctionMode):
+class _Context(TorchFunctionMode, ABC):
     """A run of networks over parts of pictures, of which `rows` of a batch belong to one picture."""
 
     def __init__(self, statistics: Statistics, rows: int) -> None:
@@ -77,11 +78,11 @@ class _Context(TorchFunctionMode):
         self.asked += 1
         return self.asked - 1
 
-    def over(self, said: Callable[[Part], Tensor], pool: Pool) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def over(self, said: Callable[[Part], Tensor], pool: Pool) -> Tensor: ...
 
-    def beyond(self, tokens: Tensor) -> tuple[Tensor, float] | None:
-        raise NotImplementedError
+    @abstractmethod
+    def beyond(self, tokens: Tensor) -> tuple[Tensor, float] | None: ...
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.group_norm:

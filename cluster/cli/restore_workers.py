@@ -14,7 +14,7 @@ from cluster.models import load_policy
 from restoration.base_models.interface import SamplerSettings
 from restoration.images import ImageError
 from restoration.precision import resolve, set_precision
-from restoration.restore import LESS_MEMORY, Job, RestoreSummary, restore_jobs, tried
+from restoration.restore import LESS_MEMORY, Job, RestoreSummary, restore_file, restore_jobs, tried
 from restoration.tiling import Tiling
 from restoration.trouble import told
 
@@ -48,7 +48,9 @@ class RestoreWorker:
 
     def restore(self, job: Job) -> ImageError | None:
         spec = self.spec
-        error = tried(self.model, job, spec.sampler, spec.seed, spec.device, spec.tiling, spec.bits)
+        error = tried(
+            lambda one: restore_file(self.model, one, spec.sampler, spec.seed, spec.device, spec.tiling, spec.bits), job
+        )
         # Of another class the driver may lack the module.
         return (
             error
