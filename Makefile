@@ -82,6 +82,7 @@ study: setup
 	$(BIN)/python -m benchmarks.study_report --results $(RESULTS)
 
 bench: setup
+	$(BIN)/restorl data demo data/demo --task rain
 	$(BIN)/python -m benchmarks.rollout
 	$(BIN)/python -m benchmarks.reward_path
 	$(BIN)/python -m benchmarks.store

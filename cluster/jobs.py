@@ -21,9 +21,10 @@ import shlex
 import socket
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -52,6 +53,9 @@ LOCAL_ENV = {
     "RAY_agent_register_timeout_ms": "120000",  # 30 s: a busy laptop's node would end before it is up
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; unset, Ray warns in every process
 }
+
+
+OpenDashboard = Callable[[Callable[[str], None]], None]
 
 
 class ClusterError(RuntimeError):
@@ -110,18 +114,24 @@ class Connection:
     Attributes:
         address: "host:port" where another process joins, or the ray:// address.
         local: whether the cluster is ours.
-        dashboard_url: "http://...", or None.
         metrics_ports: of the nodes on this machine.
     """
 
-    def __init__(self, address: str, namespace: str, dashboard_url: str | None, exits: ExitStack, local: bool):
-        self.address, self.namespace, self.local, self.dashboard_url = address, namespace, local, dashboard_url
-        self._exits = exits
+    def __init__(self, address: str, namespace: str, exits: ExitStack, open_dashboard: OpenDashboard, local: bool):
+        self.address, self.namespace, self.local = address, namespace, local
+        self._exits, self._open_dashboard = exits, open_dashboard
 
     @property
     def logs(self) -> Path | None:
         """Folder of the logs of a cluster of our own; it stays when the cluster has ended."""
         return logs_of_own_session() if self.local else None
+
+    def open_dashboard(self, told: Callable[[str], None]) -> None:
+        """`told` gets a line with the dashboard's address: at once, or when that of a cluster of our own is up.
+
+        It starts beside what runs, from another thread. Without one nothing is told; one that fails is told as such.
+        """
+        self._open_dashboard(told)
 
     @property
     def metrics_ports(self) -> list[int]:
@@ -190,14 +200,17 @@ def connect(settings: ClusterSettings, folder: Path | None = None, env: Mapping[
                 options["object_store_memory"] = settings.object_store_mb * 2**20
         else:
             options["runtime_env"] = {"env_vars": variables}
+        open_dashboard: OpenDashboard = partial(_tell_dashboard, None)
         try:
             if own:
                 cluster = LocalRay()
                 exits.callback(cluster.stop)
-                context = cluster.start(options)
+                cluster.start(options)
+                open_dashboard = cluster.watched.start
             else:
                 with keep_handlers(), on_loopback() if loopback else nullcontext():
-                    context = ray.init(address=address, **options)
+                    url = getattr(ray.init(address=address, **options), "dashboard_url", None)
+                open_dashboard = partial(_tell_dashboard, url)
         except Exception as error:
             ray.shutdown()
             raise ClusterError(_advice(address, error)) from error
@@ -205,9 +218,10 @@ def connect(settings: ClusterSettings, folder: Path | None = None, env: Mapping[
             ray.shutdown()
             raise
         exits.callback(ray.shutdown)
-        url = getattr(context, "dashboard_url", None)
+        if own:
+            exits.callback(cluster.watched.stop)
         joined = address if address.startswith("ray://") else ray.get_runtime_context().gcs_address
-        connection = Connection(joined, settings.namespace, f"http://{url}" if url else None, ExitStack(), own)
+        connection = Connection(joined, settings.namespace, ExitStack(), open_dashboard, own)
         if folder is not None:
             _describe(connection, Path(folder), auth)
             exits.callback((Path(folder) / CONNECTION_FILE).unlink, missing_ok=True)
@@ -310,6 +324,11 @@ def _auth_variables(settings: ClusterSettings, address: str, path: Path | None) 
     return {"RAY_AUTH_MODE": "token" if known or (Path.home() / ".ray" / "auth_token").exists() else "disabled"}
 
 
+def _tell_dashboard(url: str | None, told: Callable[[str], None]) -> None:
+    if url:
+        told(f"Ray dashboard: http://{url}")
+
+
 def _set_environment(values: Mapping[str, str | None]) -> dict[str, str | None]:
     """Set (None: unset) variables; returns what sets them back."""
     before = {name: os.environ.get(name) for name in values}
@@ -395,7 +414,7 @@ def _describe(connection: Connection, folder: Path, auth: Mapping[str, str | Non
     mode = os.environ.get("RAY_AUTH_MODE", "disabled")
     token_path = auth.get("RAY_AUTH_TOKEN_PATH") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     content: dict[str, Any] = {"address": connection.address, "namespace": connection.namespace, "auth": mode}
-    content |= {"token_path": token_path, "dashboard_url": connection.dashboard_url, "pid": os.getpid()}
+    content |= {"token_path": token_path, "pid": os.getpid()}
     partial = folder / (CONNECTION_FILE + ".part")
     partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
     os.replace(partial, folder / CONNECTION_FILE)

@@ -13,6 +13,7 @@ from typing import Any
 
 from cluster.processes import Guard, end, marking
 from cluster.run.interrupts import keep_handlers
+from cluster.watched_later import WatchedLater
 
 START_ATTEMPTS = 4
 FIRST_PAUSE_S = 1.0
@@ -23,11 +24,16 @@ _SOCKET_OF_PYTHON = len("/pymp-12345678/listener-12345678")  # of multiprocessin
 
 
 class LocalRay:
-    """One local cluster, and the guard that ends it should this process be killed."""
+    """One local cluster, and the guard that ends it should this process be killed.
+
+    Attributes:
+        watched: its dashboard and the like, which start when they are asked to.
+    """
 
     def __init__(self) -> None:
         self.mark = f"{os.getpid()}-{secrets.token_hex(8)}"
         self.guard = Guard(self.mark)
+        self.watched = WatchedLater(self.mark)
 
     def start(self, options: dict[str, Any]) -> Any:
         """ray.init; returns its context.
@@ -39,7 +45,7 @@ class LocalRay:
 
         for attempt in range(START_ATTEMPTS):
             try:
-                with marking(self.mark), on_loopback(), keep_handlers():
+                with marking(self.mark), on_loopback(), keep_handlers(), self.watched.left_out():
                     context = ray.init(address="local", **options)
                 self.guard.look()
                 return context

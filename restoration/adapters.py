@@ -253,22 +253,23 @@ def _adapted(model: BaseModel) -> _Adapted:
 
 
 def _lora_config(model: BaseModel, settings: AdaptSettings):  # type: ignore[no-untyped-def]
-    from peft import LoraConfig
+    # Here: peft costs a second to import, and `restorl restore` of a merged model needs none of it.
+    from peft.tuners.lora import LoraConfig
 
     targets = settings.targets or model.lora_targets
     return LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets)  # type: ignore[arg-type]
 
 
 def _inject_lora(model: BaseModel, settings: AdaptSettings) -> None:
-    # Imported here: peft costs seconds to import, and `restorl restore` of a merged model needs none of it.
-    from peft import inject_adapter_in_model
+    config = _lora_config(model, settings)  # before peft.mapping, which needs what this imports
+    from peft.mapping import inject_adapter_in_model
 
     targets = settings.targets or model.lora_targets
     if not any(re.fullmatch(targets, name) for name, _ in model.policy.named_modules()):
         raise AdapterError(f"{model.name}: no module of the policy matches the LoRA targets {targets!r}")
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        inject_adapter_in_model(_lora_config(model, settings), model.policy, _ADAPTER)
+        inject_adapter_in_model(config, model.policy, _ADAPTER)
 
 
 def _lora_layers(policy: nn.Module):  # type: ignore[no-untyped-def]

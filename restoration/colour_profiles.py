@@ -22,7 +22,6 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile
-from scipy.ndimage import map_coordinates
 
 Floats: TypeAlias = NDArray[np.float32]
 Points = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
@@ -254,6 +253,8 @@ def _matrix_conversion(icc: bytes) -> Callable[[NDArray[np.uint16]], Floats] | N
 
 
 def _table_conversion(icc: bytes) -> Callable[[NDArray[np.uint16]], Floats]:
+    from scipy.ndimage import map_coordinates  # here: few pictures need it, and every process would wait for it
+
     nodes = np.linspace(0, 255, _GRID).astype(np.uint8)
     grid = np.stack(np.meshgrid(nodes, nodes, nodes, indexing="ij"), -1).reshape(1, -1, 3)
     table = np.asarray(to_srgb(Image.fromarray(grid), icc), np.float32).reshape(_GRID, _GRID, _GRID, 3) / 255

@@ -1,8 +1,8 @@
-"""diffusers, of which an import of one U-Net else loads peft, most of transformers, torch's compiler and 100 networks.
+"""diffusers and peft, of which one U-Net or LoRA else loads most of transformers, torch's compiler and 100 networks.
 
 Every process of a run (driver, actors, ranks) pays for that, and on a laptop they all start at once. Nothing is taken
 away, it is only loaded later: packages of networks run their `__init__` when asked for a name that is no submodule of
-theirs, and classes that diffusers needs for `isinstance` only are stand-ins that load the class they stand for.
+theirs, and classes that they need for `isinstance` and the like are stand-ins that load the class they stand for.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import functools
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.metadata
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,13 +20,22 @@ from typing import Any
 
 # Packages whose __init__ imports everything of their kind.
 ON_DEMAND = {f"diffusers.models.{kind}" for kind in ("autoencoders", "controlnets", "transformers", "unets")}
-ON_DEMAND |= {"diffusers.hooks"}
+ON_DEMAND |= {"diffusers.hooks", "peft", "peft.tuners"}
 
 # Modules that import these names for isinstance and the like.
 STAND_INS = {
     "diffusers.loaders.lora_base": ("transformers:PreTrainedModel", "peft.tuners.tuners_utils:BaseTunerLayer"),
     "diffusers.loaders.single_file_utils": ("transformers:AutoImageProcessor",),
     "diffusers.models.lora": ("transformers:CLIPTextModel", "transformers:CLIPTextModelWithProjection"),
+}
+
+# Modules that take these classes from `transformers` itself, whatever is loaded for one of its names.
+BORROWED = {
+    "peft.tuners.lora.arrow": ("transformers.modeling_utils:PreTrainedModel",),
+    "peft.tuners.tuners_utils": ("transformers.modeling_utils:PreTrainedModel",),
+    "peft.utils.constants": ("transformers.models.bloom.modeling_bloom:BloomPreTrainedModel",),
+    "peft.utils.other": ("transformers.modeling_utils:PreTrainedModel",),
+    "peft.utils.quantization_utils": ("transformers.modeling_utils:PreTrainedModel",),
 }
 
 # Modules that do with less where another one can't be imported: a mark for the compiler, which looks into blocks as
@@ -55,6 +65,8 @@ class _Finder(importlib.abc.MetaPathFinder):
             run = _on_demand
         elif fullname in STAND_INS:
             run = functools.partial(_with_stand_ins, STAND_INS[fullname])
+        elif fullname in BORROWED:
+            run = functools.partial(_with_borrowed, BORROWED[fullname])
         elif fullname in WITHOUT:
             run = functools.partial(_without, WITHOUT[fullname])
         elif fullname in COMPILER_LATER:
@@ -87,22 +99,44 @@ class _Loader(importlib.abc.Loader):
 
 def _on_demand(loader: importlib.abc.Loader, module: ModuleType) -> None:
     def ask(name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__") and name != "__all__":
             raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
         if module.__dict__.pop("__getattr__", None) is not None:
             loader.exec_module(module)
         return getattr(module, name)
 
     module.__dict__["__getattr__"] = ask
+    if "." not in module.__name__:
+        module.__dict__["__version__"] = importlib.metadata.version(module.__name__)
 
 
 def _with_stand_ins(names: Sequence[str], loader: importlib.abc.Loader, module: ModuleType) -> None:
     with _not_available({name.partition(":")[0].partition(".")[0] for name in names}) as there:
         loader.exec_module(module)
     for name in names:
-        package, _, attribute = name.partition(":")
-        if package.partition(".")[0] in there:
-            setattr(module, attribute, _StandIn(attribute, (), {"_stands_for": (package, attribute)}))
+        if name.partition(":")[0].partition(".")[0] in there:
+            setattr(module, name.partition(":")[2], _stand_in(name))
+
+
+def _with_borrowed(names: Sequence[str], loader: importlib.abc.Loader, module: ModuleType) -> None:
+    transformers = importlib.import_module("transformers")
+    lent = {name.partition(":")[2]: name for name in names if name.partition(":")[0] not in sys.modules}
+    before = {attribute: transformers.__dict__.get(attribute) for attribute in lent}
+    for attribute, name in lent.items():
+        setattr(transformers, attribute, _stand_in(name))
+    try:
+        loader.exec_module(module)
+    finally:
+        for attribute, value in before.items():
+            if value is None:
+                delattr(transformers, attribute)
+            else:
+                setattr(transformers, attribute, value)
+
+
+def _stand_in(name: str) -> _StandIn:
+    module, _, attribute = name.partition(":")
+    return _StandIn(attribute, (), {"_stands_for": (module, attribute)})
 
 
 def _scipy_later(loader: importlib.abc.Loader, module: ModuleType) -> None:
@@ -149,6 +183,8 @@ class _StandIn(type):
         return cls._stands_for[0] in sys.modules and issubclass(subclass, cls._real())
 
     def __getattr__(cls, name: str) -> Any:
+        if name.startswith("_") and cls._stands_for[0] not in sys.modules:  # asked for at import, of older versions
+            raise AttributeError(f"type object {cls.__name__!r} has no attribute {name!r}")
         return getattr(cls._real(), name)
 
 

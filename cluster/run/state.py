@@ -137,8 +137,7 @@ class RunState:
         self.display = self.exits.enter_context(
             TrainingProgress(self.config.iterations, parts.version, left=self._left)
         )
-        if parts.connection.dashboard_url:
-            self.display.note(f"Ray dashboard: {parts.connection.dashboard_url}")
+        parts.connection.open_dashboard(self.display.note)
         if parts.connection.logs:
             self.display.note(f"logs of its processes: {parts.connection.logs}")
         for warning in (*self.warnings, *parts.warnings):

@@ -26,7 +26,8 @@ from cluster.run.interrupts import Interrupts, Stopped
 def main():
     with Interrupts() as interrupts:
         print("connecting", flush=True)
-        with connect(ClusterSettings(num_cpus=1, dashboard={dashboard}, object_store_mb=80)):
+        with connect(ClusterSettings(num_cpus=1, dashboard={dashboard}, object_store_mb=80)) as connection:
+            connection.open_dashboard(print)
             import ray
             ref = ray.remote(num_cpus=0.1)(sleep).remote({sleep})
             print("waiting", flush=True)

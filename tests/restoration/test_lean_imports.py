@@ -15,10 +15,34 @@ import actors.actor, learner.learner, cluster.run.driver
 from restoration.base_models import class_of, KINDS
 for kind in KINDS:
     class_of(kind)
-heavy = {"peft", "torch._dynamo", "torch._inductor", "scipy.stats", "transformers.modeling_utils"} & sys.modules.keys()
+heavy = {"peft", "scipy.ndimage", "scipy.stats", "torch._dynamo", "torch._inductor", "transformers.modeling_utils"}
+heavy &= sys.modules.keys()
 assert not heavy, heavy
 many = [name for name in sys.modules if name.startswith("diffusers.models.transformers.")]
 assert len(many) < 30, many
+"""
+# A LoRA is trained, saved and read without the models that peft can adapt.
+LORA = """
+import sys
+import cluster
+import torch
+from peft.tuners.lora import LoraConfig
+from peft.mapping import inject_adapter_in_model
+net = torch.nn.Sequential(torch.nn.Linear(2, 2))
+inject_adapter_in_model(LoraConfig(target_modules=["0"]), net)
+net(torch.ones(1, 2)).sum().backward()
+heavy = {"peft.peft_model", "torch._dynamo", "torchvision", "transformers.modeling_utils"}
+heavy &= sys.modules.keys()
+assert not heavy, heavy
+from transformers import AutoModel, BertConfig, PreTrainedModel
+assert type(PreTrainedModel) is type
+import peft
+assert peft.__version__ and isinstance(net[0], peft.tuners.lora.LoraLayer) and LoraConfig is peft.LoraConfig
+bert = AutoModel.from_config(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8))
+assert isinstance(bert, peft.tuners.tuners_utils.PreTrainedModel)
+model = peft.get_peft_model(bert, peft.LoraConfig(target_modules=["query"]))
+assert isinstance(model, peft.PeftModel)
+model(input_ids=torch.zeros(1, 2, dtype=torch.long)).last_hidden_state.sum().backward()
 """
 # Pipelines, every kind of network and LoRA all need what was put off.
 WHOLE = """
@@ -65,6 +89,11 @@ def run(code: str) -> None:
 @pytest.mark.timeout(300)
 def test_a_role_imports_every_kind_of_model_without_what_none_of_them_uses() -> None:
     run(LEAN)
+
+
+@pytest.mark.timeout(300)
+def test_peft_adapts_our_networks_without_loading_transformers_and_its_models_as_ever() -> None:
+    run(LORA)
 
 
 @pytest.mark.timeout(300)

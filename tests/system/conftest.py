@@ -88,10 +88,16 @@ class Run:
         return path.read_text().count('"kind": "train"') if path.exists() else 0
 
     def wait_for_iteration(self, iteration: int, timeout_s: float = LIMIT_S) -> None:
+        self._wait_for(lambda: self.iteration() >= iteration, f"iteration {iteration}", timeout_s)
+
+    def wait_for_output(self, text: str, timeout_s: float = LIMIT_S) -> None:
+        self._wait_for(lambda: text in self.output(), repr(text), timeout_s)
+
+    def _wait_for(self, reached: Callable[[], bool], what: str, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
-        while self.iteration() < iteration:
+        while not reached():
             assert self.process.poll() is None, self.output()
-            assert time.monotonic() < deadline, f"iteration {iteration} not reached:\n{self.output()}"
+            assert time.monotonic() < deadline, f"{what} not reached:\n{self.output()}"
             time.sleep(0.05)
 
     def processes(self, name: str) -> list[psutil.Process]:

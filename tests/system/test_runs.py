@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,10 @@ LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 @pytest.mark.slow
 def test_a_local_run_with_dashboard_and_two_ranks_listens_on_loopback_only(start: Start) -> None:
-    run = start("ports", "cluster.dashboard=true", "ranks.count=2")
+    run = start("ports", "cluster.dashboard=true", "ranks.count=2", "iterations=50")
     run.wait_for_iteration(1)
+    run.wait_for_output("Ray dashboard: http://127.0.0.1:")
+    time.sleep(1)  # it stays: the kernel ends what it fears to be orphaned
     found = run.listening()
     told = " ".join(line for lines in found.values() for line in lines)
     for part in ("gcs_server", "raylet", "dashboard", "ServeReplica", "_RankProcess", "valkey-server"):
