@@ -66,7 +66,7 @@ class MultiwayLinear(nn.Module):
         self.multiway = nn.ModuleList([nn.Linear(inputs, outputs, bias=False) for _ in range(2)])
 
     def forward(self, x: Tensor, image: Span) -> Tensor:
-        text, picture = self.multiway
+        text, picture = self.multiway[0], self.multiway[1]
         start, stop = image
         if start == stop:
             return text(x)  # type: ignore[no-any-return]
