@@ -6,7 +6,7 @@ rows, so that nothing in a pass waits for the device. Modules and parameters are
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,7 @@ class MultiwayLinear(nn.Module):
         self.multiway = nn.ModuleList([nn.Linear(inputs, outputs, bias=False) for _ in range(2)])
 
     def forward(self, x: Tensor, image: Span) -> Tensor:
-        text, picture = self.multiway[0], self.multiway[1]
+        text, picture = self.multiway
         start, stop = image
         if start == stop:
             return text(x)  # type: ignore[no-any-return]
@@ -83,7 +83,7 @@ class MultiwayNorm(nn.Module):
         self.eps = config.rms_norm_eps
 
     def forward(self, x: Tensor, image: Span) -> Tensor:
-        text, picture = (norm.weight for norm in self.multiway)
+        text, picture = (cast(RMSNorm, norm).weight for norm in self.multiway)
         start, stop = image
         counts = ((text, start), (picture, stop - start), (text, x.shape[1] - stop))
         weights = torch.cat([weight.expand(count, -1) for weight, count in counts])

@@ -154,10 +154,12 @@ def _summary(value: Tensor) -> bytes:
     """What tells a tensor from another: type, shape and sums of its bits, which are exact on every device."""
     flat = value.detach().contiguous().reshape(-1).view(_INTEGERS[value.element_size()])
     columns = max(1, min(1024, flat.numel()))
-    rows = flat.numel() // columns
-    sums = [flat[: rows * columns].view(rows, columns).sum(0, dtype=torch.int64), flat[rows * columns :].long()]
+    whole = flat.numel() // columns * columns
+    total = torch.zeros(columns, dtype=torch.int64, device=value.device)
+    for rows in flat[:whole].view(-1, columns).split(2048):  # a sum in another type copies what it adds up
+        total += rows.sum(0, dtype=torch.int64)
     said = f"{value.dtype}{tuple(value.shape)}".encode()
-    return hashlib.sha256(said + torch.cat(sums).cpu().numpy().tobytes()).digest()
+    return hashlib.sha256(said + torch.cat([total, flat[whole:].long()]).cpu().numpy().tobytes()).digest()
 
 
 def _portions(keys: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[dict[str, str]]:

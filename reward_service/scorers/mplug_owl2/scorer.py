@@ -79,6 +79,7 @@ class OwlScorer:
         ValueError: files that are absent or don't fit, with their names; a setting that is none; `deterministic` where
             the device doesn't keep it.
         RuntimeError: `compile` where torch can't.
+        MemoryError: the weights don't fit on the device.
     """
 
     name: ClassVar[str]
@@ -110,6 +111,13 @@ class OwlScorer:
             loaded = load_owl2(Path(weights), None if base is None else Path(base), self.device, self.dtype)
         except CheckpointError as error:
             raise ValueError(f"scorer {self.name}: {error}") from error
+        except (RuntimeError, MemoryError) as error:
+            if not is_memory(error):
+                raise
+            raise MemoryError(
+                f"scorer {self.name}: the weights don't fit on {device} in {self.dtype}: free memory, or give it a "
+                "larger device or part of one"
+            ) from error
         self.config, self.parameters = loaded.network.config, loaded.parameters
         self.native_side = self.config.vision.image_size
         self.range = (self.settings.level_weights[-1], self.settings.level_weights[0])
@@ -123,6 +131,11 @@ class OwlScorer:
     @property
     def preferred_batch(self) -> int:
         return self.batch
+
+    @property
+    def _filled(self) -> bool:
+        """Whether passes are filled up to the batch."""
+        return self.settings.deterministic or self.settings.compile
 
     def memory_bytes(self, batch: int | None = None) -> int:
         """An estimate of what the device must hold: the weights and, for `batch` pictures, the largest layer's work."""
@@ -148,7 +161,7 @@ class OwlScorer:
             except (RuntimeError, MemoryError) as error:
                 if not is_memory(error):
                     raise
-                self._halve(error)
+                self._halve(error, stop - start)
                 continue
             start = stop
         of_views = torch.cat(parts).view(len(boxes), count)
@@ -162,9 +175,10 @@ class OwlScorer:
             box, first = divmod(start, count)
             last = min(count, first + stop - start)
             top, bottom, left, right = boxes[box]
-            block = torch.from_numpy(np.ascontiguousarray(images[first:last, top:bottom, left:right]))
-            if self.device.type == "cuda":  # the copy doesn't wait for the pass before
-                block = block.pin_memory()
+            # Pinned, so that the copy to a GPU doesn't wait for the pass before.
+            shape, pinned = (last - first, bottom - top, right - left, 3), self.device.type == "cuda"
+            block = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+            block.numpy()[:] = images[first:last, top:bottom, left:right]
             parts.append(prepare(block.to(self.device, non_blocking=True), self.native_side, self.dtype))
             start += last - first
         return torch.cat(parts)
@@ -172,29 +186,31 @@ class OwlScorer:
     def _scores(self, pixels: Tensor) -> Tensor:
         """float32 [B] of normalised pixels [B, 3, S, S]."""
         rows = len(pixels)
-        if self.settings.deterministic or self.settings.compile:
+        if self._filled:
             grey = pixels.new_zeros(self.batch - rows, *pixels.shape[1:])
             pixels = torch.cat([pixels, grey])
         # row by row: a product of matrices may add up in another order for other numbers of rows
         levels = self._read(pixels)[:rows].softmax(-1)
         return (levels * self._values).sum(-1)
 
-    def _halve(self, error: BaseException) -> None:
-        """Go on with half the batch.
+    def _halve(self, error: BaseException, count: int) -> None:
+        """Go on with half of the `count` views that were too many.
 
         Raises:
             MemoryError: which would be other scores, or no picture at all.
         """
         free_memory(error)
-        told = f"scorer {self.name}: not enough memory on {self.device} for {self.batch} pictures at once"
-        if self.batch == 1:
+        if self._filled:
+            count = self.batch
+        told = f"scorer {self.name}: not enough memory on {self.device} for {count} pictures at once"
+        if count == 1:
             raise MemoryError(f"{told}: give the scorer a device with more memory, or set dtype=bfloat16") from error
         if self.settings.deterministic:
             raise MemoryError(
-                f"{told}, and deterministic=true keeps the batch: set batch={self.batch // 2}, for all replicas"
+                f"{told}, and deterministic=true keeps the batch: set batch={count // 2}, for all replicas"
             ) from error
-        self.batch //= 2
-        warnings.warn(f"{told}: {self.batch} from here on; set batch={self.batch}", stacklevel=3)
+        self.batch = count // 2
+        warnings.warn(f"{told}: {self.batch} from here on; set batch={self.batch}", stacklevel=4)
 
     def _version(self, digest: str) -> str:
         said = {**asdict(self.settings), "dtype": str(self.dtype), "preparation": PREPARATION, "weights": digest}
