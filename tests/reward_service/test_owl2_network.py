@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.owl2_published import published_levels
+from restoration.checkpoints import empty
 from reward_service.scorers.mplug_owl2.config import AbstractorConfig, OwlConfig, VisionConfig
 from reward_service.scorers.mplug_owl2.network import LevelReader, Owl2
 from reward_service.scorers.mplug_owl2.prompt import IMAGE
@@ -103,6 +105,15 @@ def test_a_pass_waits_for_nothing_asks_for_no_words_and_embeds_no_question(netwo
     with watched() as control:
         published_levels(network.state_dict(), OTHER, pixels, QUESTION, LEVELS)
     assert {"nonzero", "embedding"} <= control.operations and WORDS in control.widths
+
+
+@pytest.mark.slow
+def test_at_full_size_a_picture_takes_the_arithmetic_that_is_needed() -> None:
+    full = empty(lambda: Owl2(OwlConfig()))
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        reader, of_question = LevelReader(full), counter.get_total_flops()
+        reader(torch.empty(1, 3, 448, 448))
+    assert 1700e9 < counter.get_total_flops() - of_question < 1740e9  # as published 1982e9
 
 
 def test_a_question_without_one_picture_between_text_is_refused(network: Owl2) -> None:

@@ -220,7 +220,7 @@ class OwlScorer:
 
     def _compiled(self, reader: LevelReader) -> Any:
         mode = "reduce-overhead" if self.device.type == "cuda" else "default"
-        compiled = torch.compile(reader, dynamic=False, mode=mode)
+        compiled = torch.compile(reader, fullgraph=True, dynamic=False, mode=mode)
         side = self.native_side
         try:
             with torch.inference_mode():
