@@ -122,6 +122,11 @@ def test_a_question_without_one_picture_between_text_is_refused(network: Owl2) -
             LevelReader(network, question, LEVELS)
 
 
+def test_a_network_without_the_questions_words_is_refused(network: Owl2) -> None:
+    with pytest.raises(ValueError, match="needs token 29973, and the network has 97"):
+        LevelReader(network)
+
+
 def test_a_golden_file_of_another_size_is_met_and_its_losses_take_the_network_beside_them(tmp_path: Path) -> None:
     described = json.loads(GOLDEN.read_text())
     config = described["config"] | {"level_ids": list(LEVELS), "rms_norm_eps": 1e-5, "rope_theta": 500.0}

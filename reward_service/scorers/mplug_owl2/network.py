@@ -119,6 +119,10 @@ class LevelReader(nn.Module):
         if list(ids).count(IMAGE) != 1 or IMAGE in (ids[0], ids[-1]):
             raise ValueError(f"a question holds {IMAGE} once, between text: {list(ids)}")
         self.network, config = network, network.config
+        if (most := max(*ids, *level_ids)) >= config.vocab_size:
+            raise ValueError(
+                f"the question needs token {most}, and the network has {config.vocab_size}: another model's"
+            )
         at = list(ids).index(IMAGE)
         self.image: Span = (0, config.image_tokens)
         embedding = network.model.embed_tokens
