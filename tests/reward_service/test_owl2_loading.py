@@ -247,6 +247,7 @@ def test_an_incomplete_or_unknown_lora_is_told(source: Golden, state: State, ful
 
     refused({k: v for k, v in matrices.items() if k != second}, "q_proj.lora_B is missing")
     refused(matrices | {"base_model.model.model.norm.other": torch.zeros(1)}, "model.norm.other belongs to no layer")
+    refused(matrices | {"base_model.model.model.other.lora_A.weight": torch.zeros(1)}, "belongs to no layer")
     refused(matrices | {first: torch.zeros(RANK, 7)}, r"the update \(64, 4\) x \(4, 7\) of model.layers.0.self_attn")
     refused(matrices | {first: torch.zeros(2, 64), second: torch.zeros(64, 2)}, "r=4, but an update has the rank 2")
     save_file(matrices, lora / "adapter_model.safetensors")
@@ -295,8 +296,8 @@ def test_a_vocabulary_in_the_folder_is_held_against_the_five_levels_and_the_ques
         check_tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x0a\xff", b"\x0a\x02\x0a", b"\x0f", b"\x10\x01", b"\xff" * 20])
+@pytest.mark.parametrize("content", [b"", b"\x0a\xff", b"\x0a\x09\x0a\x03ab", b"\x0f", b"\x10\x01", b"\xff" * 20])
 def test_a_damaged_vocabulary_is_told_and_not_taken(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer.model").write_bytes(content)
-    with pytest.raises(CheckpointError, match="tokenizer.model"):
+    with pytest.raises(CheckpointError, match="tokenizer.model is (no sentencepiece model|empty)"):
         check_tokenizer(tmp_path)
