@@ -15,11 +15,13 @@ __all__ = ["LEAST_SIDE", "SCORERS", "Scorer", "check_block", "make_scorer"]
 # name -> "module:class"; modules are imported only when asked for, their dependencies may be optional.
 SCORERS: dict[str, str] = {
     "brisque": "reward_service.scorers.brisque:Brisque",
+    "deqa": "reward_service.scorers.deqa:Deqa",
     "lite0_levels": "reward_service.scorers.lite0_levels:Lite0Levels",
     "piqe": "reward_service.scorers.piqe:Piqe",
+    "qalign": "reward_service.scorers.qalign:QAlign",
 }
 # Pixels a side that a picture must have for them, known before any is made.
-LEAST_SIDE = {"brisque": 32, "lite0_levels": 64, "piqe": 16}
+LEAST_SIDE = {"brisque": 32, "deqa": 32, "lite0_levels": 64, "piqe": 16, "qalign": 32}
 
 
 def make_scorer(name: str, place: str | None = None, /, **params: Any) -> Scorer:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from tests.golden import advantages, attended, faithdiff, networks, one_step, stablesr, transitions
+from tests.golden import advantages, attended, deqa, faithdiff, networks, one_step, stablesr, transitions
 from tests.golden.case import Golden, Outputs, Verdict, compare
 
 RUNNERS: dict[str, tuple[Callable[[Golden], Outputs], set[str]]] = {
@@ -41,6 +41,8 @@ RUNNERS: dict[str, tuple[Callable[[Golden], Outputs], set[str]]] = {
         {"z", "prompt_embeds", "pooled_prompt_embeds", "timestep", "image", "posterior_noise"},
     ),
     "stat_tracker": (advantages.stat_tracker, set()),
+    "deqa": (deqa.deqa, {"images", "input_ids"}),
+    "deqa_loss": (deqa.deqa_loss, {"images_A", "images_B"}),
 }
 """Beginning of a file's name -> what computes its outputs, and the inputs that it needs."""
 
@@ -76,6 +78,7 @@ def _check_keys(file: Path) -> Verdict:
     note = (
         stablesr.full_keys(name, shapes)
         or one_step.full_keys(name, shapes, file.parent)
+        or deqa.full_keys(name, shapes)
         or networks.full_keys(name, shapes)
     )
     return Verdict(file.stem, "not implemented") if note is None else Verdict(file.stem, "ok", 0.0, 0.0, note)

@@ -42,6 +42,7 @@ class Golden:
     outputs: dict[str, Tensor]
     meta: dict[str, Any]
     buffers: dict[str, Tensor]
+    folder: Path = Path()
 
     @classmethod
     def read(cls, file: Path) -> Golden:
@@ -59,6 +60,7 @@ class Golden:
             outputs=section("out."),
             meta=meta,
             buffers=section("buffers."),
+            folder=file.parent,
         )
 
     def state(self, part: str) -> dict[str, Tensor]:
