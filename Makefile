@@ -86,6 +86,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.rollout
 	$(BIN)/python -m benchmarks.reward_path
 	$(BIN)/python -m benchmarks.store
+	$(BIN)/python -m benchmarks.deqa
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.start
 	$(BIN)/python -m benchmarks.tiles

@@ -164,7 +164,7 @@ def evaluate(
     checkpoint: Annotated[str, typer.Option(help="Of a run: latest, average, base, or an iteration.")] = "latest",
     embeddings: Annotated[Path | None, typer.Option(help="With --model: as of `restorl restore`.")] = None,
     protocol: Annotated[str, typer.Option(help="lowlight_rgb or derain_y.")] = "lowlight_rgb",
-    scorer: Annotated[list[str] | None, typer.Option(help="No-reference score(s) to add.")] = None,
+    scorer: Annotated[list[str] | None, typer.Option(help="No-reference score(s) to add; as of `score`.")] = None,
     lpips: Annotated[Path | None, typer.Option(help="Folder with LPIPS's weights, see docs/models.md.")] = None,
     fid: Annotated[Path | None, typer.Option(help="Folder with FID's weights, see docs/models.md.")] = None,
     match: Annotated[str, typer.Option(help="How files are paired: stem, digits, sorted or group.")] = "stem",
@@ -187,7 +187,7 @@ def evaluate(
     with as_mistake(ValueError):
         find_protocol(protocol)
     published = Published(lpips, fid)
-    scorers = {name: _scorer(name).score for name in scorer or []}
+    scorers = {name: judge.score for name, judge in map(_scorer, scorer or [])}
     made: list[Row] = []
     with partial_csv(csv, made), Counter() as shown:
         if model is None:
@@ -225,12 +225,16 @@ def evaluate(
 @guarded
 def score(
     folder: Annotated[Path, typer.Argument(help="A folder of images.")],
-    scorer: Annotated[str, typer.Option(help="Name of the scorer, or module:class.")] = DEFAULT_SCORER,
+    scorer: Annotated[
+        str, typer.Option(help="Name of the scorer, or module:class; its settings behind commas: NAME,KEY=VALUE,...")
+    ] = DEFAULT_SCORER,
     csv: Annotated[Path | None, typer.Option(help="Write one line an image here.")] = None,
 ) -> None:
     """Score images without a reference.
 
     restorl score restored/ --csv scores.csv
+
+    restorl score restored/ --scorer deqa,weights=weights/DeQA-Score-Mix3,device=cuda
     """
     from restoration.evaluate import Row, write_csv
     from restoration.figures import LESS_MEMORY, PICTURE
@@ -238,7 +242,7 @@ def score(
     from restoration.images import ImageError, read_image, to_uint8
     from restoration.trouble import told
 
-    judge = _scorer(scorer)
+    scorer, judge = _scorer(scorer)
     images = list_images(folder)
     if not images:
         raise ImageError(f"{folder} holds no image")
@@ -377,11 +381,15 @@ def _new_run_folder(name: str) -> Path:
     return folder
 
 
-def _scorer(name: str) -> Scorer:
+def _scorer(text: str) -> tuple[str, Scorer]:
+    """Its name and itself, of `NAME` or `NAME,KEY=VALUE,...`."""
+    from cluster.config.configure import parse_override
     from reward_service.scorers import make_scorer
 
+    name, *settings = text.split(",")
     with as_mistake(ValueError):
-        return make_scorer(name)
+        params = {".".join(key): value for key, value in map(parse_override, settings)}
+        return name, make_scorer(name, **params)
 
 
 def main() -> None:

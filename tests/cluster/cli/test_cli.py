@@ -244,6 +244,15 @@ def test_an_evaluation_tells_what_is_missing_of_which_picture_and_has_the_figure
     assert len(lines) == 5 and lines[3].startswith("cut,,,,,") and "cut.png" in lines[3]
 
 
+def test_a_scorer_takes_its_settings_behind_commas(photos: Path) -> None:
+    folder = photos / "train"
+    usual, named = (run("score", folder, "--scorer", "lite0_levels" + more) for more in ("", ",chunk=2,device=cpu"))
+    assert usual.exit_code == named.exit_code == 0 and usual.stdout == named.stdout
+    for settings, told in (("weights=nowhere", "nowhere"), ("color=red", "color"), ("red", "'red'")):
+        refused = run("score", folder, "--scorer", f"lite0_levels,{settings}")
+        assert refused.exit_code == 2 and told in refused.output and "Traceback" not in refused.output
+
+
 def test_scores_name_each_file_that_has_none_and_go_on_with_the_rest(results: Path) -> None:
     scorer = "tests.cluster.cli.test_cli:Brightness"
     sub = results / "restored" / "sub"
