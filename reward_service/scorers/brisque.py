@@ -21,7 +21,7 @@ from torch import Tensor
 from restoration.checkpoints import CheckpointError, check_shapes, read_state
 from reward_service.scorers.digests import digest_of
 from reward_service.scorers.interface import check_block
-from reward_service.scorers.natural_scenes import chunks, fit, grey, halved, normalised, sums, symmetric_shape
+from reward_service.scorers.natural_scenes import chunks, fit, grey, halved, normalised, sums, symmetric_shape, total
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "brisque" / "brisque_live.safetensors"
 FEATURES = 36
@@ -69,8 +69,8 @@ class Regression:
     def __call__(self, features: Tensor) -> Tensor:
         """[N, 36] -> [N]."""
         scaled = 2 * (features - self.least) / (self.most - self.least) - 1
-        distance = (self.support - scaled[:, None]).square().sum(-1)
-        return (distance.mul(-self.gamma).exp() * self.coefficients).sum(-1) - self.rho
+        distance = total((self.support - scaled[:, None]).square())
+        return total(distance.mul(-self.gamma).exp() * self.coefficients) - self.rho
 
 
 class Brisque:
@@ -117,5 +117,5 @@ def _statistics(level: Tensor) -> Tensor:
     found = sums(normalised(level, "zeros"))
     fitted = fit(found)
     products = torch.stack([fitted.shape, fitted.mean, fitted.left.square(), fitted.right.square()])[:, 1:]
-    own = [symmetric_shape(found.count, found.absolute[0], found.square[0]), found.square[0] / found.count]
+    own = [symmetric_shape(found.number, found.absolute[0], found.square[0]), found.square[0] / found.number]
     return torch.cat([torch.stack(own, 1), products.permute(2, 1, 0).flatten(1)], 1)

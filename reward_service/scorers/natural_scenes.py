@@ -1,7 +1,7 @@
 """Statistics of natural scenes, computed as LIVE's MATLAB programs of BRISQUE and NIQE do.
 
 Everything takes many pictures of one size and gives each the numbers that it has alone: arithmetic is elementwise, in
-float64, and sums go along rows, then along columns, so that their order depends on the picture's own size only.
+float64, and the order of a sum depends on how much is added only.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Fit(NamedTuple):
 class Sums(NamedTuple):
     """Of the numbers of each set: how many, sums of |x|, x^2 and x|x|, and how many are below and above 0."""
 
-    count: int
+    number: int
     absolute: Tensor
     square: Tensor
     signed: Tensor
@@ -101,17 +101,25 @@ def halved(x: Tensor) -> Tensor:
     """
     for dim in (-2, -1):
         old, new = x.shape[dim], (x.shape[dim] + 1) // 2
-        order = [2, 1, 0, *range(old), *range(old - 1, old - 4 - old % 2, -1)]
-        around = x.index_select(dim, torch.tensor(order, device=x.device))
-        taps = [around.narrow(dim, tap, 2 * new - 1)[(..., *_every_second(dim))] for tap in range(8)]
+        around = mirrored(x, dim, 3, 3 + old % 2)
+        taps = [_every_second(around.narrow(dim, tap, 2 * new - 1), dim) for tap in range(8)]
         x = (taps[3] + taps[4]).mul_(HALVING[0])
         for k in (1, 2, 3):
             x += (taps[3 - k] + taps[4 + k]).mul_(HALVING[k])
     return x
 
 
-def _every_second(dim: int) -> tuple[slice, ...]:
-    return (slice(None, None, 2), *(slice(None),) * (-1 - dim))
+def mirrored(x: Tensor, dim: int, before: int, after: int) -> Tensor:
+    """`x` with so much more along a dimension, the border's pixel twice."""
+    if before == after == 0:
+        return x
+    size = x.shape[dim]
+    order = [*range(before - 1, -1, -1), *range(size), *range(size - 1, size - 1 - after, -1)]
+    return x.index_select(dim, torch.tensor(order, device=x.device))
+
+
+def _every_second(x: Tensor, dim: int) -> Tensor:
+    return x[..., ::2, :] if dim == -2 else x[..., ::2]
 
 
 def _blurred(x: Tensor) -> Tensor:
@@ -145,11 +153,26 @@ def sums(x: Tensor) -> Sums:
 def _pair_sums(planes: Tensor, high: int, wide: int) -> Tensor:
     """[P, N, H + 1, W + 2] -> [P, 5, N]."""
     here = planes[..., 1:, 1:-1]
-    found = [here.sum(-1).sum(-1)]
+    found = [total(total(here))]
     for down, right in SHIFTS:
         there = planes[..., 1 - down : 1 - down + high, 1 - right : 1 - right + wide]
-        found.append((here * there).sum(-1).sum(-1))
+        found.append(total(total(here * there)))
     return torch.stack(found, 1)
+
+
+def total(x: Tensor) -> Tensor:
+    """Sum over the last dimension, the same for a row whatever lies beside it."""
+    # torch's CPU sums each row by itself; a GPU's way depends on how many rows there are
+    return x.sum(-1) if x.device.type == "cpu" else folded(x, -1)
+
+
+def folded(x: Tensor, dim: int) -> Tensor:
+    """Sum over a dimension by adding its halves again and again, which is elementwise."""
+    while (length := x.shape[dim]) > 1:
+        half, odd = length // 2, length % 2
+        halves = x.narrow(dim, 0, half) + x.narrow(dim, half, half)
+        x = torch.cat([halves, x.narrow(dim, 2 * half, 1)], dim) if odd else halves
+    return x.squeeze(dim)
 
 
 def fit(of: Sums) -> Fit:
@@ -162,7 +185,7 @@ def fit(of: Sums) -> Fit:
     one_sided = (of.below == 0) | (of.above == 0) | (left == 0) | (right == 0)
     left, right = left.nan_to_num_(0.0), right.nan_to_num_(0.0)
     ratio = torch.where(one_sided, 1.0, left / right)
-    wanted = of.absolute.square() / (of.square * of.count)
+    wanted = of.absolute.square() / (of.square * of.number)
     wanted = wanted * (ratio**3 + 1) * (ratio + 1) / (ratio.square() + 1).square()
     table = _table(of.square.device)
     index = torch.where(one_sided, GAUSSIAN, _nearest(table.rising, wanted))
@@ -171,10 +194,10 @@ def fit(of: Sums) -> Fit:
     return Fit(table.shape[index], left, right, scale, mean)
 
 
-def symmetric_shape(count: int, absolute: Tensor, square: Tensor) -> Tensor:
+def symmetric_shape(number: int, absolute: Tensor, square: Tensor) -> Tensor:
     """Shape of a generalised Gaussian by the sums of its numbers; numbers that are all 0 count as a Gaussian."""
     table = _table(square.device)
-    wanted = square * count / absolute.square()
+    wanted = square * number / absolute.square()
     index = _nearest(table.falling, -wanted)
     return table.shape[torch.where(absolute == 0, GAUSSIAN, index)]
 
