@@ -31,6 +31,10 @@ HALVING = (_CUBIC / (2 * _CUBIC.sum())).tolist()
 """Weights of the pixels at a distance of 0.5, 1.5, 2.5 and 3.5 from the middle of two."""
 SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))
 """Rows and columns to the neighbour in a product; MATLAB's fourth of BRISQUE, (-1, 1), makes the same products."""
+SHAPES = np.arange(200, 10_001) / 1000
+"""Of generalised Gaussians, which are tried."""
+GAUSSIAN = 1800
+"""Index of the shape 2."""
 EVEN, UNIT = 1e-9, 2.0**-52
 """Levels less their neighbourhood's mean are rounding errors below the first; the second is one, of a level."""
 CACHED_PIXELS = 1 << 15
@@ -41,10 +45,11 @@ class Fit(NamedTuple):
     """An asymmetric generalised Gaussian for each set of numbers, by its moments.
 
     Attributes:
-        shape: of the grid 0.2, 0.201, ... 10; 2 is a Gaussian.
+        shape: one of `SHAPES`; 2 is a Gaussian.
         left, right: deviation from 0 of the numbers below and above it.
         scale: what makes of a deviation the distribution's own width.
         mean: of the distribution.
+        one_sided: all numbers are on one side of 0.
     """
 
     shape: Tensor
@@ -52,6 +57,7 @@ class Fit(NamedTuple):
     right: Tensor
     scale: Tensor
     mean: Tensor
+    one_sided: Tensor
 
 
 class Sums(NamedTuple):
@@ -191,7 +197,7 @@ def fit(of: Sums) -> Fit:
     index = torch.where(one_sided, GAUSSIAN, _nearest(table.rising, wanted))
     scale = table.scale[index]
     mean = torch.where(one_sided, 0.0, (right - left) * scale * table.offset[index])
-    return Fit(table.shape[index], left, right, scale, mean)
+    return Fit(table.shape[index], left, right, scale, mean, one_sided)
 
 
 def symmetric_shape(number: int, absolute: Tensor, square: Tensor) -> Tensor:
@@ -200,10 +206,6 @@ def symmetric_shape(number: int, absolute: Tensor, square: Tensor) -> Tensor:
     wanted = square * number / absolute.square()
     index = _nearest(table.falling, -wanted)
     return table.shape[torch.where(absolute == 0, GAUSSIAN, index)]
-
-
-GAUSSIAN = 1800
-"""Index of the shape 2."""
 
 
 class _Table(NamedTuple):
@@ -216,10 +218,9 @@ class _Table(NamedTuple):
 
 @lru_cache
 def _table(device: torch.device) -> _Table:
-    shape = np.arange(200, 10_001) / 1000
-    one, two, three = (gammaln(k / shape) for k in (1, 2, 3))
+    one, two, three = (gammaln(k / SHAPES) for k in (1, 2, 3))
     rising = np.exp(2 * two - one - three)
-    columns = (shape, rising, -1 / rising, np.exp((one - three) / 2), np.exp(two - one))
+    columns = (SHAPES, rising, -1 / rising, np.exp((one - three) / 2), np.exp(two - one))
     return _Table(*(torch.from_numpy(c).to(device) for c in columns))
 
 
