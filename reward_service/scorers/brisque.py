@@ -21,11 +21,23 @@ from torch import Tensor
 from restoration.checkpoints import CheckpointError, check_shapes, read_state
 from reward_service.scorers.digests import digest_of
 from reward_service.scorers.interface import check_block
-from reward_service.scorers.natural_scenes import chunks, fit, grey, halved, normalised, sums, symmetric_shape, total
+from reward_service.scorers.natural_scenes import (
+    Sums,
+    fit,
+    grey,
+    half_size,
+    in_parts,
+    joined,
+    normalised,
+    sums,
+    symmetric_shape,
+)
+from reward_service.scorers.pixel_sums import total
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "brisque" / "brisque_live.safetensors"
 FEATURES = 36
 SIDE = 32  # the least
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -69,7 +81,9 @@ class Regression:
     def __call__(self, features: Tensor) -> Tensor:
         """[N, 36] -> [N]."""
         scaled = 2 * (features - self.least) / (self.most - self.least) - 1
-        distance = total((self.support - scaled[:, None]).square())
+        # a product of matrices rounds as their sizes will have it: one picture at a time
+        products = torch.stack([self.support @ one for one in scaled])
+        distance = total(self.support.square()) + total(scaled.square())[:, None] - 2 * products
         return total(distance.mul(-self.gamma).exp() * self.coefficients) - self.rho
 
 
@@ -102,19 +116,23 @@ class Brisque:
         Raises:
             ValueError: another dtype or shape, or smaller sides.
         """
-        parts = [self.regression(features(part)) for part in chunks(check_block(images, SIDE), self.device)]
-        return (100 - torch.cat(parts)).cpu().numpy().astype(np.float32)
+        found = self.regression(features(check_block(images, SIDE), self.device))
+        return (100 - found).cpu().numpy().astype(np.float32)
 
 
-def features(images: Tensor) -> Tensor:
+def features(images: np.ndarray, device: torch.device = CPU) -> Tensor:
     """uint8 [N, H, W, 3] -> float64 [N, 36]: 18 statistics at full and 18 at half size."""
-    full = grey(images)
-    return torch.cat([_statistics(full), _statistics(halved(full))], 1)
+    full, half = zip(*in_parts(_sums, images, device), strict=True)
+    return torch.cat([_statistics(joined(full)), _statistics(joined(half))], 1)
 
 
-def _statistics(level: Tensor) -> Tensor:
+def _sums(images: Tensor) -> tuple[Sums, Sums]:
+    level = grey(images, torch.float32)
+    return sums(normalised(level, "zeros")), sums(normalised(half_size(level), "zeros"))
+
+
+def _statistics(found: Sums) -> Tensor:
     """Shape and variance of the normalised pixels; shape, mean and both variances of four products of neighbours."""
-    found = sums(normalised(level, "zeros"))
     fitted = fit(found)
     products = torch.stack([fitted.shape, fitted.mean, fitted.left.square(), fitted.right.square()])[:, 1:]
     own = [symmetric_shape(found.number, found.absolute[0], found.square[0]), found.square[0] / found.number]

@@ -6,9 +6,10 @@ float64, and the order of a sum depends on how much is added only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +17,10 @@ from scipy.special import gammaln
 from torch import Tensor
 from torch.nn import functional
 
+from reward_service.scorers.pixel_sums import blurred, channels_sum, halved, row_products, total
+
 Border = Literal["zeros", "replicate"]
+Part = TypeVar("Part")
 
 GREY = tuple(np.linalg.inv([[1.0, 0.956, 0.621], [1.0, -0.272, -0.647], [1.0, -1.106, 1.703]])[0].tolist())
 """MATLAB's weights of red, green and blue: the first row of the inverse of its matrix to NTSC's colours."""
@@ -35,9 +39,11 @@ SHAPES = np.arange(200, 10_001) / 1000
 """Of generalised Gaussians, which are tried."""
 GAUSSIAN = 1800
 """Index of the shape 2."""
-EVEN, UNIT = 1e-9, 2.0**-52
+MIDDLE = 128.0
+"""Level that pixels are counted from while they are blurred."""
+EVEN, UNIT = {torch.float32: 1e-4, torch.float64: 1e-9}, 2.0**-52
 """Levels less their neighbourhood's mean are rounding errors below the first; the second is one, of a level."""
-CACHED_PIXELS = 1 << 15
+CACHED_PIXELS = 1 << 17
 """Of pictures that are computed at once on a CPU: their planes stay in its cache."""
 
 
@@ -71,114 +77,94 @@ class Sums(NamedTuple):
     above: Tensor
 
 
-def chunks(images: np.ndarray, device: torch.device, pixels: int = CACHED_PIXELS) -> Iterator[Tensor]:
-    """uint8 [N, H, W, 3] in parts that a CPU's cache holds; all at once on another device."""
-    step = max(1, pixels // (images.shape[1] * images.shape[2])) if device.type == "cpu" else len(images)
-    for start in range(0, len(images), step):
-        yield torch.tensor(images[start : start + step], device=device)
+def in_parts(work: Callable[[Tensor], Part], images: np.ndarray, device: torch.device) -> list[Part]:
+    """What `work` makes of uint8 [N, H, W, 3], a part of the pictures at a time.
+
+    On a CPU as many threads as torch may use each take parts that stay in its cache; another device takes all at once.
+    """
+    if device.type != "cpu":
+        return [work(torch.tensor(images, device=device))]
+    threads, each = torch.get_num_threads(), images.shape[1] * images.shape[2]
+    step = max(1, min(CACHED_PIXELS // each, -(-len(images) // threads)))
+    parts = [torch.tensor(images[start : start + step]) for start in range(0, len(images), step)]
+    if threads == 1 or len(parts) == 1:
+        return [work(part) for part in parts]
+
+    @torch.inference_mode()  # each thread has its own mode
+    def quietly(part: Tensor) -> Part:
+        return work(part)
+
+    with ThreadPoolExecutor(min(threads, len(parts))) as pool:
+        return list(pool.map(quietly, parts))
 
 
-def grey(images: Tensor) -> Tensor:
-    """uint8 [N, H, W, 3] -> whole levels 0 to 255, float64 [N, H, W], as MATLAB's rgb2gray."""
-    level = images[..., 0].double() * GREY[0]
-    for channel in (1, 2):
-        level += images[..., channel].double() * GREY[channel]
-    return level.add_(0.5).floor_()
+def grey(images: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """uint8 [N, H, W, 3] -> whole levels 0 to 255, [N, H, W], as MATLAB's rgb2gray."""
+    # no colour's level comes nearer than 4e-6 to the middle of two whole ones: rounding errors don't matter
+    return channels_sum(images, GREY).add_(0.5).floor_().to(dtype)
 
 
 def normalised(x: Tensor, border: Border) -> Tensor:
-    """float64 [N, H, W] -> its pixels less their neighbourhood's mean, over its deviation plus one.
+    """Levels [N, H, W] -> its pixels less their neighbourhood's mean, over its deviation plus one.
 
     In an even patch nothing but rounding is left, of one sign, which MATLAB's sums count as above 0 in every product
     of neighbours. It is put there, one unit of the last place, so that no device's rounding changes a score.
     """
-    sides = (REACH,) * 4
-    around = functional.pad(x, sides) if border == "zeros" else functional.pad(x[:, None], sides, "replicate")[:, 0]
-    mean = _blurred(around)
-    deviation = _blurred(around.square()).sub_(mean.square()).abs_().sqrt_()
-    rest = x - mean
-    return torch.where(rest.abs() < EVEN, x * UNIT, rest).div_(deviation.add_(1))
+    sides, x = (REACH,) * 4, x - MIDDLE  # squares of smaller numbers keep more digits
+    if border == "zeros":
+        around = functional.pad(x, sides, value=-MIDDLE)
+    else:
+        around = functional.pad(x[:, None], sides, "replicate")[:, 0]
+    mean, square = blurred(around, BLUR), blurred(around.square(), BLUR)
+    deviation = square.addcmul_(mean, mean, value=-1).abs_().sqrt_().add_(1)
+    rest = functional.hardshrink(x - mean, EVEN[x.dtype])
+    # the unit is nothing elsewhere
+    return rest.add_(x.add_(MIDDLE), alpha=UNIT).div_(deviation)
 
 
-def halved(x: Tensor) -> Tensor:
-    """float64 [N, H, W], sides of at least 4 -> half the size, odd sides rounded up, as MATLAB's imresize(x, 0.5).
+def half_size(x: Tensor) -> Tensor:
+    """[N, H, W], sides of at least 4 -> half the size, odd sides rounded up, as MATLAB's imresize(x, 0.5).
 
     A cubic twice as wide as for enlarging, so that it blurs what half the pixels can't show; mirrored at the border.
     """
-    for dim in (-2, -1):
-        old, new = x.shape[dim], (x.shape[dim] + 1) // 2
-        around = mirrored(x, dim, 3, 3 + old % 2)
-        taps = [_every_second(around.narrow(dim, tap, 2 * new - 1), dim) for tap in range(8)]
-        x = (taps[3] + taps[4]).mul_(HALVING[0])
-        for k in (1, 2, 3):
-            x += (taps[3 - k] + taps[4 + k]).mul_(HALVING[k])
-    return x
-
-
-def mirrored(x: Tensor, dim: int, before: int, after: int) -> Tensor:
-    """`x` with so much more along a dimension, the border's pixel twice."""
-    if before == after == 0:
-        return x
-    size = x.shape[dim]
-    order = [*range(before - 1, -1, -1), *range(size), *range(size - 1, size - 1 - after, -1)]
-    return x.index_select(dim, torch.tensor(order, device=x.device))
-
-
-def _every_second(x: Tensor, dim: int) -> Tensor:
-    return x[..., ::2, :] if dim == -2 else x[..., ::2]
-
-
-def _blurred(x: Tensor) -> Tensor:
-    """[N, H + 6, W + 6] -> [N, H, W]."""
-    for dim in (-2, -1):
-        length = x.shape[dim] - 2 * REACH
-        out = x.narrow(dim, REACH, length) * BLUR[0]
-        for k in range(1, REACH + 1):
-            out += (x.narrow(dim, REACH - k, length) + x.narrow(dim, REACH + k, length)).mul_(BLUR[k])
-        x = out
-    return x
+    return halved(x, HALVING)
 
 
 def sums(x: Tensor) -> Sums:
-    """float64 [N, H, W] -> sums [5, N]: of the pixels, and of their products with the neighbours at `SHIFTS`.
+    """[N, H, W] -> sums, float64 [5, N]: of the pixels, and of their products with the neighbours at `SHIFTS`.
 
     What lies beyond a border is the other end of the picture.
     """
-    high, wide = x.shape[1:]
-    x = torch.cat([x[:, -1:], x], 1)
-    x = torch.cat([x[..., -1:], x, x[..., :1]], 2)
-    size = x.abs()
+    count, high, wide = x.shape
+    # the picture, a row above it and a column on each side, each from its other end
+    around = x.new_empty(count, high + 1, wide + 2)
+    around[:, 1:, 1:-1] = x
+    around[:, 0] = around[:, -1]
+    around[:, :, 0], around[:, :, -1] = around[:, :, -2], around[:, :, 1]
+    size = around.abs()
     # of a product x*y, each of |xy|, (xy)^2, xy|xy| and its sign is the product of what it is for x and for y
-    planes = torch.stack([size, x.square(), x * size, x.sign()])
-    found = _pair_sums(planes, high, wide)
-    # a picture has zeros only where it is even: mostly none, and whole numbers are added exactly in any way
-    nonzero = _pair_sums(planes[3:].abs(), high, wide)[0] if bool((size == 0).any()) else high * wide
-    return Sums(high * wide, found[0], found[1], found[2], (nonzero - found[3]) / 2, (nonzero + found[3]) / 2)
+    absolute, square, signed, sign = (
+        _pair_sums(plane) for plane in (size, around.square(), around * size, around.sign())
+    )
+    # a picture has zeros only where it is black: mostly none, and whole numbers are added exactly in any way
+    nonzero = _pair_sums(around.sign().abs()) if bool(size.amin() == 0) else high * wide
+    return Sums(high * wide, absolute, square, signed, (nonzero - sign) / 2, (nonzero + sign) / 2)
 
 
-def _pair_sums(planes: Tensor, high: int, wide: int) -> Tensor:
-    """[P, N, H + 1, W + 2] -> [P, 5, N]."""
-    here = planes[..., 1:, 1:-1]
-    found = [total(total(here))]
+def _pair_sums(plane: Tensor) -> Tensor:
+    """[N, H + 1, W + 2] -> float64 [5, N]."""
+    high, wide = plane.shape[1] - 1, plane.shape[2] - 2
+    here = plane[:, 1:, 1:-1]
+    rows = [total(here)]
     for down, right in SHIFTS:
-        there = planes[..., 1 - down : 1 - down + high, 1 - right : 1 - right + wide]
-        found.append(total(total(here * there)))
-    return torch.stack(found, 1)
+        rows.append(row_products(here, plane[:, 1 - down : 1 - down + high, 1 - right : 1 - right + wide]))
+    return total(torch.stack(rows).double())
 
 
-def total(x: Tensor) -> Tensor:
-    """Sum over the last dimension, the same for a row whatever lies beside it."""
-    # torch's CPU sums each row by itself; a GPU's way depends on how many rows there are
-    return x.sum(-1) if x.device.type == "cpu" else folded(x, -1)
-
-
-def folded(x: Tensor, dim: int) -> Tensor:
-    """Sum over a dimension by adding its halves again and again, which is elementwise."""
-    while (length := x.shape[dim]) > 1:
-        half, odd = length // 2, length % 2
-        halves = x.narrow(dim, 0, half) + x.narrow(dim, half, half)
-        x = torch.cat([halves, x.narrow(dim, 2 * half, 1)], dim) if odd else halves
-    return x.squeeze(dim)
+def joined(parts: Sequence[Sums]) -> Sums:
+    """Of pictures of one size, those of several parts of them."""
+    number, *columns = zip(*parts, strict=True)
+    return Sums(number[0], *(torch.cat(column, 1) for column in columns))
 
 
 def fit(of: Sums) -> Fit:

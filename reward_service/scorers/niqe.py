@@ -17,7 +17,8 @@ from torch import Tensor
 from restoration.checkpoints import CheckpointError, check_shapes, read_state
 from reward_service.scorers.digests import digest_of
 from reward_service.scorers.interface import check_block
-from reward_service.scorers.natural_scenes import SHAPES, chunks, fit, grey, halved, normalised, sums, total
+from reward_service.scorers.natural_scenes import SHAPES, fit, grey, half_size, in_parts, normalised, sums
+from reward_service.scorers.pixel_sums import total
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "niqe" / "niqe_pristine.safetensors"
 BLOCK = 96
@@ -58,8 +59,8 @@ class Niqe:
         Raises:
             ValueError: another dtype or shape, or smaller sides.
         """
-        parts = [self.niqe(features(part)) for part in chunks(check_block(images, BLOCK), self.device)]
-        return (100 - torch.cat(parts)).cpu().numpy().astype(np.float32)
+        blocks = torch.cat(in_parts(features, check_block(images, BLOCK), self.device))
+        return (100 - self.niqe(blocks)).cpu().numpy().astype(np.float32)
 
     def niqe(self, blocks: Tensor) -> Tensor:
         """Features of blocks [N, B, 36], NaN where a block has none, -> [N]; lower is better."""
@@ -90,7 +91,7 @@ def features(images: Tensor) -> Tensor:
     """uint8 [N, H, W, 3] -> float64 [N, B, 36] of its whole blocks of 96 x 96: 18 at full and 18 at half size."""
     high, wide = images.shape[1] // BLOCK, images.shape[2] // BLOCK
     full = grey(images[:, : high * BLOCK, : wide * BLOCK])
-    return torch.cat([_statistics(level, high, wide) for level in (full, halved(full))], -1)
+    return torch.cat([_statistics(level, high, wide) for level in (full, half_size(full))], -1)
 
 
 def _statistics(level: Tensor, high: int, wide: int) -> Tensor:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from reward_service.scorers.interface import check_block
-from reward_service.scorers.natural_scenes import chunks, folded, grey, mirrored, normalised, total
+from reward_service.scorers.natural_scenes import grey, in_parts, normalised
+from reward_service.scorers.pixel_sums import folded, mirrored, total
 
 SIDE = 16  # of a block
 SEGMENT = 6  # length of an edge segment
@@ -44,8 +45,8 @@ class Piqe:
         Raises:
             ValueError: another dtype or shape, or smaller sides.
         """
-        parts = [piqe(part) for part in chunks(check_block(images, SIDE), self.device)]
-        return (100 - torch.cat(parts)).cpu().numpy().astype(np.float32)
+        found = torch.cat(in_parts(piqe, check_block(images, SIDE), self.device))
+        return (100 - found).cpu().numpy().astype(np.float32)
 
 
 def piqe(images: Tensor) -> Tensor:
