@@ -56,21 +56,18 @@ def piqe(images: Tensor) -> Tensor:
         level = mirrored(level, dim, 0, -level.shape[dim] % SIDE)
     count, high, wide = level.shape
     blocks = normalised(level, "replicate").view(count, high // SIDE, SIDE, wide // SIDE, SIDE)
-    columns, squares = folded(blocks, 2), folded(blocks.square(), 2)  # [N, rows of blocks, blocks, 16]
-    variance = _variance(columns, squares, range(SIDE))
+    columns = torch.stack([folded(blocks, 2), folded(blocks.square(), 2)])  # sums [2, N, rows of blocks, blocks, 16]
+    variance = _variance(folded(columns, -1), SIDE * SIDE)
     active = (variance > ACTIVITY).double()
-    distorted = _has_flat_edge(blocks) * (1 - variance) + _is_noisy(columns, squares, variance) * variance
+    distorted = _has_flat_edge(blocks) * (1 - variance) + _is_noisy(columns, variance) * variance
     distorted = torch.where(active > 0, distorted, 0.0)
     # an image without an active block gets the worst score: (0 + 1) / (0 + 1)
     return (total(distorted.flatten(1)) + 1) / (total(active.flatten(1)) + 1) * 100
 
 
-def _variance(columns: Tensor, squares: Tensor, of: range | list[int]) -> Tensor:
-    """Of the pixels in some columns of each block, by the sums over a column of pixels and of their squares."""
-    number = SIDE * len(of)
-    first = folded(torch.stack([columns[..., column] for column in of]), 0)
-    second = folded(torch.stack([squares[..., column] for column in of]), 0)
-    return (second - first.square() / number).clamp_(min=0) / (number - 1)
+def _variance(of: Tensor, number: int) -> Tensor:
+    """By the sum of so many numbers and that of their squares: [2, ...] -> [...]."""
+    return (of[1] - of[0].square() / number).clamp_(min=0) / (number - 1)
 
 
 def _has_flat_edge(blocks: Tensor) -> Tensor:
@@ -78,18 +75,19 @@ def _has_flat_edge(blocks: Tensor) -> Tensor:
     rows = torch.stack([blocks[:, :, 0], blocks[:, :, -1]])
     columns = torch.stack([blocks[..., 0], blocks[..., -1]]).transpose(-1, -2)
     edges = torch.cat([rows, columns])  # [4, N, rows of blocks, blocks, 16]
-    parts = [edges[..., at : at + SIDE - SEGMENT + 1] for at in range(SEGMENT)]
-    mean = folded(torch.stack(parts), 0) / SEGMENT
-    variance = folded(torch.stack([(part - mean).square() for part in parts]), 0) / (SEGMENT - 1)
-    return (variance < FLATNESS**2).any(-1).any(0).double()
+    edges = torch.stack([edges, edges.square()])
+    segments = edges[..., : SIDE - SEGMENT + 1].clone()
+    for at in range(1, SEGMENT):
+        segments += edges[..., at : at + SIDE - SEGMENT + 1]
+    return (_variance(segments, SEGMENT) < FLATNESS**2).any(-1).any(0).double()
 
 
-def _is_noisy(columns: Tensor, squares: Tensor, variance: Tensor) -> Tensor:
+def _is_noisy(columns: Tensor, variance: Tensor) -> Tensor:
     """Whether the two middle columns deviate as much as the rest of the block; float64 of 0 and 1."""
-    centre = _variance(columns, squares, [MIDDLE, MIDDLE + 1]).sqrt()
+    centre = _variance(columns[..., MIDDLE] + columns[..., MIDDLE + 1], 2 * SIDE).sqrt()
     # The published code takes the two columns out one after the other, so that the second is one too far right.
-    kept = [column for column in range(SIDE) if column not in (MIDDLE, MIDDLE + 2)]
-    around = _variance(columns, squares, kept).sqrt()
+    rest = folded(columns, -1) - columns[..., MIDDLE] - columns[..., MIDDLE + 2]
+    around = _variance(rest, (SIDE - 2) * SIDE).sqrt()
     contrast, sigma = (centre / around).nan_to_num(0.0), variance.sqrt()
     beta = (sigma - contrast).abs() / torch.maximum(sigma, contrast)
     return (sigma > 2 * beta).double()
