@@ -4,8 +4,8 @@ Spatial Domain", 2012): statistics of locally normalised pixels at two scales, i
 Features and regression are those of the authors' MATLAB release. Their C++ program has other features, another half
 size and a regression trained on these; the Python packages that follow it give other scores.
 
-Sharpening, darkening or more colour can beat a clean photograph's score, and it prefers noisy low-light crops of 128 px
-to clean ones: an ablation and a witness, no reward to rely on.
+Of 38 clean crops of 128 px of the shipped photographs 26 score higher sharpened, 22 with more colour, 15 in noisy low
+light and 12 with noise of 10 levels: an ablation and a witness, no reward to rely on.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from reward_service.scorers.natural_scenes import (
     sums,
     symmetric_shape,
 )
-from reward_service.scorers.pixel_sums import total
+from reward_service.scorers.pixel_sums import row_products, total
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "brisque" / "brisque_live.safetensors"
 FEATURES = 36
@@ -81,8 +81,10 @@ class Regression:
     def __call__(self, features: Tensor) -> Tensor:
         """[N, 36] -> [N]."""
         scaled = 2 * (features - self.least) / (self.most - self.least) - 1
-        # a product of matrices rounds as their sizes will have it: one picture at a time
-        products = torch.stack([self.support @ one for one in scaled])
+        # no product of matrices: that rounds as their sizes will have it
+        products = row_products(
+            self.support.expand(len(scaled), -1, -1), scaled[:, None].expand(-1, len(self.support), -1)
+        )
         distance = total(self.support.square()) + total(scaled.square())[:, None] - 2 * products
         return total(distance.mul(-self.gamma).exp() * self.coefficients) - self.rho
 

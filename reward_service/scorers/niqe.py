@@ -1,8 +1,8 @@
 """NIQE (Mittal, Soundararajan, Bovik, "Making a Completely Blind Image Quality Analyzer", 2013): how far the statistics
 of a picture's blocks are from those of pristine photographs, as the authors' MATLAB release computes it.
 
-Small edits of a clean photograph can beat its score, and a crop of few blocks has hardly any statistics: a witness for
-whole pictures, no reward to rely on.
+Of 38 clean crops of 128 px of the shipped photographs 28 score higher with more colour and 24 sharpened, and a crop of
+few blocks has hardly any statistics: a witness for whole pictures, no reward to rely on.
 """
 
 from __future__ import annotations
