@@ -104,22 +104,26 @@ def grey(images: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     return channels_sum(images, GREY).add_(0.5).floor_().to(dtype)
 
 
-def normalised(x: Tensor, border: Border) -> Tensor:
+def normalised(x: Tensor, border: Border, signed: bool = True) -> Tensor:
     """Levels [N, H, W] -> its pixels less their neighbourhood's mean, over its deviation plus one.
 
     In an even patch nothing but rounding is left, of one sign, which MATLAB's sums count as above 0 in every product
     of neighbours. It is put there, one unit of the last place, so that no device's rounding changes a score.
+
+    Args:
+        signed: signs are counted; else even patches keep their rounding errors.
     """
-    sides, x = (REACH,) * 4, x - MIDDLE  # squares of smaller numbers keep more digits
+    sides, centred = (REACH,) * 4, x - MIDDLE  # squares of smaller numbers keep more digits
     if border == "zeros":
-        around = functional.pad(x, sides, value=-MIDDLE)
+        around = functional.pad(centred, sides, value=-MIDDLE)
     else:
-        around = functional.pad(x[:, None], sides, "replicate")[:, 0]
+        around = functional.pad(centred[:, None], sides, "replicate")[:, 0]
     mean, square = blurred(around, BLUR), blurred(around.square(), BLUR)
     deviation = square.addcmul_(mean, mean, value=-1).abs_().sqrt_().add_(1)
-    rest = functional.hardshrink(x - mean, EVEN[x.dtype])
-    # the unit is nothing elsewhere
-    return rest.add_(x.add_(MIDDLE), alpha=UNIT).div_(deviation)
+    rest = centred.sub_(mean)
+    if signed:
+        rest = functional.hardshrink(rest, EVEN[x.dtype]).add_(x, alpha=UNIT)  # the unit is nothing elsewhere
+    return rest.div_(deviation)
 
 
 def half_size(x: Tensor) -> Tensor:

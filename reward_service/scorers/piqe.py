@@ -55,7 +55,7 @@ def piqe(images: Tensor) -> Tensor:
     for dim in (-2, -1):
         level = mirrored(level, dim, 0, -level.shape[dim] % SIDE)
     count, high, wide = level.shape
-    blocks = normalised(level, "replicate").view(count, high // SIDE, SIDE, wide // SIDE, SIDE)
+    blocks = normalised(level, "replicate", signed=False).view(count, high // SIDE, SIDE, wide // SIDE, SIDE)
     columns = torch.stack([folded(blocks, 2), folded(blocks.square(), 2)])  # sums [2, N, rows of blocks, blocks, 16]
     variance = _variance(folded(columns, -1), SIDE * SIDE)
     active = (variance > ACTIVITY).double()

@@ -38,8 +38,10 @@ def blurred(x: Tensor, half: Sequence[float]) -> Tensor:
         return blurred_anywhere(x, half)
     reach = len(half) - 1
     kernel = np.array([*half[:0:-1], *half])
-    found = [cv2.sepFilter2D(picture, -1, kernel, kernel)[reach:-reach, reach:-reach] for picture in x.numpy()]
-    return torch.from_numpy(np.stack(found))
+    found = np.empty(x.shape, x.numpy().dtype)
+    for picture, result in zip(x.numpy(), found, strict=True):
+        cv2.sepFilter2D(picture, -1, kernel, kernel, result)
+    return torch.from_numpy(found)[:, reach:-reach, reach:-reach]
 
 
 def blurred_anywhere(x: Tensor, half: Sequence[float]) -> Tensor:
