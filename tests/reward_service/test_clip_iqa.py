@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from reward_service.scorers import make_scorer
+from reward_service.scorers import LEAST_SIDE, make_scorer
 from reward_service.scorers.clip_iqa import ATTRIBUTES
 from reward_service.scorers.clip_resnet import read_clip
 
@@ -282,6 +282,9 @@ def test_settings_that_make_no_scorer_are_told(params: dict[str, object], said: 
         make_scorer("clip_iqa", **params)
 
 
-def test_a_picture_too_small_for_one_pixel_of_the_last_map_is_refused(weights: Path) -> None:
+def test_its_least_side_is_what_it_takes(weights: Path) -> None:
+    side = LEAST_SIDE["clip_iqa"]
+    scorer = make_scorer("clip_iqa", model=str(weights))
+    assert np.isfinite(scorer.score(noise(1, side, side))).all()
     with pytest.raises(ValueError, match="31x64 are too small: sides of 32"):
-        make_scorer("clip_iqa", model=str(weights)).score(noise(1, 31, 64))
+        scorer.score(noise(1, side - 1, 64))
