@@ -43,8 +43,8 @@ MIDDLE = 128.0
 """Level that pixels are counted from while they are blurred."""
 EVEN, UNIT = {torch.float32: 1e-4, torch.float64: 1e-9}, 2.0**-52
 """Levels less their neighbourhood's mean are rounding errors below the first; the second is one, of a level."""
-CACHED_PIXELS = 1 << 17
-"""Of pictures that are computed at once on a CPU: their planes stay in its cache."""
+PIXELS_AT_ONCE = 1 << 18
+"""Of the pictures that a thread of a CPU takes at once: enough that calls cost little beside what they do."""
 
 
 class Fit(NamedTuple):
@@ -80,12 +80,12 @@ class Sums(NamedTuple):
 def in_parts(work: Callable[[Tensor], Part], images: np.ndarray, device: torch.device) -> list[Part]:
     """What `work` makes of uint8 [N, H, W, 3], a part of the pictures at a time.
 
-    On a CPU as many threads as torch may use each take parts that stay in its cache; another device takes all at once.
+    On a CPU as many threads as torch may use each take some at once; another device takes all.
     """
     if device.type != "cpu":
         return [work(torch.tensor(images, device=device))]
     threads, each = torch.get_num_threads(), images.shape[1] * images.shape[2]
-    step = max(1, min(CACHED_PIXELS // each, -(-len(images) // threads)))
+    step = max(1, min(PIXELS_AT_ONCE // each, -(-len(images) // threads)))
     parts = [torch.tensor(images[start : start + step]) for start in range(0, len(images), step)]
     if threads == 1 or len(parts) == 1:
         return [work(part) for part in parts]

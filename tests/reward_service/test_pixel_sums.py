@@ -56,7 +56,7 @@ def test_the_grey_of_every_colour_is_far_enough_from_a_tie_for_any_rounding() ->
 def test_parts_for_several_threads_come_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     images, before = pictures((16, 16)).numpy(), torch.get_num_threads()
     images = np.concatenate([images] * 5)
-    monkeypatch.setattr(natural_scenes, "CACHED_PIXELS", 512)
+    monkeypatch.setattr(natural_scenes, "PIXELS_AT_ONCE", 512)
     try:
         torch.set_num_threads(3)
         with torch.inference_mode():
