@@ -94,8 +94,12 @@ def in_parts(work: Callable[[Tensor], Part], images: np.ndarray, device: torch.d
     def quietly(part: Tensor) -> Part:
         return work(part)
 
-    with ThreadPoolExecutor(min(threads, len(parts))) as pool:
-        return list(pool.map(quietly, parts))
+    try:
+        # threads of torch's own within each of these would wait for one another
+        with ThreadPoolExecutor(min(threads, len(parts)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(quietly, parts))
+    finally:
+        torch.set_num_threads(threads)  # what threads of later begin with
 
 
 def grey(images: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
