@@ -70,13 +70,16 @@ def read_raw(file: Path) -> Any:
     return _read(Path(file)).value
 
 
-def read_state(file: Path) -> dict[str, Tensor]:
+def read_state(file: Path, programs: bool = False) -> dict[str, Tensor]:
     """The tensors of such a file, without wrappers (`state_dict`, `module.`).
+
+    Args:
+        programs: a TorchScript program is a file of weights, too: its tensors are read, and nothing of it is run.
 
     Raises:
         CheckpointError: as `read_raw`, or it holds no tensors.
     """
-    content, hint = _read(Path(file)), ""
+    content, hint = _read(Path(file), programs), ""
     if content.tensors and content.left_out:
         hint = (
             f". Its tensors ({content.tensors}) are inside objects that are not opened ({first(content.left_out)}), "
@@ -113,13 +116,13 @@ def about(file: Path | str) -> Iterator[None]:
         raise CheckpointError(f"{file}: {error}") from error
 
 
-def _read(file: Path) -> Unpickled:
+def _read(file: Path, programs: bool = False) -> Unpickled:
     kind = _kind(file)
     meta = (waiting := _waiting.get()) is not None and waiting.headers
     try:
         if kind == "safetensors":
             return Unpickled(_shapes_in(file) if meta else load_file(file), (), 0)
-        found = (read_zip if kind == "zip" else read_legacy)(file, meta)
+        found = read_zip(file, meta, programs) if kind == "zip" else read_legacy(file, meta)
     except OtherFile as error:
         raise CheckpointError(f"{file} {error}") from error
     except zipfile.BadZipFile as error:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, cast
 import torch
 
 from restoration.file_kinds import WEIGHTS_SUFFIXES, first
-from restoration.unpickling import Unpickled, UnpicklingError, unpickle
+from restoration.unpickling import Module, Unpickled, UnpicklingError, unpickle
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
@@ -27,11 +27,12 @@ class OtherFile(ValueError):
     """No file of weights; the message says what it is, as the rest of a sentence about it."""
 
 
-def read_zip(file: Path, meta: bool = False) -> Unpickled:
+def read_zip(file: Path, meta: bool = False, programs: bool = False) -> Unpickled:
     """What torch.save wrote into a zip archive.
 
     Args:
         meta: tensors have no values, and nothing but names, shapes and types is read.
+        programs: of a TorchScript program the tensors of its modules are read, too; nothing of it is run.
 
     Raises:
         OtherFile: another archive, or a program.
@@ -41,6 +42,12 @@ def read_zip(file: Path, meta: bool = False) -> Unpickled:
     with zipfile.ZipFile(file) as archive:
         records = {info.filename: info for info in archive.infolist()}
         root = _root(records)
+        program = f"{root}constants.pkl" in records or any(name.startswith(f"{root}code/") for name in records)
+        if program and not programs:
+            raise OtherFile(
+                "is a TorchScript program, not weights, and is not run: save its state_dict() as .safetensors with the "
+                "library it came from"
+            )
         order = archive.read(f"{root}byteorder").decode("latin-1") if f"{root}byteorder" in records else sys.byteorder
         _check_order(order)
         found: dict[str, torch.UntypedStorage] = {}
@@ -56,7 +63,25 @@ def read_zip(file: Path, meta: bool = False) -> Unpickled:
 
         with archive.open(f"{root}data.pkl") as stream:
             content = stream.read()
-        return unpickle(io.BytesIO(content), find)
+        found_in = unpickle(io.BytesIO(content), find, modules=program)
+        return Unpickled(_tensors_of(found_in.value), (), found_in.tensors) if program else found_in
+
+
+def _tensors_of(program: Any) -> dict[str, torch.Tensor]:
+    """The tensors of its modules, named as in its state_dict()."""
+    found: dict[str, torch.Tensor] = {}
+    waiting, seen = [("", program)], set()
+    while waiting:
+        prefix, module = waiting.pop()
+        if not isinstance(module, Module) or id(module) in seen:  # what holds itself would never end
+            continue
+        seen.add(id(module))
+        for name, value in module.items():
+            if isinstance(value, torch.Tensor):
+                found[f"{prefix}{name}"] = value
+            elif isinstance(value, Module):
+                waiting.append((f"{prefix}{name}.", value))
+    return found
 
 
 def _root(records: dict[str, zipfile.ZipInfo]) -> str:
@@ -72,13 +97,7 @@ def _root(records: dict[str, zipfile.ZipInfo]) -> str:
         inside = [n for n in names if n.lower().endswith(WEIGHTS_SUFFIXES)]
         remedy = f"unpack it and give {first(inside)}" if inside else "give the file of weights"
         raise OtherFile(f"is a zip archive, not one of torch.save (it holds {first(names) or 'nothing'}): {remedy}")
-    root = roots[0]
-    if f"{root}constants.pkl" in records or any(name.startswith(f"{root}code/") for name in records):
-        raise OtherFile(
-            "is a TorchScript program, not weights, and is not run: save its state_dict() as .safetensors with the "
-            "library it came from"
-        )
-    return root
+    return roots[0]
 
 
 def _storage(

@@ -74,6 +74,10 @@ class Stored:
     count: int
 
 
+class Module(dict[Any, Any]):
+    """The attributes of a module of a TorchScript program, by name."""
+
+
 Find = Callable[[str, torch.dtype, int], torch.UntypedStorage]
 """The storage of a key, for so many elements of a type. Raises ValueError: it isn't there, or is too short."""
 
@@ -97,16 +101,17 @@ def no_storage(key: str, dtype: torch.dtype, count: int) -> torch.UntypedStorage
     raise UnpicklingError("a tensor where none belongs")
 
 
-def unpickle(stream: BinaryIO, find: Find = no_storage) -> Unpickled:
+def unpickle(stream: BinaryIO, find: Find = no_storage, modules: bool = False) -> Unpickled:
     """Read one pickle, of any protocol, from where the stream stands; afterwards it stands behind it.
 
     Args:
         stream: of which `read` gives at most what there is (a file mapped or in memory).
+        modules: what a TorchScript program calls its modules is a `Module`, not left out.
 
     Raises:
         UnpicklingError: cut off, not a pickle, of opcodes that no file of tensors has, or made to run commands.
     """
-    machine = _Machine(find)
+    machine = _Machine(find, modules)
     try:
         for opcode, argument, _ in pickletools.genops(stream):
             if opcode.name == "STOP":
@@ -122,8 +127,8 @@ def unpickle(stream: BinaryIO, find: Find = no_storage) -> Unpickled:
 
 
 class _Machine:
-    def __init__(self, find: Find) -> None:
-        self.find = find
+    def __init__(self, find: Find, modules: bool = False) -> None:
+        self.find, self.modules = find, modules
         self.left_out: dict[str, None] = {}
         self.tensors = 0
         self._stack: list[Any] = []
@@ -263,7 +268,12 @@ class _Machine:
             )
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
-        if not (_dtype_of(found) or (module, name) in BUILDERS or (module, name) in _CLASSES):
+        if not (
+            _dtype_of(found)
+            or (module, name) in BUILDERS
+            or (module, name) in _CLASSES
+            or (self.modules and _is_module(found))
+        ):
             self.left_out.setdefault(str(found))
         return found
 
@@ -285,16 +295,21 @@ class _Machine:
         self._stack.append(self.made(maker, tuple(arguments)))
 
     def build(self, _: Any) -> None:
-        """The state of an object is dropped: nothing that is kept needs one."""
-        self.pop()
+        """The state of an object is dropped: of what is kept only a `Module` needs one."""
+        state = self.pop()
         if not self._stack:
             raise UnpicklingError("the state of nothing")
+        if isinstance(self._stack[-1], Module) and isinstance(state, dict):
+            self._copy(len(state))
+            self._stack[-1].update(state)
 
     def made(self, maker: Any, arguments: Any) -> Any:
         """What a call gives; only a builder's result is more than a placeholder."""
         if not isinstance(arguments, tuple):
             raise UnpicklingError(f"a call whose arguments are a {type(arguments).__name__}")
         if isinstance(maker, Name):
+            if self.modules and _is_module(maker):
+                return Module()
             builder = BUILDERS.get((maker.module, maker.name))
             return LeftOut(str(maker)) if builder is None else builder(self, *arguments)
         if isinstance(maker, LeftOut):
@@ -445,6 +460,10 @@ def _is_plain(key: Any) -> bool:
 
 def _dtype_of(kind: Name) -> torch.dtype | None:
     return _STORAGES.get(kind.name) if kind.module in _STORAGE_MODULES else None
+
+
+def _is_module(kind: Name) -> bool:
+    return kind.module == "__torch__" or kind.module.startswith("__torch__.")
 
 
 def _is_harmful(module: str, name: str) -> bool:

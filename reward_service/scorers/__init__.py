@@ -15,13 +15,17 @@ __all__ = ["LEAST_SIDE", "SCORERS", "Scorer", "check_block", "make_scorer"]
 # name -> "module:class"; modules are imported only when asked for, their dependencies may be optional.
 SCORERS: dict[str, str] = {
     "brisque": "reward_service.scorers.brisque:Brisque",
+    "clip_iqa": "reward_service.scorers.clip_iqa:ClipIqa",
     "deqa": "reward_service.scorers.deqa:Deqa",
     "lite0_levels": "reward_service.scorers.lite0_levels:Lite0Levels",
+    "niqe": "reward_service.scorers.niqe:Niqe",
     "piqe": "reward_service.scorers.piqe:Piqe",
     "qalign": "reward_service.scorers.qalign:QAlign",
 }
 # Pixels a side that a picture must have for them, known before any is made.
-LEAST_SIDE = {"brisque": 32, "deqa": 32, "lite0_levels": 64, "piqe": 16, "qalign": 32}
+LEAST_SIDE = {
+    "brisque": 32, "clip_iqa": 32, "deqa": 32, "lite0_levels": 64, "niqe": 96, "piqe": 16, "qalign": 32,
+}  # fmt: skip
 
 
 def make_scorer(name: str, place: str | None = None, /, **params: Any) -> Scorer:

@@ -1,30 +1,92 @@
 """BRISQUE with the model trained on LIVE (Mittal, Moorthy, Bovik, "No-Reference Image Quality Assessment in the
 Spatial Domain", 2012): statistics of locally normalised pixels at two scales, into a support vector regression.
 
-Sharpening, darkening or more colour can beat a clean photograph's score, and it prefers noisy low-light crops of 128 px
-to clean ones: an ablation and a witness, no reward to rely on.
+Features and regression are those of the authors' MATLAB release. Their C++ program has other features, another half
+size and a regression trained on these; the Python packages that follow it give other scores.
+
+Of 38 clean crops of 128 px of the shipped photographs 26 score higher sharpened, 22 with more colour, 15 in noisy low
+light and 12 with noise of 10 levels: an ablation and a witness, no reward to rely on.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
-from scipy.ndimage import correlate1d
-from scipy.optimize import brentq
-from scipy.special import gammaln
+import torch
+from torch import Tensor
 
-from restoration.checkpoints import CheckpointError, read_state
+from restoration.checkpoints import CheckpointError, check_shapes, read_state
+from reward_service.scorers.digests import digest_of
 from reward_service.scorers.interface import check_block
+from reward_service.scorers.natural_scenes import (
+    Sums,
+    fit,
+    grey,
+    half_size,
+    in_parts,
+    joined,
+    normalised,
+    sums,
+    symmetric_shape,
+)
+from reward_service.scorers.pixel_sums import row_products, total
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "brisque" / "brisque_live.safetensors"
-WINDOW, SIGMA, STABLE = 7, 7 / 6, 1 / 255
-GREY = (0.2125, 0.7154, 0.0721)
-SHAPES = (0.05, 50.0)  # of a generalised Gaussian; 2 is a Gaussian
-Array = NDArray[np.float64]
+FEATURES = 36
+SIDE = 32  # the least
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Regression:
+    """A support vector regression with a radial kernel, float64.
+
+    Attributes:
+        support: [V, 36], of scaled features.
+        coefficients: [V].
+        least, most: [36], of the features in training; they become -1 and 1, and what lies beyond is not cut off.
+        gamma: of the kernel.
+        rho: what is taken off.
+    """
+
+    support: Tensor
+    coefficients: Tensor
+    least: Tensor
+    most: Tensor
+    gamma: Tensor
+    rho: Tensor
+
+    @staticmethod
+    def read(file: Path, device: torch.device) -> Regression:
+        """Raises CheckpointError."""
+        state = read_state(file)
+        vectors = len(state["coefficients"]) if "coefficients" in state else 0
+        wanted = {
+            "support": (vectors, FEATURES),
+            "coefficients": (vectors,),
+            "least": (FEATURES,),
+            "most": (FEATURES,),
+            "gamma": (1,),
+            "rho": (1,),
+        }
+        check_shapes(wanted, {key: tuple(value.shape) for key, value in state.items()}, f"{file} is no BRISQUE model")
+        return Regression(**{key: value.to(device, torch.float64, copy=True) for key, value in state.items()})
+
+    def version(self) -> str:
+        return digest_of(vars(self))
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """[N, 36] -> [N]."""
+        scaled = 2 * (features - self.least) / (self.most - self.least) - 1
+        # no product of matrices: that rounds as their sizes will have it
+        products = row_products(
+            self.support.expand(len(scaled), -1, -1), scaled[:, None].expand(-1, len(self.support), -1)
+        )
+        distance = total(self.support.square()) + total(scaled.square())[:, None] - 2 * products
+        return total(distance.mul(-self.gamma).exp() * self.coefficients) - self.rho
 
 
 class Brisque:
@@ -32,80 +94,48 @@ class Brisque:
 
     Args:
         model: file of the regression; the committed one by default.
+        device: where to run.
 
     Raises:
         ValueError: the file is missing or is no such model.
     """
 
     name = "brisque"
-    version = "brisque-live-1"
     range = (float("-inf"), float("inf"))
 
-    def __init__(self, model: str | None = None) -> None:
-        path = Path(model) if model else MODEL
+    def __init__(self, model: str | None = None, device: str = "cpu") -> None:
+        self.device = torch.device(device)
         try:
-            parts = {name: tensor.numpy() for name, tensor in read_state(path).items()}
-            self.support, self.coefficients = parts["support"], parts["coefficients"]
-            self.least, self.most = parts["least"], parts["most"]
-            self.gamma, self.rho = float(parts["gamma"][0]), float(parts["rho"][0])
-        except (KeyError, CheckpointError) as error:
-            raise ValueError(f"{path}: no BRISQUE model ({error}); it is models/brisque of the repository") from error
+            self.regression = Regression.read(Path(model) if model else MODEL, self.device)
+        except CheckpointError as error:
+            raise ValueError(f"scorer brisque: {error}; the committed one is {MODEL.name} in models/brisque") from error
+        self.version = f"brisque-2-{self.regression.version()}"
 
+    @torch.inference_mode()
     def score(self, images: Any) -> np.ndarray:
-        """uint8 [N, H, W, 3] RGB, sides of at least 32 -> float32 [N]."""
-        found = [100 - self.brisque(image) for image in check_block(images, 32)]
-        return np.array(found, dtype=np.float32)
+        """uint8 [N, H, W, 3] RGB, sides of at least 32 -> float32 [N].
 
-    def brisque(self, image: np.ndarray) -> float:
-        """BRISQUE of a uint8 [H, W, 3] image; lower is better."""
-        scaled = 2 * (features(image) - self.least) / (self.most - self.least) - 1
-        kernel = np.exp(-self.gamma * np.square(self.support - scaled).sum(1))
-        return float(self.coefficients @ kernel - self.rho)
+        Raises:
+            ValueError: another dtype or shape, or smaller sides.
+        """
+        found = self.regression(features(check_block(images, SIDE), self.device))
+        return (100 - found).cpu().numpy().astype(np.float32)
 
 
-def features(image: np.ndarray) -> Array:
-    """18 statistics at full and 18 at half size."""
-    grey = image.astype(np.float64) @ np.array(GREY) / 255
-    half = cv2.resize(grey, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_CUBIC)
-    return np.concatenate([_statistics(grey), _statistics(np.asarray(half))])
+def features(images: np.ndarray, device: torch.device = CPU) -> Tensor:
+    """uint8 [N, H, W, 3] -> float64 [N, 36]: 18 statistics at full and 18 at half size."""
+    full, half = zip(*in_parts(_sums, images, device), strict=True)
+    return torch.cat([_statistics(joined(full)), _statistics(joined(half))], 1)
 
 
-def _statistics(grey: Array) -> Array:
+def _sums(images: Tensor) -> tuple[Sums, Sums]:
+    level = grey(images, torch.float32)
+    return sums(normalised(level, "zeros")), sums(normalised(half_size(level), "zeros"))
+
+
+def _statistics(found: Sums) -> Tensor:
     """Shape and variance of the normalised pixels; shape, mean and both variances of four products of neighbours."""
-    mean = _smooth(grey)
-    deviation = np.sqrt(np.abs(_smooth(np.square(grey)) - np.square(mean)))
-    x = (grey - mean) / (deviation + STABLE)
-    shape, _, left, right = _fit(x)
-    neighbours = (x[:, :-1] * x[:, 1:], x[:-1] * x[1:], x[:-1, :-1] * x[1:, 1:], x[1:, :-1] * x[:-1, 1:])
-    return np.array([shape, (left + right) / 2, *(value for product in neighbours for value in _fit(product))])
-
-
-def _smooth(grey: Array) -> Array:
-    at = np.arange(WINDOW) - WINDOW // 2
-    bell = np.exp(-np.square(at) / (2 * SIGMA**2))
-    bell /= bell.sum()
-    for axis in (0, 1):
-        grey = correlate1d(grey, bell, axis, mode="constant")
-    return grey
-
-
-def _fit(x: Array) -> tuple[float, float, float, float]:
-    """Asymmetric generalised Gaussian by its moments: shape, mean, variance left and right of 0.
-
-    An even image has no spread on one side; it counts as a Gaussian without any.
-    """
-    below, above = x[x < 0], x[x >= 0]
-    left, right = (float(np.square(side).mean()) if side.size else 0.0 for side in (below, above))
-    square = float(np.square(x).mean())
-    if left == 0 or right == 0:
-        return 2.0, 0.0, left, right
-    ratio = np.sqrt(left / right)
-    wanted = np.abs(x).mean() ** 2 / square * (ratio**3 + 1) * (ratio + 1) / (ratio**2 + 1) ** 2
-
-    def excess(shape: float) -> float:
-        return float(np.exp(2 * gammaln(2 / shape) - gammaln(1 / shape) - gammaln(3 / shape)) - wanted)
-
-    low, high = SHAPES
-    shape = low if excess(low) > 0 else high if excess(high) < 0 else float(brentq(excess, low, high, xtol=1e-10))
-    spread = np.exp(gammaln(2 / shape) - (gammaln(1 / shape) + gammaln(3 / shape)) / 2)
-    return shape, float((np.sqrt(right) - np.sqrt(left)) * spread), left, right
+    fitted = fit(found)
+    products = torch.stack([fitted.shape, fitted.mean, fitted.left.square(), fitted.right.square()])[:, 1:]
+    own = [symmetric_shape(found.number, found.absolute[0], found.square[0]), found.square[0] / found.number]
+    return torch.cat([torch.stack(own, 1), products.permute(2, 1, 0).flatten(1)], 1)

@@ -8,11 +8,13 @@ import copyreg
 import io
 import os
 import pickle
+import struct
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
+import zipfile
 from collections import Counter, OrderedDict, defaultdict
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,6 +25,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save as safetensors_bytes
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from restoration.checkpoints import CheckpointError, read_raw, read_state, without_weights
@@ -188,6 +191,47 @@ def test_a_torchscript_program_is_told_and_not_run(tmp_path: Path) -> None:
         torch.jit.save(torch.jit.script(nn.Linear(2, 1)), tmp_path / "program.pt")
     with pytest.raises(CheckpointError, match=r"program.pt is a TorchScript program"):
         read_state(tmp_path / "program.pt")
+
+
+def program(tmp_path: Path) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = nn.Sequential(nn.Linear(2, 1), nn.BatchNorm1d(1)).half()
+        torch.jit.save(torch.jit.script(network), tmp_path / "program.pt")
+        save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    return tmp_path / "program.pt"
+
+
+def test_of_a_torchscript_program_that_is_asked_for_the_tensors_are_read(tmp_path: Path) -> None:
+    found = read_state(program(tmp_path), programs=True)
+    wanted = read_state(tmp_path / "weights.safetensors")
+    assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+@pytest.mark.parametrize("names", [("data.pkl",), ("constants.pkl", "data.pkl")])
+def test_nothing_of_a_program_runs_that_is_asked_for(tmp_path: Path, names: tuple[str, ...]) -> None:
+    marker = tmp_path / "ran"
+    hostile = (
+        b"\x80\x02cos\nsystem\nX" + struct.pack("<I", len(f"touch {marker}")) + f"touch {marker}".encode() + b"\x85R."
+    )
+    with zipfile.ZipFile(program(tmp_path)) as archive:
+        records = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(tmp_path / "hostile.pt", "w") as archive:
+        for name, content in records.items():
+            archive.writestr(name, hostile if name.split("/")[-1] in names else content)
+    with pytest.raises(CheckpointError, match="it was made to run commands"):
+        read_state(tmp_path / "hostile.pt", programs=True)
+    assert not marker.exists()
+
+
+def test_a_program_whose_modules_hold_themselves_or_no_tensors_ends(tmp_path: Path) -> None:
+    # a module m with m.m = m and m.w a number, as TorchScript writes objects
+    own = b"\x80\x02c__torch__\nLoop\n)\x81q\x00}(X\x01\x00\x00\x00mh\x00X\x01\x00\x00\x00wK\x03ub."
+    with zipfile.ZipFile(tmp_path / "loop.pt", "w") as archive:
+        archive.writestr("loop/data.pkl", own)
+        archive.writestr("loop/constants.pkl", b"\x80\x02).")
+    with pytest.raises(CheckpointError, match="loop.pt"):
+        read_state(tmp_path / "loop.pt", programs=True)
 
 
 # -- nothing runs

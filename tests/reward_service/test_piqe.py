@@ -21,6 +21,15 @@ PYPIQE = {
     "picosdeeuropa": 18.01058538923282,
     "seeding": 21.72947453508064,
 }
+# The same of the photographs in colour; it takes OpenCV's weights of the colours, not MATLAB's.
+IN_COLOUR = {
+    "chelsea": 28.902623,
+    "china": 50.586064,
+    "coffee": 29.440534,
+    "friends": 52.162066,
+    "picosdeeuropa": 21.299067,
+    "seeding": 21.156331,
+}
 
 
 def pixels(name: str) -> np.ndarray:
@@ -31,7 +40,16 @@ def pixels(name: str) -> np.ndarray:
 def test_it_equals_another_implementation(name: str) -> None:
     grey = pixels(name)[:250, :330, 1].copy()
     grey[0, 0] = 255  # pypiqe stretches the brightest pixel to 255, PIQE doesn't
-    assert float(piqe(torch.from_numpy(np.repeat(grey[..., None], 3, 2)))) == pytest.approx(PYPIQE[name], abs=1e-9)
+    assert float(piqe(torch.from_numpy(np.repeat(grey[None, ..., None], 3, 3)))) == pytest.approx(
+        PYPIQE[name], abs=1e-9
+    )
+
+
+@pytest.mark.parametrize("name", IN_COLOUR)
+def test_it_equals_another_implementation_in_colour(name: str) -> None:
+    image = pixels(name)[:250, :330].copy()
+    image[0, 0] = 255
+    assert make_scorer("piqe").score(image[None]) == pytest.approx(100 - IN_COLOUR[name], abs=0.01)
 
 
 @pytest.mark.parametrize("name", PYPIQE)
@@ -47,7 +65,16 @@ def test_an_even_image_has_no_active_block_and_the_worst_score() -> None:
     assert make_scorer("piqe").score(np.full((1, 32, 32, 3), 128, np.uint8)) == pytest.approx(0)
 
 
-def test_an_image_scores_the_same_in_any_company() -> None:
-    block = np.stack([pixels(name)[:128, :128] for name in PYPIQE])
-    scorer = make_scorer("piqe")
-    assert np.array_equal(scorer.score(block), np.concatenate([scorer.score(image[None]) for image in block]))
+@pytest.mark.parametrize("size", [(16, 16), (128, 128), (131, 150)])
+def test_an_image_scores_the_same_in_any_company_and_order(size: tuple[int, int]) -> None:
+    block = np.stack([pixels(name)[: size[0], : size[1]] for name in PYPIQE] * 2)
+    block[0] = 128
+    scorer, threads = make_scorer("piqe"), torch.get_num_threads()
+    together = scorer.score(block)
+    try:
+        torch.set_num_threads(3)
+        assert np.array_equal(scorer.score(block[::-1].copy())[::-1], together)
+    finally:
+        torch.set_num_threads(threads)
+    assert np.array_equal(np.concatenate([scorer.score(image[None]) for image in block]), together)
+    assert len(set(together.tolist())) > 3

@@ -1,0 +1,224 @@
+"""Statistics of natural scenes, computed as LIVE's MATLAB programs of BRISQUE and NIQE do.
+
+Everything takes many pictures of one size and gives each the numbers that it has alone: arithmetic is elementwise, in
+float64, and the order of a sum depends on how much is added only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from scipy.special import gammaln
+from torch import Tensor
+from torch.nn import functional
+
+from reward_service.scorers.pixel_sums import blurred, channels_sum, halved, row_products, total
+
+Border = Literal["zeros", "replicate"]
+Part = TypeVar("Part")
+
+GREY = tuple(np.linalg.inv([[1.0, 0.956, 0.621], [1.0, -0.272, -0.647], [1.0, -1.106, 1.703]])[0].tolist())
+"""MATLAB's weights of red, green and blue: the first row of the inverse of its matrix to NTSC's colours."""
+REACH, SIGMA = 3, 7 / 6
+"""Of the Gaussian window, in pixels: 7 x 7."""
+_BELL = np.exp(-np.square(np.arange(REACH + 1)) / (2 * SIGMA**2))
+BLUR = (_BELL / (2 * _BELL.sum() - 1)).tolist()
+"""The window's weights along one side, from the centre outwards."""
+_NEAR, _FAR = np.array([0.25, 0.75]), np.array([1.25, 1.75])
+_CUBIC = np.concatenate([1.5 * _NEAR**3 - 2.5 * _NEAR**2 + 1, -0.5 * _FAR**3 + 2.5 * _FAR**2 - 4 * _FAR + 2])
+HALVING = (_CUBIC / (2 * _CUBIC.sum())).tolist()
+"""Weights of the pixels at a distance of 0.5, 1.5, 2.5 and 3.5 from the middle of two."""
+SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))
+"""Rows and columns to the neighbour in a product; MATLAB's fourth of BRISQUE, (-1, 1), makes the same products."""
+SHAPES = np.arange(200, 10_001) / 1000
+"""Of generalised Gaussians, which are tried."""
+GAUSSIAN = 1800
+"""Index of the shape 2."""
+MIDDLE = 128.0
+"""Level that pixels are counted from while they are blurred."""
+EVEN, UNIT = {torch.float32: 1e-4, torch.float64: 1e-9}, 2.0**-52
+"""Levels less their neighbourhood's mean are rounding errors below the first; the second is one, of a level."""
+PIXELS_AT_ONCE = 1 << 18
+"""Of the pictures that a thread of a CPU takes at once: enough that calls cost little beside what they do."""
+
+
+class Fit(NamedTuple):
+    """An asymmetric generalised Gaussian for each set of numbers, by its moments.
+
+    Attributes:
+        shape: one of `SHAPES`; 2 is a Gaussian.
+        left, right: deviation from 0 of the numbers below and above it.
+        scale: what makes of a deviation the distribution's own width.
+        mean: of the distribution.
+        one_sided: all numbers are on one side of 0.
+    """
+
+    shape: Tensor
+    left: Tensor
+    right: Tensor
+    scale: Tensor
+    mean: Tensor
+    one_sided: Tensor
+
+
+class Sums(NamedTuple):
+    """Of the numbers of each set: how many, sums of |x|, x^2 and x|x|, and how many are below and above 0."""
+
+    number: int
+    absolute: Tensor
+    square: Tensor
+    signed: Tensor
+    below: Tensor
+    above: Tensor
+
+
+def in_parts(work: Callable[[Tensor], Part], images: np.ndarray, device: torch.device) -> list[Part]:
+    """What `work` makes of uint8 [N, H, W, 3], a part of the pictures at a time.
+
+    On a CPU as many threads as torch may use each take some at once; another device takes all.
+    """
+    if device.type != "cpu":
+        return [work(torch.tensor(images, device=device))]
+    threads, each = torch.get_num_threads(), images.shape[1] * images.shape[2]
+    step = max(1, min(PIXELS_AT_ONCE // each, -(-len(images) // threads)))
+    parts = [torch.tensor(images[start : start + step]) for start in range(0, len(images), step)]
+    if threads == 1 or len(parts) == 1:
+        return [work(part) for part in parts]
+
+    @torch.inference_mode()  # each thread has its own mode
+    def quietly(part: Tensor) -> Part:
+        return work(part)
+
+    try:
+        # threads of torch's own within each of these would wait for one another
+        with ThreadPoolExecutor(min(threads, len(parts)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(quietly, parts))
+    finally:
+        torch.set_num_threads(threads)  # what threads of later begin with
+
+
+def grey(images: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """uint8 [N, H, W, 3] -> whole levels 0 to 255, [N, H, W], as MATLAB's rgb2gray."""
+    # no colour's level comes nearer than 4e-6 to the middle of two whole ones: rounding errors don't matter
+    return channels_sum(images, GREY).add_(0.5).floor_().to(dtype)
+
+
+def normalised(x: Tensor, border: Border, signed: bool = True) -> Tensor:
+    """Levels [N, H, W] -> its pixels less their neighbourhood's mean, over its deviation plus one.
+
+    In an even patch nothing but rounding is left, of one sign, which MATLAB's sums count as above 0 in every product
+    of neighbours. It is put there, one unit of the last place, so that no device's rounding changes a score.
+
+    Args:
+        signed: signs are counted; else even patches keep their rounding errors.
+    """
+    sides, centred = (REACH,) * 4, x - MIDDLE  # squares of smaller numbers keep more digits
+    if border == "zeros":
+        around = functional.pad(centred, sides, value=-MIDDLE)
+    else:
+        around = functional.pad(centred[:, None], sides, "replicate")[:, 0]
+    mean, square = blurred(around, BLUR), blurred(around.square(), BLUR)
+    deviation = square.addcmul_(mean, mean, value=-1).abs_().sqrt_().add_(1)
+    rest = centred.sub_(mean)
+    if signed:
+        rest = functional.hardshrink(rest, EVEN[x.dtype]).add_(x, alpha=UNIT)  # the unit is nothing elsewhere
+    return rest.div_(deviation)
+
+
+def half_size(x: Tensor) -> Tensor:
+    """[N, H, W], sides of at least 4 -> half the size, odd sides rounded up, as MATLAB's imresize(x, 0.5).
+
+    A cubic twice as wide as for enlarging, so that it blurs what half the pixels can't show; mirrored at the border.
+    """
+    return halved(x, HALVING)
+
+
+def sums(x: Tensor) -> Sums:
+    """[N, H, W] -> sums, float64 [5, N]: of the pixels, and of their products with the neighbours at `SHIFTS`.
+
+    What lies beyond a border is the other end of the picture.
+    """
+    count, high, wide = x.shape
+    # the picture, a row above it and a column on each side, each from its other end
+    around = x.new_empty(count, high + 1, wide + 2)
+    around[:, 1:, 1:-1] = x
+    around[:, 0] = around[:, -1]
+    around[:, :, 0], around[:, :, -1] = around[:, :, -2], around[:, :, 1]
+    size = around.abs()
+    # of a product x*y, each of |xy|, (xy)^2, xy|xy| and its sign is the product of what it is for x and for y
+    absolute, square, signed, sign = (
+        _pair_sums(plane) for plane in (size, around.square(), around * size, around.sign())
+    )
+    # a picture has zeros only where it is black: mostly none, and whole numbers are added exactly in any way
+    nonzero = _pair_sums(around.sign().abs()) if bool(size.amin() == 0) else high * wide
+    return Sums(high * wide, absolute, square, signed, (nonzero - sign) / 2, (nonzero + sign) / 2)
+
+
+def _pair_sums(plane: Tensor) -> Tensor:
+    """[N, H + 1, W + 2] -> float64 [5, N]."""
+    high, wide = plane.shape[1] - 1, plane.shape[2] - 2
+    here = plane[:, 1:, 1:-1]
+    rows = [total(here)]
+    for down, right in SHIFTS:
+        rows.append(row_products(here, plane[:, 1 - down : 1 - down + high, 1 - right : 1 - right + wide]))
+    return total(torch.stack(rows).double())
+
+
+def joined(parts: Sequence[Sums]) -> Sums:
+    """Of pictures of one size, those of several parts of them."""
+    number, *columns = zip(*parts, strict=True)
+    return Sums(number[0], *(torch.cat(column, 1) for column in columns))
+
+
+def fit(of: Sums) -> Fit:
+    """An asymmetric generalised Gaussian for each set.
+
+    Numbers that are on one side of 0 only, as in an even picture, count as a Gaussian without any spread on the other.
+    """
+    left = ((of.square - of.signed) / 2 / of.below).clamp_(min=0).sqrt_()
+    right = ((of.square + of.signed) / 2 / of.above).clamp_(min=0).sqrt_()
+    one_sided = (of.below == 0) | (of.above == 0) | (left == 0) | (right == 0)
+    left, right = left.nan_to_num_(0.0), right.nan_to_num_(0.0)
+    ratio = torch.where(one_sided, 1.0, left / right)
+    wanted = of.absolute.square() / (of.square * of.number)
+    wanted = wanted * (ratio**3 + 1) * (ratio + 1) / (ratio.square() + 1).square()
+    table = _table(of.square.device)
+    index = torch.where(one_sided, GAUSSIAN, _nearest(table.rising, wanted))
+    scale = table.scale[index]
+    mean = torch.where(one_sided, 0.0, (right - left) * scale * table.offset[index])
+    return Fit(table.shape[index], left, right, scale, mean, one_sided)
+
+
+def symmetric_shape(number: int, absolute: Tensor, square: Tensor) -> Tensor:
+    """Shape of a generalised Gaussian by the sums of its numbers; numbers that are all 0 count as a Gaussian."""
+    table = _table(square.device)
+    wanted = square * number / absolute.square()
+    index = _nearest(table.falling, -wanted)
+    return table.shape[torch.where(absolute == 0, GAUSSIAN, index)]
+
+
+class _Table(NamedTuple):
+    shape: Tensor
+    rising: Tensor  # (E|x|)^2 / E(x^2) of a generalised Gaussian of that shape
+    falling: Tensor  # -1 / rising, which rises too
+    scale: Tensor
+    offset: Tensor
+
+
+@lru_cache
+def _table(device: torch.device) -> _Table:
+    one, two, three = (gammaln(k / SHAPES) for k in (1, 2, 3))
+    rising = np.exp(2 * two - one - three)
+    columns = (SHAPES, rising, -1 / rising, np.exp((one - three) / 2), np.exp(two - one))
+    return _Table(*(torch.from_numpy(c).to(device) for c in columns))
+
+
+def _nearest(rising: Tensor, wanted: Tensor) -> Tensor:
+    """Index of the nearest value of a table, the lower one's of two as near."""
+    above = torch.searchsorted(rising, wanted.contiguous()).clamp_(1, len(rising) - 1)
+    return torch.where(wanted - rising[above - 1] <= rising[above] - wanted, above - 1, above)
