@@ -21,7 +21,6 @@ from learner.batch import BatchError, PairLoader, Refused
 from learner.learner import LearnerRank, Snapshot
 from learner.settings import LearnerSettings
 from restoration.base_models.interface import BaseModel
-from restoration.trouble import first_lines
 from restoration.weights import WeightsMessage
 from trajectories.schema import Summary
 from trajectories.stream import TrajectoryStream
@@ -45,7 +44,7 @@ class LearnerFailed(RuntimeError):
     """A rank raised `cause`, so that starting it again would end the same; the group is closed."""
 
     def __init__(self, rank: int, method: str, cause: BaseException) -> None:
-        super().__init__(f"learner rank {rank} failed in {method}: {type(cause).__name__}: {first_lines(cause)}")
+        super().__init__(f"learner rank {rank} failed in {method}: {type(cause).__name__}: {_first_lines(cause)}")
         self.rank, self.cause = rank, cause
 
 
@@ -375,17 +374,17 @@ class LearnerGroup:
         """Whether a process has ended (then other ranks' errors come from that) or the code failed."""
         rank = rank_of[reference]
         if not isinstance(error, ray.exceptions.RayTaskError):
-            return LearnerDied(rank, f"{method}: {first_lines(error)}")
+            return LearnerDied(rank, f"{method}: {_first_lines(error)}")
         deadline = time.monotonic() + GRACE_S
         while time.monotonic() < deadline and len(actors) > 1:
             for other, actor in enumerate(actors):
                 try:
                     ray.get(actor.ping.remote(), timeout=PING_S)
                 except ray.exceptions.RayError as death:
-                    return LearnerDied(other, f"{method}: {first_lines(death)}")
+                    return LearnerDied(other, f"{method}: {_first_lines(death)}")
             time.sleep(GRACE_S / 10)
         if any(sign in str(error) for sign in LOST_CONNECTION):
-            return LearnerDied(rank, f"{method}: {first_lines(error)}")
+            return LearnerDied(rank, f"{method}: {_first_lines(error)}")
         cause = getattr(error, "cause", None)
         return LearnerFailed(rank, method, cause if isinstance(cause, BaseException) else error)
 
@@ -399,3 +398,10 @@ def _load_model(folder: str) -> BaseModel:
     from restoration.base_models import load
 
     return load(Path(folder))
+
+
+def _first_lines(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return lines[0] if len(lines) < 2 else f"{lines[0]} ... {lines[-1]}"

@@ -43,14 +43,6 @@ def free_memory(error: BaseException) -> None:
         torch.cuda.empty_cache()
 
 
-def first_lines(error: BaseException) -> str:
-    """The first line of its message and the last, which is where a remote error says what it is; its class if none."""
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    return lines[0] if len(lines) < 2 else f"{lines[0]} ... {lines[-1]}"
-
-
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

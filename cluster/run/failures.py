@@ -17,8 +17,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
-from restoration.trouble import first_lines
-
 
 class Kind(Enum):
     POISON = "poison"
@@ -97,17 +95,17 @@ def classify(error: BaseException) -> Failure:
     """What an error, also one that Ray brought from another process, means for the run. Unknown ones are fatal."""
     for source in _lineage(error):
         if any(sign in str(source) for sign in _GPU_MEMORY):
-            return Failure(F, "memory", first_lines(source), _MEMORY, error)
+            return Failure(F, "memory", _first_lines(source), _MEMORY, error)
         for cls in type(source).__mro__:
             if cls.__name__ == "OutOfMemoryError" and cls.__module__.startswith("ray"):
                 # Ray ended a worker because its node ran short: another try may find room.
                 return Failure(
-                    T, "memory", first_lines(source), "give the node more memory, or it fewer processes", error
+                    T, "memory", _first_lines(source), "give the node more memory, or it fewer processes", error
                 )
             if cls.__name__ in POLICY:
                 kind, reason, remedy = POLICY[cls.__name__]
-                return Failure(kind, reason, first_lines(source), remedy, error)
-    return Failure(F, "error", f"{type(error).__name__}: {first_lines(error)}", "", error)
+                return Failure(kind, reason, _first_lines(source), remedy, error)
+    return Failure(F, "error", f"{type(error).__name__}: {_first_lines(error)}", "", error)
 
 
 class Fatal(RuntimeError):
@@ -155,3 +153,10 @@ def _lineage(error: BaseException) -> Iterator[BaseException]:
     if isinstance(cause, BaseException) and cause is not error:
         yield from _lineage(cause)
     yield error
+
+
+def _first_lines(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return lines[0] if len(lines) < 2 else f"{lines[0]} ... {lines[-1]}"
