@@ -87,6 +87,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.reward_path
 	$(BIN)/python -m benchmarks.store
 	$(BIN)/python -m benchmarks.deqa
+	$(BIN)/python -m benchmarks.scorers
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.start
 	$(BIN)/python -m benchmarks.tiles
