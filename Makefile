@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY := PASSIVE
 # A run starts a dozen processes, each of which would compile all of torch's modules anew (10 s).
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup lock test test-services test-runs lint
+.PHONY: setup lock test test-services test-runs lint style types
 setup: $(STAMP)
 
 # DS_BUILD_OPS=0: DeepSpeed ships as source; build no native operator.
@@ -25,18 +25,24 @@ lock:
 	uv pip compile pyproject.toml --extra dev --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --custom-compile-command 'make lock' -o requirements.lock
 
-lint: setup
+lint: style types
+
+style: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+
+types: setup
+	nice -n 19 $(BIN)/mypy
 
 # One process for each part that starts Ray: a process keeps the authentication of its first cluster. What starts none,
-# many tiny models, takes two processes of one thread each. Whole runs mostly wait, so that the services fit beside them.
-test: lint
+# many tiny models, takes two processes of one thread each. Whole runs mostly wait, so that the services and the types fit
+# beside them.
+test: setup
+	$(MAKE) style
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 \
 	  --ignore=tests/learner --ignore=tests/reward_service --ignore=tests/system
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=5 tests/learner
-	$(MAKE) -j 2 -O test-services test-runs
+	$(MAKE) -j 3 -O test-services test-runs types
 
 test-services: setup
 	$(BIN)/python -m pytest --durations=5 tests/reward_service
@@ -53,7 +59,7 @@ test-slow: setup
 	timeout 1800 $(MAKE) slow-parts
 
 slow-parts:
-	$(SLOW) --ignore=tests/learner --ignore=tests/reward_service --ignore=tests/system || test $$? = 5
+	$(SLOW) -n 2 --dist loadfile --ignore=tests/learner --ignore=tests/reward_service --ignore=tests/system || test $$? = 5
 	$(SLOW) tests/learner || test $$? = 5
 	$(SLOW) tests/reward_service || test $$? = 5
 	$(SLOW) tests/system/test_models.py || test $$? = 5

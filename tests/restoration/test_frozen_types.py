@@ -24,7 +24,7 @@ def tensors(network: nn.Module) -> dict[str, torch.Tensor]:
     return dict(network.state_dict())
 
 
-@pytest.mark.parametrize("mode", ["lora", "full"])
+@pytest.mark.parametrize("mode", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", EACH)
 def test_a_model_with_frozen_weights_of_16_bits_takes_float32_inputs_and_trains(
     name: str, mode: str, model_folder: Folders

@@ -53,7 +53,7 @@ def test_tiles_cover_a_line_lie_within_it_and_share_at_least_the_overlap(line: t
 
 
 @given(lines(), lines(), st.sampled_from([1, 4]))
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 def test_blending_what_all_tiles_agree_on_changes_nothing(
     down: tuple[int, int, int], across: tuple[int, int, int], scale: int
 ) -> None:
@@ -164,7 +164,7 @@ def released(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return MODELS[request.param](tmp_path_factory.mktemp(request.param))
 
 
-@pytest.mark.parametrize("released", ["controlnet", "faithdiff"], indirect=True)
+@pytest.mark.parametrize("released", ["controlnet", pytest.param("faithdiff", marks=pytest.mark.slow)], indirect=True)
 def test_the_memory_of_cleaner_vae_and_denoiser_grows_with_the_tile_and_not_with_the_picture(
     released: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,7 +189,7 @@ def test_the_memory_of_cleaner_vae_and_denoiser_grows_with_the_tile_and_not_with
 @pytest.mark.parametrize(
     "released", ["diffbir", "controlnet_sdxl", "pasd", "seesr", "faithdiff", "stablesr", "pisa", "sd3"], indirect=True
 )
-@pytest.mark.parametrize("size", [(150, 97), (50, 131)])
+@pytest.mark.parametrize("size", [(150, 97), pytest.param((50, 131), marks=pytest.mark.slow)])
 def test_released_models_restore_odd_sizes_in_tiles(released: BaseModel, size: tuple[int, int]) -> None:
     one_step, lq = released.sampler.steps == 1, picture(*size)
     sampler = released.sampler if one_step else SamplerSettings(steps=2, guidance_scale=2.0)
