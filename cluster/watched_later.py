@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,7 +20,7 @@ from cluster.processes import marking
 
 DASHBOARD = "start_api_server"
 LATER = (DASHBOARD, "start_monitor", "start_log_monitor")  # private methods of Ray's node
-NICENESS = 19  # the roles have Ray's 15
+NICENESS = 15  # as Ray's workers, once they are up
 START_TIMEOUT_S = 600  # of the dashboard, which gets what the roles leave it
 STOP_S, PAUSE_S = 10.0, 0.1
 
@@ -75,9 +74,9 @@ class WatchedLater:
     def _run(self, told: Callable[[str], None]) -> None:
         from ray._private import ray_constants
 
-        if sys.platform == "linux":  # where a thread has a niceness of its own, and its children have it, too
-            with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        with contextlib.suppress(AttributeError, OSError):
+            # On Linux a thread has a policy of its own, which its children inherit: they take what is left over.
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = START_TIMEOUT_S
         try:
             with marking(self.mark):
@@ -90,9 +89,19 @@ class WatchedLater:
                 told(f"WARNING: Ray's dashboard can't be started, the run goes on without ({reason})")
         else:
             if not self._stopping.is_set() and self._node is not None and self._node.webui_url:
+                self._as_others()
                 self.url = f"http://{self._node.webui_url}"
                 told(f"Ray dashboard: {self.url}")
         self._stopping.wait()  # Linux ends them with the thread that started them
+
+    def _as_others(self) -> None:
+        """From here on they have their share: whoever opens the dashboard of a busy machine waits for it."""
+        for child in psutil.Process().children():
+            for process in (child, *child.children(recursive=True)):
+                with contextlib.suppress(psutil.Error, AttributeError, OSError):
+                    if os.sched_getscheduler(process.pid) == os.SCHED_IDLE:
+                        os.sched_setscheduler(process.pid, os.SCHED_OTHER, os.sched_param(0))
+                        process.nice(NICENESS)
 
     def stop(self) -> None:
         """End them, before Ray is shut down: what would wait for a dashboard waits no longer."""

@@ -196,7 +196,8 @@ class Waiting:
             full = {}
             for key, value in state.items():
                 target = dtype(own[key]) if value.is_floating_point() else value.dtype
-                full[key] = torch.empty_like(own[key], dtype=target, device="cpu", requires_grad=False).copy_(value)
+                # not empty_like: for a meta tensor it loads symbolic shapes, and sympy with them
+                full[key] = torch.empty_strided(own[key].shape, own[key].stride(), dtype=target).copy_(value)
             network.load_state_dict(full, strict=False, assign=True)  # `load_strict` has compared the keys
         self._networks.clear()
 

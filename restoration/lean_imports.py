@@ -39,12 +39,14 @@ BORROWED = {
 }
 
 # Modules that do with less where another one can't be imported: a mark for the compiler, which looks into blocks as
-# well, and a name in an annotation.
+# well, a name in an annotation, and tensor parallelism of language models.
 WITHOUT = {
     "diffusers.utils.torch_utils": "torch._dynamo",
     "diffusers.quantizers.pipe_quant_config": "transformers.utils.quantization_config",
+    "peft.import_utils": "transformers.distributed.tensor_parallel",
 }
 
+SHARDED_WEIGHTS = "peft.tuners.tuners_utils"  # asks of every weight whether it is a torch.distributed.tensor.DTensor
 SCHEDULER = "diffusers.schedulers.scheduling_"  # modules that import scipy for one sort of noise levels
 
 COMPILER_LATER = {"diffusers.hooks.group_offloading"}  # decorates functions with torch.compiler.disable
@@ -63,6 +65,8 @@ class _Finder(importlib.abc.MetaPathFinder):
         run: Callable[[importlib.abc.Loader, ModuleType], None]
         if fullname in ON_DEMAND:
             run = _on_demand
+        elif fullname == SHARDED_WEIGHTS:
+            run = _with_sharded_weights_later
         elif fullname in STAND_INS:
             run = functools.partial(_with_stand_ins, STAND_INS[fullname])
         elif fullname in BORROWED:
@@ -132,6 +136,18 @@ def _with_borrowed(names: Sequence[str], loader: importlib.abc.Loader, module: M
                 delattr(transformers, attribute)
             else:
                 setattr(transformers, attribute, value)
+
+
+def _with_sharded_weights_later(loader: importlib.abc.Loader, module: ModuleType) -> None:
+    import torch.distributed
+
+    name = "torch.distributed.tensor"
+    if not hasattr(torch.distributed, "tensor"):
+        later = ModuleType(name)  # until the real one is imported, which puts itself here
+        later.__dict__["DTensor"] = _stand_in(f"{name}:DTensor")
+        later.__dict__["__getattr__"] = lambda asked: getattr(importlib.import_module(name), asked)
+        setattr(torch.distributed, "tensor", later)  # noqa: B010
+    _with_borrowed(BORROWED[SHARDED_WEIGHTS], loader, module)
 
 
 def _stand_in(name: str) -> _StandIn:

@@ -31,9 +31,13 @@ from peft.mapping import inject_adapter_in_model
 net = torch.nn.Sequential(torch.nn.Linear(2, 2))
 inject_adapter_in_model(LoraConfig(target_modules=["0"]), net)
 net(torch.ones(1, 2)).sum().backward()
-heavy = {"peft.peft_model", "torch._dynamo", "torchvision", "transformers.modeling_utils"}
+import peft.tuners.tuners_utils as peft_base
+heavy = {"peft.peft_model", "sympy", "torch._dynamo", "torchvision", "transformers.modeling_utils"}
 heavy &= sys.modules.keys()
 assert not heavy, heavy
+assert torch.distributed.tensor.Replicate.__module__.startswith("torch.distributed.tensor")
+import torch.distributed.tensor
+assert type(torch.distributed.tensor.DTensor) is not type(peft_base.PreTrainedModel)
 from transformers import AutoModel, BertConfig, PreTrainedModel
 assert type(PreTrainedModel) is type
 import peft
