@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from pathlib import Path
@@ -394,7 +395,10 @@ def _scorer(text: str) -> tuple[str, Scorer]:
 
 def main() -> None:
     """Entry point of the console script."""
-    app(args=argv(), prog_name="restorl")
+    try:
+        app(args=argv(), prog_name="restorl")
+    finally:
+        gc.freeze()  # else the interpreter's end looks through all of torch for garbage, for seconds
 
 
 if __name__ == "__main__":
