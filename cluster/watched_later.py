@@ -88,8 +88,8 @@ class WatchedLater:
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 told(f"WARNING: Ray's dashboard can't be started, the run goes on without ({reason})")
         else:
+            self._as_others()
             if not self._stopping.is_set() and self._node is not None and self._node.webui_url:
-                self._as_others()
                 self.url = f"http://{self._node.webui_url}"
                 told(f"Ray dashboard: {self.url}")
         self._stopping.wait()  # Linux ends them with the thread that started them
