@@ -14,6 +14,7 @@ from restoration.images import read_pixels
 from reward_service.scorers import make_scorer
 from reward_service.scorers.brisque import MODEL, Brisque, features
 from reward_service.scorers.natural_scenes import half_size, normalised
+from tests.reward_service.company import scores_in_any_company
 
 PHOTOS = Path(__file__).parents[2] / "data" / "photos" / "heldout"
 # IQA-PyTorch 0.1.16's features in float64, through the same regression, of these photographs cut to 250 x 330: clean,
@@ -141,15 +142,7 @@ def test_clean_photographs_score_above_noisy_and_blurred_ones(name: str) -> None
 def test_an_image_scores_the_same_in_any_company_and_order(side: int) -> None:
     photos = [pixels(name)[:side, :side] for name in IQA_PYTORCH]
     block = np.stack([*photos, *map(dark, photos), np.zeros_like(photos[0]), np.full_like(photos[0], 200)])
-    scorer, threads = make_scorer("brisque"), torch.get_num_threads()
-    together = scorer.score(block)
-    try:
-        torch.set_num_threads(3)
-        assert np.array_equal(scorer.score(block[::-1].copy())[::-1], together)
-    finally:
-        torch.set_num_threads(threads)
-    assert np.array_equal(np.concatenate([scorer.score(image[None]) for image in block]), together)
-    assert np.array_equal(np.concatenate([scorer.score(block[:5]), scorer.score(block[5:])]), together)
+    scores_in_any_company(make_scorer("brisque"), block)
 
 
 @pytest.mark.parametrize("level", [0, 128, 255])

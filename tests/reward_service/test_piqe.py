@@ -10,6 +10,7 @@ from scipy.ndimage import gaussian_filter
 from restoration.images import read_pixels
 from reward_service.scorers import make_scorer
 from reward_service.scorers.piqe import piqe
+from tests.reward_service.company import scores_in_any_company
 
 PHOTOS = Path(__file__).parents[2] / "data" / "photos" / "heldout"
 # The package pypiqe 1.2 on the green channel, cut to 250 x 330, of these photographs.
@@ -69,12 +70,4 @@ def test_an_even_image_has_no_active_block_and_the_worst_score() -> None:
 def test_an_image_scores_the_same_in_any_company_and_order(size: tuple[int, int]) -> None:
     block = np.stack([pixels(name)[: size[0], : size[1]] for name in PYPIQE] * 2)
     block[0] = 128
-    scorer, threads = make_scorer("piqe"), torch.get_num_threads()
-    together = scorer.score(block)
-    try:
-        torch.set_num_threads(3)
-        assert np.array_equal(scorer.score(block[::-1].copy())[::-1], together)
-    finally:
-        torch.set_num_threads(threads)
-    assert np.array_equal(np.concatenate([scorer.score(image[None]) for image in block]), together)
-    assert len(set(together.tolist())) > 3
+    assert len(set(scores_in_any_company(make_scorer("piqe"), block).tolist())) > 3
