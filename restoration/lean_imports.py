@@ -141,6 +141,7 @@ def _with_borrowed(names: Sequence[str], loader: importlib.abc.Loader, module: M
 def _with_sharded_weights_later(loader: importlib.abc.Loader, module: ModuleType) -> None:
     import torch.distributed
 
+    importlib.import_module("peft.utils")  # first, as with all of peft: else it and peft.mapping need each other
     name = "torch.distributed.tensor"
     if not hasattr(torch.distributed, "tensor"):
         later = ModuleType(name)  # until the real one is imported, which puts itself here

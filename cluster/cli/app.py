@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 from pathlib import Path
@@ -395,10 +394,7 @@ def _scorer(text: str) -> tuple[str, Scorer]:
 
 def main() -> None:
     """Entry point of the console script."""
-    try:
-        app(args=argv(), prog_name="restorl")
-    finally:
-        gc.freeze()  # else the interpreter's end looks through all of torch for garbage, for seconds
+    app(args=argv(), prog_name="restorl")
 
 
 if __name__ == "__main__":

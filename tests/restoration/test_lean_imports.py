@@ -26,6 +26,7 @@ LORA = """
 import sys
 import cluster
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.tuners.lora import LoraConfig
 from peft.mapping import inject_adapter_in_model
 net = torch.nn.Sequential(torch.nn.Linear(2, 2))
@@ -41,7 +42,8 @@ assert type(torch.distributed.tensor.DTensor) is not type(peft_base.PreTrainedMo
 from transformers import AutoModel, BertConfig, PreTrainedModel
 assert type(PreTrainedModel) is type
 import peft
-assert peft.__version__ and isinstance(net[0], peft.tuners.lora.LoraLayer) and LoraConfig is peft.LoraConfig
+assert peft.__version__ and LoraConfig is peft.LoraConfig
+assert isinstance(net[0], BaseTunerLayer) and isinstance(net[0], peft.tuners.lora.LoraLayer)
 bert = AutoModel.from_config(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8))
 assert isinstance(bert, peft.tuners.tuners_utils.PreTrainedModel)
 model = peft.get_peft_model(bert, peft.LoraConfig(target_modules=["query"]))
