@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,8 @@ import numpy as np
 import ray
 import torch
 
-from actors.rollout import PairBatch, Rollout, RolloutSettings, complete, reconstruction_scores, rollout
+from actors.rollout import PairBatch, Rollout, RolloutSettings, complete, rollout
+from actors.terms import RewardTerms
 from actors.work import Quarantined, WorkItem, WorkReport
 from restoration.acceleration import accelerate
 from restoration.adapters import (
@@ -32,10 +33,11 @@ from restoration.degradations import seeded_rng
 from restoration.evaluate import Row, ScoreFunction, evaluate_pairs
 from restoration.images import ImageError, to_uint8
 from restoration.metrics.appearance import APPEARANCE
+from restoration.metrics.full_reference import full_reference
 from restoration.precision import enable_tf32, resolve, set_frozen_dtype, trainable
 from restoration.tiling import Tiling
 from restoration.weights import WeightsMessage, from_bytes, require_epoch
-from reward_service.client import RewardClient
+from reward_service.client import RewardClient, RewardResult, RewardTicket
 from reward_service.errors import InvalidBlock, InvalidReward, RewardError, ScorerFailed
 from reward_service.settings import RewardApp
 from trajectories.schema import RecordMeta
@@ -87,6 +89,7 @@ class ActorSpec:
     stream: Callable[[], TrajectoryStream]
     metrics: Callable[[], ActorMetrics]
     judges: Callable[[], dict[str, ScoreFunction]]  # of evaluations, beside the reward
+    terms: RewardTerms
 
 
 class RolloutActor:
@@ -110,15 +113,20 @@ class RolloutActor:
         self.version, self.epoch = -1, -1
         self.denoising = threading.Lock()
         self.stream = spec.stream()
-        self.rewards: RewardClient | None = None
+        self.clients: dict[str, RewardClient] = {}
+        self.references = {
+            term.name: full_reference(term.scorer, spec.device, **term.params)
+            for term in spec.terms.trained
+            if not term.served
+        }
         self.metrics, self.judges = spec.metrics(), spec.judges()
         self.name = ray.get_runtime_context().get_actor_id() or "actor"
 
     def ready(self) -> bool:
         return True
 
-    def roll(self, item: WorkItem, weights: WeightsMessage, rewards: RewardApp) -> WorkReport:
-        """Roll out, score (by the service `rewards`) and publish one item.
+    def roll(self, item: WorkItem, weights: WeightsMessage, rewards: Mapping[str, RewardApp]) -> WorkReport:
+        """Roll out, score and publish one item. `rewards`: the service of each term that has one, by name.
 
         A picture that can't be used and a group whose scores aren't finite are quarantined, never scored 0.
 
@@ -128,7 +136,7 @@ class RolloutActor:
             Exception: whatever ends the run.
         """
         seconds: dict[str, float] = {}
-        client = self._client(rewards)
+        self._connect(rewards)
         with self.denoising:
             began = time.monotonic()
             self._take(weights)
@@ -143,11 +151,11 @@ class RolloutActor:
         published = 0
         try:
             began = time.monotonic()
-            scores, gt_scores, reward_version = self._score(rolled, client)
+            scores, gt_scores, reward_version = self._score(rolled)
             seconds["reward_wait"] = time.monotonic() - began
             began = time.monotonic()
             metas = self._metas(item, rolled, version, epoch, reward_version)
-            for record in complete(rolled, scores, gt_scores, metas):
+            for record in complete(rolled, scores, gt_scores, metas, self.spec.terms):
                 self.stream.publish(record, timeout_s=self.spec.publish_timeout_s)
                 published += 1
             seconds["publish"] = time.monotonic() - began
@@ -171,7 +179,7 @@ class RolloutActor:
         weights: WeightsMessage | None,
         known: Sequence[Row],
         keep: Sequence[str],
-        rewards: RewardApp,
+        rewards: Mapping[str, RewardApp],
     ) -> tuple[list[Row], dict[str, np.ndarray]]:
         """Rows of held-out pairs under `weights` or of the base model (None), and outputs (uint8) of the ids to keep.
 
@@ -180,22 +188,24 @@ class RolloutActor:
             RewardError: its scores can't be had.
         """
         kept: dict[str, np.ndarray] = {}
-        client = self._client(rewards)
+        self._connect(rewards)
 
         def on_image(image_id: str, lq: np.ndarray, restored: np.ndarray, gt: np.ndarray) -> None:
             if image_id in keep:
                 kept[image_id] = restored.copy()
 
-        def score(images: np.ndarray) -> np.ndarray:
-            return client.submit(images).result().scores
+        def asking(client: RewardClient) -> ScoreFunction:
+            return lambda images: client.submit(images).result().scores
 
+        main = self.spec.terms.main
+        scorers = {"reward" if name == main else name: asking(client) for name, client in self.clients.items()}
         of = self.spec.evaluation
         with self.denoising, self._weights(weights):
             rows = evaluate_pairs(
                 self.model,
                 of.data,
                 self.spec.sampler,
-                {"reward": score, **self.judges, **APPEARANCE},
+                {**self.judges, **scorers, **APPEARANCE},
                 of.protocol,
                 of.seed,
                 of.batch,
@@ -210,11 +220,12 @@ class RolloutActor:
             )
         return rows, kept
 
-    def _client(self, app: RewardApp) -> RewardClient:
-        """Given with every call: an actor is built, and built again by Ray, beside the service."""
-        if self.rewards is None or self.rewards.app != app:
-            self.rewards = RewardClient(app)
-        return self.rewards
+    def _connect(self, rewards: Mapping[str, RewardApp]) -> None:
+        """Given with every call: an actor is built, and built again by Ray, beside the services."""
+        for name, app in rewards.items():
+            known = self.clients.get(name)
+            if known is None or known.app != app:
+                self.clients[name] = RewardClient(app)
 
     @contextmanager
     def _weights(self, weights: WeightsMessage | None) -> Iterator[None]:
@@ -249,18 +260,39 @@ class RolloutActor:
         on_device = replace(batch, lq=batch.lq.to(self.spec.device), gt=batch.gt.to(self.spec.device))
         return rollout(self.model, on_device, self.spec.sampler, self.spec.rollout, generator)
 
-    def _score(self, rolled: Rollout, client: RewardClient) -> tuple[dict[int, np.ndarray], np.ndarray | None, str]:
-        if self.spec.rollout.reward == "reconstruction":
-            scores, gt_scores = reconstruction_scores(rolled)
-            return scores, gt_scores, "reconstruction-1"
-        tickets = {index: client.submit(block) for index, block in rolled.blocks.items()}
-        gt_ticket = client.submit(to_uint8(rolled.batch.gt)) if self.spec.score_gt else None
-        results = {index: ticket.result() for index, ticket in tickets.items()}
-        gt_result = gt_ticket.result() if gt_ticket is not None else None
-        versions = {r.reward_version for r in (*results.values(), *((gt_result,) if gt_result else ()))}
-        if len(versions) > 1:
-            raise RewardError(f"one rollout was scored by several reward versions {sorted(versions)}")
-        return {i: r.scores for i, r in results.items()}, gt_result.scores if gt_result else None, versions.pop()
+    def _score(self, rolled: Rollout) -> tuple[dict[str, dict[int, np.ndarray]], np.ndarray | None, str]:
+        """Scores of each trained term and decision, the first term's of the ground truth, and their version.
+
+        Raises:
+            RewardError: of any term; the message names it.
+        """
+        terms, gt = self.spec.terms, to_uint8(rolled.batch.gt)
+        blocks = dict(rolled.blocks)
+        served = {term.name: self.clients[term.name] for term in terms.trained if term.served}
+        tickets = {(name, i): client.submit(block) for name, client in served.items() for i, block in blocks.items()}
+        first, gt_scores = terms.trained[0].name, None
+        gt_ticket = served[first].submit(gt) if self.spec.score_gt and first in served else None
+        scores: dict[str, dict[int, np.ndarray]] = {term.name: {} for term in terms.trained}
+        versions: dict[str, set[str]] = {term.name: set() for term in terms.trained}
+        truths = gt.repeat(self.spec.rollout.rollouts_per_image, axis=0)
+        for name, metric in self.references.items():  # while the services work
+            versions[name].add(metric.version)
+            for i, block in blocks.items():
+                scores[name][i] = _finite(metric.score(block, truths), name)
+            if name == first and self.spec.score_gt:
+                gt_scores = metric.score(gt, gt)
+        for (name, i), ticket in tickets.items():
+            result = _named(ticket, name, len(terms.trained) > 1)
+            scores[name][i] = result.scores
+            versions[name].add(result.reward_version)
+        if gt_ticket is not None:
+            result = _named(gt_ticket, first, len(terms.trained) > 1)
+            gt_scores = result.scores
+            versions[first].add(result.reward_version)
+        for name, found in versions.items():
+            if len(found) > 1:
+                raise RewardError(f"one rollout was scored by several versions of {name}: {sorted(found)}")
+        return scores, gt_scores, terms.version({name: found.pop() for name, found in versions.items()})
 
     def _metas(self, item: WorkItem, rolled: Rollout, version: int, epoch: int, reward: str) -> list[RecordMeta]:
         return [
@@ -280,6 +312,24 @@ class RolloutActor:
             )
             for n, place in enumerate(rolled.batch.places)
         ]
+
+
+def _named(ticket: RewardTicket, term: str, several: bool) -> RewardResult:
+    """Its result; an error says which of several terms it is of."""
+    try:
+        return ticket.result()
+    except RewardError as error:
+        if several:
+            raise type(error)(f"reward term {term!r}: {error.message}", error.indexes) from error
+        raise
+
+
+def _finite(scores: np.ndarray, term: str) -> np.ndarray:
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if len(bad):
+        message = f"reward term {term!r} gave {scores[bad[0]]} for {len(bad)} of {len(scores)} images"
+        raise InvalidReward(message, bad.tolist())
+    return scores
 
 
 def seed_of(seed: int, index: int) -> int:

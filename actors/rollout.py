@@ -6,17 +6,17 @@ better clean estimate of step t (method.md 3).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from actors.terms import RewardTerms
 from restoration.base_models.interface import BaseModel, Condition, SamplerSettings
 from restoration.colour import match_colour
-from restoration.images import images_within, to_uint8
-from restoration.metrics.protocols import protocol
+from restoration.images import images_within
 from restoration.precision import AUTO, autocast, resolve
 from restoration.transfer import PixelCopies, to_device
 from restoration.transition import (
@@ -40,9 +40,6 @@ class RolloutSettings:
         crop: side of the random square crop taken of each pair, in pixels; 0 takes the whole image.
         action_target: `enhanced` trains towards the better estimate, `sampled` towards x_{t-1}. A noisy last step (of a
             one-step model) has no better estimate and trains towards its sample.
-        reward: `iqa` asks the reward service; `reconstruction` is the ablation "Rec.", r = -‖x̂ - g‖ (L2).
-        fidelity_coef: what a dB of PSNR (`lowlight_rgb`) against the ground truth is worth in units of the IQA
-            score, to which it is added. [ours]; 0 is the paper's reward, IQA alone.
         reward_at: score the clean estimate of `every_step`, or only x_0 (`final`) for all steps.
         reward_stride: score every k-th decision and the last.
         storage_dtype: of latents in the record.
@@ -61,8 +58,6 @@ class RolloutSettings:
     rollouts_per_image: int = 8
     crop: int = 128
     action_target: str = "enhanced"
-    reward: str = "iqa"
-    fidelity_coef: float = 0.0
     reward_at: str = "every_step"
     reward_stride: int = 1
     storage_dtype: str = "float32"
@@ -76,12 +71,6 @@ class RolloutSettings:
     def __post_init__(self) -> None:
         if self.action_target not in ("enhanced", "sampled"):
             raise ValueError(f"action_target={self.action_target!r}: choose enhanced or sampled")
-        if self.reward not in ("iqa", "reconstruction"):
-            raise ValueError(f"reward={self.reward!r}: choose iqa or reconstruction")
-        if not 0 <= self.fidelity_coef < float("inf"):
-            raise ValueError(f"fidelity_coef={self.fidelity_coef}: a finite number, 0 or above")
-        if self.fidelity_coef and self.reward == "reconstruction":
-            raise ValueError(f"fidelity_coef={self.fidelity_coef} with reward=reconstruction: it is added to iqa only")
         if self.reward_at not in ("every_step", "final"):
             raise ValueError(f"reward_at={self.reward_at!r}: choose every_step or final")
         if self.storage_dtype not in STORAGE_DTYPES:
@@ -229,42 +218,32 @@ def _together(images: Tensor, settings: RolloutSettings) -> int:
     return images_within(settings.decode_pixels, *images.shape[-2:])
 
 
-def reconstruction_scores(rolled: Rollout) -> tuple[dict[int, np.ndarray], np.ndarray]:
-    """The ablation's r = -‖x̂ - g‖ for every block (decision -> float32 [R]) and for the ground truth (0, [N])."""
-    gt = rolled.batch.gt.repeat_interleave(rolled.settings.rollouts_per_image, dim=0).cpu()
-
-    def score(block: np.ndarray) -> np.ndarray:
-        images = torch.from_numpy(block).movedim(-1, 1).float() / 255
-        return np.asarray(-(images - gt).flatten(1).norm(dim=1))
-
-    return {index: score(block) for index, block in rolled.blocks.items()}, np.zeros(len(rolled.batch.gt), np.float32)
-
-
 def complete(
     rolled: Rollout,
-    scores: dict[int, np.ndarray],
+    scores: Mapping[str, Mapping[int, np.ndarray]],
     gt_scores: np.ndarray | None,
     metas: Sequence[RecordMeta],
+    terms: RewardTerms,
 ) -> list[Trajectories]:
-    """Attach scores (decision -> float32 [R]) and cut the rollout into one record per image.
+    """Attach scores and cut the rollout into one record per image.
 
-    `metas` holds one entry per image; `gt_scores` is float32 [N] or None. `final_reward` is the scorer's alone;
-    `rewards` have `fidelity_coef` x PSNR added.
+    Args:
+        scores: of each trained term of `terms` by name: decision -> float32 [R].
+        gt_scores: float32 [N], the first trained term's of the ground truth; or None.
+        metas: one entry per image.
     """
     rows, decisions = rolled.log_probs.shape
-    rewards = torch.full((rows, decisions), torch.nan)
-    for index, values in scores.items():
-        rewards[:, index] = torch.from_numpy(np.array(values, dtype=np.float32))
-    final = rewards[:, -1].clone()
-    if rolled.settings.fidelity_coef:
-        gt = to_uint8(rolled.batch.gt).repeat(rolled.settings.rollouts_per_image, axis=0)
-        for index in scores:
-            psnr = torch.from_numpy(protocol().psnr(rolled.blocks[index], gt))
-            rewards[:, index] += rolled.settings.fidelity_coef * psnr
-    if rolled.settings.reward_at == "final":
-        rewards[:] = rewards[:, -1:]
-    scored = ~rewards.isnan()
+    by_name: dict[str, Tensor] = {}
+    for term in terms.trained:
+        by_name[term.name] = torch.full((rows, decisions), torch.nan)
+        for index, values in scores[term.name].items():
+            by_name[term.name][:, index] = torch.from_numpy(np.array(values, dtype=np.float32))
+        if rolled.settings.reward_at == "final":
+            by_name[term.name][:] = by_name[term.name][:, -1:]
     k = rolled.settings.rollouts_per_image
+    rewards = terms.combined(by_name, k)
+    scored = ~rewards.isnan()
+    final = by_name[terms.trained[0].name][:, -1]
     step_index = torch.tensor([s.index for s in rolled.schedule.decisions], dtype=torch.int32)
     channels, height, width = rolled.states.shape[2:]
     records = []
@@ -280,6 +259,7 @@ def complete(
                 step_index=step_index,
                 log_probs=rolled.log_probs[cut],
                 rewards=rewards[cut],
+                terms={} if terms.plain else {name: values[cut] for name, values in by_name.items()},
                 scored=scored[cut],
                 final_reward=final[cut],
                 gt_reward=None if gt_scores is None else float(gt_scores[n]),

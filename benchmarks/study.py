@@ -46,15 +46,15 @@ ARMS: dict[str, list[str]] = {
     "base": [],
     "ours": [],
     "diff_sft": ["objective.recipe=diff_sft"],
-    "iqa_reward": ["rollout.fidelity_coef=0"],
-    "rec_reward": ["rollout.reward=reconstruction", "rollout.fidelity_coef=0"],
+    "iqa_reward": ["reward.terms=[]"],
+    "rec_reward": ["reward.terms=[{weight: 0}, {scorer: reconstruction}]"],
     "no_weights": ["objective.use_weights=false"],
     "sampled_action": ["rollout.action_target=sampled"],
     "reward_final": ["rollout.reward_at=final"],
     "norm_track": ["advantage.stats=track"],
     # their scales are about 25 times that of the levels
-    "piqe_reward": ["reward.scorer=piqe", "rollout.fidelity_coef=12.5"],
-    "brisque_reward": ["reward.scorer=brisque", "rollout.fidelity_coef=12.5"],
+    "piqe_reward": ["reward.scorer=piqe", "reward.terms=[{}, {scorer: psnr, weight: 12.5}]"],
+    "brisque_reward": ["reward.scorer=brisque", "reward.terms=[{}, {scorer: psnr, weight: 12.5}]"],
 }
 TASKS = ("rain", "low_light")
 SEEDS = (0, 1, 2)

@@ -9,7 +9,7 @@ the weights of this file (within 1e-5), and a synchronous run of the whole syste
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -23,10 +23,10 @@ from learner.settings import LearnerSettings
 from restoration.adapters import make_trainable, reference, trained_parameters
 from restoration.base_models.interface import BaseModel, Condition
 from restoration.colour import match_colour
-from restoration.evaluate import ScoreFunction
 from restoration.images import to_uint8
-from restoration.metrics.protocols import protocol
 from restoration.transition import Step
+
+PairScore = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,16 @@ class Method:
     """The switches of method.md: the learner's, and the rollout's under shorter names.
 
     Of `learner` those settings are without effect that say how a rank computes (micro-batches, precision, sharding).
-    `enhanced`, `reconstruction`, `fidelity`, `final_only`, `stride` and `rollouts` (K) are the rollout's
-    `action_target`, `reward`, `fidelity_coef`, `reward_at`, `reward_stride` and `rollouts_per_image`; `decode_batch`
-    bounds the memory of the decoder.
+    `enhanced`, `final_only`, `stride` and `rollouts` (K) are the rollout's `action_target`, `reward_at`,
+    `reward_stride` and `rollouts_per_image`; `weights` of the reward's terms by name and `gdpo` are the reward's
+    `terms` and `combine`; `decode_batch` bounds the memory of the decoder.
     """
 
     learner: LearnerSettings = field(default_factory=LearnerSettings)
     rollouts: int = 8
     enhanced: bool = True
-    reconstruction: bool = False
-    fidelity: float = 0.0
+    weights: Mapping[str, float] = field(default_factory=lambda: {"reward": 1.0})
+    gdpo: bool = False
     final_only: bool = False
     stride: int = 1
     decode_batch: int = 8
@@ -59,8 +59,8 @@ class Group:
         states: x_t; targets: the action to learn; float32 [K, S, C, h, w].
         log_probs: float32 [K, S], of the targets under the policy that acted.
         rewards: float32 [K, S]; NaN where a step was not scored.
-        scores: float32 [K], of the final output by the scorer alone.
-        gt_reward: of the ground truth, None if it was not scored.
+        scores: float32 [K], of the final output by the first term alone.
+        gt_reward: of the ground truth by the first term, None if it was not scored.
         errors: float32 [K, 2], L1 and L2 norm of the final output minus GT.
     """
 
@@ -99,11 +99,14 @@ class Reference:
         image_ids: Sequence[str],
         lq: Tensor,
         gt: Tensor,
-        score: ScoreFunction,
+        score: Mapping[str, PairScore],
         generator: torch.Generator,
         decoding: AbstractContextManager[object] | None = None,
     ) -> list[Group]:
-        """K chains of each image of `lq` [N, 3, H, W], scored by `score` (uint8 [M, H, W, 3] -> float32 [M]).
+        """K chains of each image of `lq` [N, 3, H, W].
+
+        Args:
+            score: of each term, by name: pictures and their ground truth, uint8 [M, H, W, 3] -> float32 [M].
 
         Raises:
             FloatingPointError: a score that is not finite.
@@ -143,26 +146,28 @@ class Reference:
 
         final = finished(x)
         rewards = torch.full((len(x), len(decisions)), torch.nan)
-        last = len(decisions) - 1
+        total = np.zeros(rewards.shape)
+        last, first = len(decisions) - 1, next(iter(m.weights))
         wanted = {last} if m.final_only else {*range(0, last + 1, m.stride), last}
         for position in sorted(wanted):
             # [ours] r_t scores the clean estimate of the action of step t; the last, x_0 itself
             images = final if position == last else finished(better[decisions[position]])
-            pixels = to_uint8(images)
-            if m.reconstruction:
-                seen = torch.from_numpy(pixels).movedim(-1, 1) / 255
-                scores = -(seen - gt.repeat_interleave(k, 0)).flatten(1).norm(dim=1)
-            else:
-                scores = torch.from_numpy(np.array(score(pixels), dtype=np.float32))
-            psnr = torch.from_numpy(protocol().psnr(pixels, to_uint8(gt).repeat(k, axis=0)))
-            rewards[:, position] = scores + m.fidelity * psnr  # [ours] the paper's has no second term
+            pixels, truths = to_uint8(images), to_uint8(gt).repeat(k, axis=0)
+            scores = {name: np.array(score[name](pixels, truths), dtype=np.float32) for name in m.weights}
+            # [ours] the paper's has one term
+            for name, weight in m.weights.items():
+                term = scores[name].astype(np.float64).reshape(-1, k)
+                if m.gdpo:  # each term by the K of its image first
+                    term = (term - term.mean(1, keepdims=True)) / (term.std(1, keepdims=True) + 1e-6)
+                total[:, position] += weight * term.reshape(-1)
+            rewards[:, position] = torch.from_numpy(total[:, position].astype(np.float32))
         if not rewards[:, sorted(wanted)].isfinite().all():
             raise FloatingPointError("a reward is not finite: look at the scorer and at the images it was given")
         if m.final_only:
             rewards[:] = rewards[:, -1:]
         gt_rewards: list[float | None] = [None] * len(gt)
         if self.learner.advantage.clamp_to_gt:
-            gt_rewards = [0.0] * len(gt) if m.reconstruction else score(to_uint8(gt)).tolist()
+            gt_rewards = np.asarray(score[first](to_uint8(gt), to_uint8(gt))).tolist()
         error = (final - gt.repeat_interleave(k, 0)).flatten(1)
         errors = torch.stack([error.abs().sum(1), error.norm(dim=1)], 1)
         trained = [steps[i] for i in decisions]
@@ -171,7 +176,7 @@ class Reference:
         groups = []
         for n, (name, image_id) in enumerate(zip(names, image_ids, strict=True)):
             pair, r = (lq[n : n + 1], gt[n : n + 1]), slice(n * k, (n + 1) * k)
-            rows = (x_t[r], target[r], logp[r], rewards[r], scores[r])
+            rows = (x_t[r], target[r], logp[r], rewards[r], torch.from_numpy(scores[first])[r])
             groups.append(Group(name, image_id, *pair, trained, *rows, gt_rewards[n], errors[r]))
         return groups
 

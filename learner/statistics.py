@@ -91,6 +91,12 @@ def batch_summary(batch: GlobalBatch) -> dict[str, float | None]:
 
     within = group_means((final - group_means(final)[of_group]).square()).sqrt()
     any_scored = len(rewards) > 0
+    terms: dict[str, float | None] = {}
+    for name in groups[0].terms:
+        last = torch.cat([g.terms[name][:, -1] for g in groups]).double()
+        of_images = group_means(last)[of_group]
+        terms[f"term_{name}_mean"] = float(last.mean())
+        terms[f"term_{name}_std_within"] = float(group_means((last - of_images).square()).sqrt().mean())
     return {
         "groups": float(len(groups)),
         "trajectories": float(batch.rows),
@@ -104,4 +110,5 @@ def batch_summary(batch: GlobalBatch) -> dict[str, float | None]:
         "error_l2": float(joined("error_l2").mean()),
         "error_l1": float(joined("error_l1").mean()),
         "shift": float(joined("shift").mean()),
+        **terms,
     }

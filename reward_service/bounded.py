@@ -10,6 +10,20 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+def in_thread(call: Callable[[], T], name: str | None = None) -> Future[T]:
+    """Begin `call` in a thread of its own, which doesn't keep the process alive."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
+
+
 def bounded(call: Callable[[], T], timeout_s: float, what: str) -> T:
     """The result of `call`, made in a thread of its own, so that signals are handled while it waits.
 
@@ -19,15 +33,7 @@ def bounded(call: Callable[[], T], timeout_s: float, what: str) -> T:
         TimeoutError: it took longer than `timeout_s`; names `what`.
         Whatever `call` raises.
     """
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name=f"bounded: {what}", daemon=True).start()
+    future = in_thread(call, f"bounded: {what}")
     try:
         return future.result(timeout=max(timeout_s, 0.0))
     except TimeoutError:

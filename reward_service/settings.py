@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 NOT_IN_REPLICAS = ("replicas", "deadline_s", "retries", "start_timeout_s", "health_check_timeout_s")
-_PREFIX = "reward-"
+_PREFIX, _TERM = "reward-", ".term."
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,14 @@ class RewardSettings:
         return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def reward_app_name(run_id: str) -> str:
-    """The name of a run's service: runs on one cluster never share one."""
-    return _PREFIX + run_id
+def reward_app_name(run_id: str, term: str = "") -> str:
+    """The name of a run's service, or of that of one of its terms: runs on one cluster never share one."""
+    return _PREFIX + run_id + (_TERM + term if term else "")
 
 
 def run_of_app(name: str) -> str:
     """The run id in the name of a service; the name itself if it belongs to no run."""
-    return name.removeprefix(_PREFIX)
+    return name.removeprefix(_PREFIX).partition(_TERM)[0]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trajectories.errors import SchemaError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 STORAGE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 MAX_ID_LENGTH = 400
 
@@ -25,7 +25,7 @@ class RecordMeta:
         run_id: the run that made it; a stream belongs to one run.
         epoch: the run's epoch (fencing token): publishers of an older one are refused.
         weights_version: version of the policy that rolled out.
-        reward_version: name and version of the scorer.
+        reward_version: of the scorer, or of several and their weights.
         scheduler_fingerprint: of the noise schedule; a learner with another one can't replay the log-probs.
         dtype: of the latents, a key of `STORAGE_DTYPES`.
         actor: name of the actor.
@@ -66,7 +66,8 @@ class Summary:
         step_index: int32 [S], index into the schedule.
         rewards: float32 [K, S]; NaN where not scored, else finite.
         scored: bool [K, S].
-        final_reward: float32 [K], finite: the score of x_0 by the scorer alone.
+        terms: float32 [K, S] by name, of a reward that is made of several scores; finite where scored, else NaN.
+        final_reward: float32 [K], finite: the score of x_0 by the first term alone.
         gt_reward: of the ground truth, finite, or None when not scored.
         error_l1, error_l2: float32 [K], norms of the final output minus ground truth in [0, 1] pixels.
         shift: float32 [K, S], mean |targets - sampled x_{t-1}| / std; finite.
@@ -83,6 +84,7 @@ class Summary:
     error_l1: Tensor
     error_l2: Tensor
     shift: Tensor
+    terms: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -173,8 +175,11 @@ def validate_tensors(record: Summary) -> dict[str, np.ndarray]:
         wanted["log_probs"] = (per_step, f32)
     wanted |= {"rewards": (per_step, f32), "shift": (per_step, f32), "scored": (per_step, torch.bool)}
     wanted |= {name: (per_row, f32) for name in ("final_reward", "error_l1", "error_l2")}
+    wanted |= {term_column(name): (per_step, f32) for name in record.terms}
+    of_terms = {term_column(name): values for name, values in record.terms.items()}
+    tensors: dict[str, Tensor] = {n: of_terms[n] if n in of_terms else getattr(record, n) for n in wanted}
     for name, (shape, dtype) in wanted.items():
-        tensor = getattr(record, name)
+        tensor = tensors[name]
         if tensor.shape != shape or tensor.dtype != dtype:
             raise SchemaError(
                 f"{where}: {name} is {tensor.dtype} {list(tensor.shape)}, wanted {dtype} {list(shape)} (meta.dtype="
@@ -182,20 +187,29 @@ def validate_tensors(record: Summary) -> dict[str, np.ndarray]:
             )
     # In numpy, whose calls on such small arrays cost a tenth of torch's.
     small: dict[str, np.ndarray] = {
-        name: host_array(getattr(record, name)) for name in wanted if name not in ("states", "targets")
+        name: host_array(tensor) for name, tensor in tensors.items() if name not in ("states", "targets")
     }
     if (small["step_index"] < 0).any():
         raise SchemaError(f"{where}: step_index must be >= 0")
     for name in ("log_probs", "shift", "final_reward", "error_l1", "error_l2"):
         if name in small and not np.isfinite(small[name]).all():
             raise SchemaError(f"{where}: {name} holds NaN or infinity")
-    rewards, scored = small["rewards"], small["scored"]
-    if (np.isfinite(rewards) != scored).any() or (np.isnan(rewards) == scored).any():
-        raise SchemaError(f"{where}: rewards must be finite where scored and NaN elsewhere")
+    for name in record.terms:
+        if not isinstance(name, str) or not name or len(name) > MAX_ID_LENGTH or not name.isprintable():
+            raise SchemaError(f"{where}: a term's name must be printable text, got {name!r}")
+    scored = small["scored"]
+    for name in ("rewards", *map(term_column, record.terms)):
+        if (np.isfinite(small[name]) != scored).any() or (np.isnan(small[name]) == scored).any():
+            raise SchemaError(f"{where}: {name} must be finite where scored and NaN elsewhere")
     gt_reward = record.gt_reward
     if gt_reward is not None and not (isinstance(gt_reward, float) and math.isfinite(gt_reward)):
         raise SchemaError(f"{where}: gt_reward must be a finite float or None, got {gt_reward!r}")
     return small
+
+
+def term_column(name: str) -> str:
+    """Of a term, among the names of the other tensors."""
+    return f"term:{name}"
 
 
 def host_array(tensor: Tensor) -> np.ndarray:

@@ -1,10 +1,11 @@
 """Records and summaries as Arrow IPC messages, and back.
 
-Layout (schema version 2): one record batch of K rows in an uncompressed Arrow IPC stream. Latents are
+Layout (schema version 3): one record batch of K rows in an uncompressed Arrow IPC stream. Latents are
 `fixed_shape_tensor` columns [S, C, h, w] a row (bfloat16 as its uint16 bits), per-step numbers are fixed-size lists,
-a reward that was not scored is null. What holds for the whole group (`RecordMeta`, `step_index`, `latent`,
-`gt_reward`) is JSON in the schema's metadata. A summary has the same metadata and the same columns without the
-latents and log-probs. Nothing is ever unpickled, and Arrow's own reader checks all offsets against the message.
+a reward or term that was not scored is null. What holds for the whole group (`RecordMeta`, `step_index`, `latent`,
+`gt_reward`, the names of terms) is JSON in the schema's metadata. A summary has the same metadata and the same
+columns without the latents and log-probs. Nothing is ever unpickled, and Arrow's own reader checks all offsets
+against the message.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from trajectories.record import (
     Trajectories,
     host_array,
     meta_from_json,
+    term_column,
     validate,
     validate_meta,
     validate_tensors,
@@ -120,7 +122,10 @@ def _read(buffer: pa.Buffer, what: str, whole: bool) -> Summary:
         for name in ("step_index", "latent"):
             if not isinstance(group[name], list) or not all(type(v) is int and v >= 0 for v in group[name]):
                 raise SchemaError(f"{what} metadata: {name} must be a list of integers >= 0")
-        wanted = _schema(meta.dtype, len(group["step_index"]), tuple(group["latent"]), whole)
+        if not isinstance(group["terms"], list) or not all(type(v) is str for v in group["terms"]):
+            raise SchemaError(f"{what} metadata: terms must be a list of names")
+        terms = tuple(group["terms"])
+        wanted = _schema(meta.dtype, len(group["step_index"]), tuple(group["latent"]), terms, whole)
         if not schema.equals(wanted):
             raise SchemaError(f"group {meta.group_id!r}: Arrow fields of the {what} disagree with its metadata")
         batch = reader.read_next_batch()
@@ -143,9 +148,13 @@ def _from_batch(batch: pa.RecordBatch, meta: RecordMeta, group: dict[str, Any], 
         column = batch.column(name)
         column = column.storage if isinstance(column, pa.ExtensionArray) else column
         values = column.values if isinstance(column, pa.FixedSizeListArray) else column
-        if column.null_count or (name != "rewards" and values.null_count):
+        if column.null_count or (values.null_count and not _may_lack(name)):
             raise SchemaError(f"group {meta.group_id!r}: {name} holds nulls")
         return values
+
+    def scores(name: str) -> Tensor:
+        values = np.array(numbers(name).to_numpy(zero_copy_only=False), np.float32)
+        return torch.from_numpy(values).reshape(rows, steps)
 
     # DLPack, because torch.from_numpy warns on the read-only arrays that views of received bytes are.
     def view(name: str) -> Tensor:
@@ -159,7 +168,8 @@ def _from_batch(batch: pa.RecordBatch, meta: RecordMeta, group: dict[str, Any], 
         trajectory_ids=batch.column("trajectory_id").to_pylist(),
         latent=latent,
         step_index=torch.tensor(group["step_index"], dtype=torch.int32),
-        rewards=torch.from_numpy(np.array(rewards.to_numpy(zero_copy_only=False), np.float32)).reshape(rows, steps),
+        rewards=scores("rewards"),
+        terms={name: scores(term_column(name)) for name in group["terms"]},
         scored=torch.from_numpy(scored).reshape(rows, steps),
         final_reward=view("final_reward"),
         gt_reward=group["gt_reward"],
@@ -175,7 +185,7 @@ def _from_batch(batch: pa.RecordBatch, meta: RecordMeta, group: dict[str, Any], 
 
 
 @lru_cache(maxsize=64)
-def _schema(dtype: str, steps: int, latent: tuple[int, ...], whole: bool) -> pa.Schema:
+def _schema(dtype: str, steps: int, latent: tuple[int, ...], terms: tuple[str, ...], whole: bool) -> pa.Schema:
     per_step, number, large = pa.list_(pa.float32(), steps), pa.float32(), list[pa.Field]()
     if whole:
         tensor = pa.fixed_shape_tensor(_ARROW_DTYPES[dtype], (steps, *latent))
@@ -184,11 +194,20 @@ def _schema(dtype: str, steps: int, latent: tuple[int, ...], whole: bool) -> pa.
     return pa.schema(
         [
             pa.field("trajectory_id", pa.string(), nullable=False),
-            *(pa.field(name, per_step, nullable=False) for name in ("rewards", "shift")),
+            *(pa.field(name, per_step, nullable=False) for name in ("rewards", "shift", *map(term_column, terms))),
             *(pa.field(name, number, nullable=False) for name in ("final_reward", "error_l1", "error_l2")),
             *large,
         ]
     )
+
+
+def _schema_of(record: Summary, whole: bool) -> pa.Schema:
+    return _schema(record.meta.dtype, record.steps, record.latent, tuple(record.terms), whole)
+
+
+def _may_lack(name: str) -> bool:
+    """Whether a column has nulls where nothing was scored."""
+    return name == "rewards" or name.startswith(term_column(""))
 
 
 def _checked(record: Summary) -> tuple[dict[bytes, bytes], dict[str, np.ndarray]]:
@@ -204,17 +223,18 @@ def _checked(record: Summary) -> tuple[dict[bytes, bytes], dict[str, np.ndarray]
         "step_index": record.step_index.tolist(),
         "latent": list(record.latent),
         "gt_reward": record.gt_reward,
+        "terms": list(record.terms),
     }
     text = json.dumps(group, allow_nan=False).encode()
     return {_VERSION_KEY: str(SCHEMA_VERSION).encode(), _RECORD_KEY: text}, arrays
 
 
 def _small_columns(record: Summary, arrays: dict[str, np.ndarray]) -> dict[str, pa.Array]:
-    per_step = _schema(record.meta.dtype, record.steps, record.latent, False).field("shift").type
+    per_step = _schema_of(record, False).field("shift").type
     unscored = None if arrays["scored"].all() else ~arrays["scored"].reshape(-1)
     columns = {"trajectory_id": pa.array(record.trajectory_ids, pa.string())}
-    for name, mask in (("rewards", unscored), ("shift", None)):
-        flat = pa.array(arrays[name].reshape(-1), _FLOAT32, mask=mask)
+    for name in ("rewards", "shift", *map(term_column, record.terms)):
+        flat = pa.array(arrays[name].reshape(-1), _FLOAT32, mask=unscored if _may_lack(name) else None)
         columns[name] = pa.FixedSizeListArray.from_arrays(flat, type=per_step)
     for name in ("final_reward", "error_l1", "error_l2"):
         columns[name] = pa.array(arrays[name], _FLOAT32)
@@ -222,7 +242,7 @@ def _small_columns(record: Summary, arrays: dict[str, np.ndarray]) -> dict[str, 
 
 
 def _large_columns(record: Trajectories, arrays: dict[str, np.ndarray]) -> dict[str, pa.Array]:
-    schema = _schema(record.meta.dtype, record.steps, record.latent, True)
+    schema = _schema_of(record, True)
     columns: dict[str, pa.Array] = {}
     for name in _LATENTS:
         kind = schema.field(name).type
@@ -240,7 +260,7 @@ def _large_columns(record: Trajectories, arrays: dict[str, np.ndarray]) -> dict[
 
 def _write(record: Summary, columns: dict[str, pa.Array], metadata: dict[bytes, bytes]) -> pa.Buffer:
     """Size first, then one allocation: growing a buffer would copy the latents again."""
-    schema = _schema(record.meta.dtype, record.steps, record.latent, "states" in columns).with_metadata(metadata)
+    schema = _schema_of(record, "states" in columns).with_metadata(metadata)
     batch = pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
     head = schema.serialize()
     buffer = pa.allocate_buffer(head.size + pa.ipc.get_record_batch_size(batch) + _END_OF_STREAM)

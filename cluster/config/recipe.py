@@ -10,6 +10,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from actors.rollout import RolloutSettings
+from cluster.config.reward import RunReward
 from cluster.jobs import ClusterSettings
 from learner.advantage import AdvantageSettings
 from learner.objective import ObjectiveSettings
@@ -21,7 +22,6 @@ from restoration.datasets.matching import Match
 from restoration.evaluate import PIXELS
 from restoration.precision import AUTO
 from restoration.tiling import Tiling
-from reward_service.settings import RewardSettings
 from trajectories.settings import StoreSettings
 
 
@@ -134,7 +134,7 @@ class RunConfig(BaseModel):
     data: DataSettings = DataSettings()
     sampler: SamplerSettings = SamplerSettings()
     rollout: RolloutSettings = RolloutSettings()
-    reward: RewardSettings = RewardSettings()
+    reward: RunReward = RunReward()
     adapt: AdaptSettings = AdaptSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
     advantage: AdvantageSettings = AdvantageSettings()
@@ -177,10 +177,15 @@ class RunConfig(BaseModel):
         needs_groups = self.advantage.batch_scope == "same_image" or self.advantage.stats == "track"
         if needs_groups and self.rollout.rollouts_per_image < 2:
             raise ValueError("rollout.rollouts_per_image=1 leaves no other rollout of an image to compare with")
-        if self.advantage.clamp_to_gt and self.rollout.fidelity_coef:
+        if self.advantage.clamp_to_gt and not self.reward.resolved.plain:
             raise ValueError(
-                "advantage.clamp_to_gt with rollout.fidelity_coef above 0: the bound is the ground truth's IQA score, "
-                "which a sum of two is not comparable with; use one of them"
+                "advantage.clamp_to_gt with several reward.terms, or with a weight: the bound is the ground truth's "
+                "score by one scorer, which such a reward is not comparable with; use one of them"
+            )
+        if self.reward.combine == "gdpo" and self.rollout.rollouts_per_image < 2:
+            raise ValueError(
+                "reward.combine=gdpo with rollout.rollouts_per_image=1: there is no other rollout of an image to "
+                "normalise with; raise it, or take reward.combine=sum"
             )
         return self
 

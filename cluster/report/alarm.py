@@ -14,12 +14,16 @@ ERRORS = 2.0  # standard errors of the paired mean that count as a change
 def alarms(base: Sequence[Row], now: Sequence[Row]) -> list[str]:
     """One sentence for each figure that got worse while the reward got better; rows of the same images.
 
+    None of a run whose reward only compares with the ground truth: nothing is bought with such a reward.
+
     A figure gets worse when its mean paired difference is below 0 by more than two standard errors; a look
     (brightness, saturation, sharpness) when its distance to the ground truth's grew by as much.
     """
     before = {row.image_id: row.values for row in base}
     pairs = [(before[row.image_id], row.values) for row in now if row.image_id in before]
-    if not pairs or _change([b["reward"] for _, b in pairs], [a["reward"] for a, _ in pairs])[1] <= ERRORS:
+    if not pairs or any("reward" not in side for pair in pairs for side in pair):
+        return []
+    if _change([b["reward"] for _, b in pairs], [a["reward"] for a, _ in pairs])[1] <= ERRORS:
         return []
     found = []
     names = [n for n in pairs[0][1] if n in pairs[0][0] and not n.startswith(("input_", "gt_")) and n != "reward"]

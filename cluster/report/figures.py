@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from cluster.report.data import Columns, smooth, wasserstein
 from cluster.report.records import Record, is_timing, series
 
+TERM = re.compile(r"term_(.+)_mean")  # as `learner.statistics` calls them
 LIBRARIES = ("matplotlib.figure", "matplotlib.backends.backend_agg", "scipy.stats")
 
 BASE, TUNED, TRUTH, DEGRADED = "#5b8def", "#e2583e", "#2f9e6e", "#9aa3b2"
@@ -59,6 +61,20 @@ def reward_curve(train: Sequence[Record], evaluations: Sequence[Record]) -> byte
                 axis.axhline(base[key][0], color=BASE, linestyle="--", label="base")
             axis.set(title=title, xlabel="iteration")
             axis.legend(loc="best")
+        return _png(figure)
+
+
+def term_curves(train: Sequence[Record]) -> bytes | None:
+    """Of a reward of several terms, each by its name: mean of the rollouts, raw and smoothed."""
+    found = dict.fromkeys(key for record in train for key in record if TERM.fullmatch(key))
+    curves = {match[1]: series(train, key) for key in found if (match := TERM.fullmatch(key))}
+    if not curves:
+        return None
+    with _Figure(len(curves)) as (figure, axes):
+        for axis, (name, (x, y)) in zip(axes, curves.items(), strict=True):
+            axis.plot(x, y, color=TUNED, linewidth=0.7, alpha=0.45)
+            axis.plot(x, smooth(y), color=TUNED, linewidth=2)
+            axis.set(title=name, xlabel="iteration")
         return _png(figure)
 
 

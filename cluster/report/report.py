@@ -52,6 +52,11 @@ def render(run: RunData) -> str:
         _section("Drift", _drift(run), "Output minus ground truth, means over images."),
         _section("Before and after", _sliders(run.folder), "Drag to compare the base model (left) with RL (right)."),
         _section("Reward", _figure(figures.reward_curve(run.train, run.evaluations), "reward against iterations")),
+        _section(
+            "Terms of the reward",
+            _figure(figures.term_curves(run.train), "terms of the reward against iterations"),
+            "Each scorer's mean over the final outputs of the rollouts, before weights.",
+        ),
         _section("Scores", _figure(figures.score_histograms(run.base, run.tuned), "reward histograms"), _distance(run)),
         _section("Images", _strips(run.strips)),
         _section("Gradients", _figure(figures.gradient_norms(run.train), "gradient norms of RL and SFT")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -170,14 +171,15 @@ class HeldOut:
         for image_id in (i for i in self._strip_ids() if i in now and i in self.base_images):
             lq, gt = (to_uint8(x[None])[0] for x in self.data.load(image_id))
             old, new = base[image_id].values, rows[image_id].values
-            captions = [
-                f"{psnr:.2f} dB  reward {reward:.2f}"
-                for psnr, reward in (
-                    (old["input_psnr"], old["input_reward"]),
-                    (old["psnr"], old["reward"]),
-                    (new["psnr"], new["reward"]),
-                )
-            ] + [f"reward {old['gt_reward']:.2f}"]
+            sides = ((old, "input_"), (old, ""), (new, ""))
+            captions = ["  ".join((f"{v[f'{of}psnr']:.2f} dB", *_reward(v, of))) for v, of in sides]
+            captions.append("".join(_reward(old, "gt_")))
             strips.append(Strip((lq, self.base_images[image_id], now[image_id], gt), captions=captions, title=image_id))
         if strips:  # evaluation.strips may be 0
             save_strips(path, strips)
+
+
+def _reward(values: Mapping[str, float], of: str) -> tuple[str, ...]:
+    """A caption; a reward that only compares with the ground truth is no figure of an evaluation."""
+    value = values.get(f"{of}reward")
+    return () if value is None else (f"reward {value:.2f}",)

@@ -7,7 +7,7 @@
             ...              # from here the first only asks; the second is a KeyboardInterrupt
         ...                  # nor does a first signal disturb the shutdown
 
-Ray installs handlers of its own when it starts, which abort: `keep_handlers` goes around `ray.init`.
+Ray installs handlers of its own when it starts, which abort the process: `keep_handlers` goes around `ray.init`.
 """
 
 from __future__ import annotations
@@ -82,7 +82,11 @@ class Interrupts:
 
 @contextlib.contextmanager
 def keep_handlers() -> Iterator[None]:
-    """What handled signals before the block handles them after it, and Ray's own handler isn't set in between."""
+    """What handled signals before the block handles them after it, and Ray's own handler isn't set in between.
+
+    Ray's core has one, too, which hands a signal on to what was there before, but first sets an alarm that aborts the
+    process 3 s later: it is taken off.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -100,6 +104,7 @@ def keep_handlers() -> Iterator[None]:
         for number, handler in before.items():
             if handler is not None:  # None: set by other than Python, which can't set it again
                 signal.signal(number, handler)
+        signal.alarm(0)
 
 
 def _set_nothing(handler: Any) -> None:

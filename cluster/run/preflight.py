@@ -19,8 +19,10 @@ from cluster.run.checks.roles import feeding, placement, precision
 from cluster.run.checks.small_pictures import small_pictures
 from cluster.run.flow import flow, rolled_sizes
 from cluster.run.machine import Machine, this_machine
+from restoration.checkpoints import CheckpointError
 from restoration.datasets.paired import PairedFolder
 from restoration.metrics import protocol
+from restoration.metrics.full_reference import FULL_REFERENCE, version_of
 from restoration.transition import Schedule
 from reward_service.scorers import SCORERS
 
@@ -90,6 +92,13 @@ def names(config: RunConfig) -> Iterator[Finding]:
     except ValueError as error:
         yield told("evaluation.protocol", str(error))
     # Of a class by its path only the replicas, whose nodes may have other packages, can tell.
-    if ":" not in config.reward.scorer and config.reward.scorer not in SCORERS:
-        known = ", ".join(sorted(SCORERS))
-        yield Problem("reward.scorer", f"no scorer named {config.reward.scorer!r}", f"choose {known}, or module:class")
+    known = ", ".join(sorted({*SCORERS, *FULL_REFERENCE}))
+    for term in config.reward.resolved.terms:
+        key = config.reward.key(term.name)
+        if term.served and ":" not in term.scorer and term.scorer not in SCORERS:
+            yield Problem(f"{key}.scorer", f"no scorer named {term.scorer!r}", f"choose {known}, or module:class")
+        elif not term.served:
+            try:
+                version_of(term.scorer, **term.params)
+            except (ValueError, CheckpointError) as error:
+                yield told(f"{key}.params", str(error))

@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 
@@ -25,12 +27,13 @@ from cluster.run.judges import judges
 from cluster.run.preflight import before_start
 from learner import checkpoint
 from learner.learner import AVERAGE_FILE, STATE_FILES
-from learner.reference import Group, Method, Reference
+from learner.reference import Group, Method, PairScore, Reference
 from restoration.adapters import trainable_state
 from restoration.base_models import load
 from restoration.datasets.paired import DataError, PairedFolder, discover
-from restoration.evaluate import Row, evaluate_pairs, mean_values, write_csv
+from restoration.evaluate import Row, ScoreFunction, evaluate_pairs, mean_values, write_csv
 from restoration.metrics.appearance import APPEARANCE
+from restoration.metrics.full_reference import full_reference
 from restoration.precision import autocast, resolve
 from reward_service.scorers import make_scorer
 
@@ -53,8 +56,8 @@ def method_of(config: RunConfig) -> Method:
         config.learner_settings(),
         rollouts=r.rollouts_per_image,
         enhanced=r.action_target == "enhanced",
-        reconstruction=r.reward == "reconstruction",
-        fidelity=r.fidelity_coef,
+        weights={term.name: term.weight for term in config.reward.resolved.trained},
+        gdpo=config.reward.combine == "gdpo",
         final_only=r.reward_at == "final",
         stride=r.reward_stride,
         decode_batch=r.decode_batch,
@@ -82,17 +85,14 @@ def train_single(
     before_start(config, train, heldout)
     runner = Reference(load(config.model, config.data.embeddings), method)
     work = WorkSequence(train.image_ids, config.rollout.images_per_batch, config.seed)
-    others = {**judges(config.evaluation.scorers), **APPEARANCE}
-    try:
-        score = make_scorer(config.reward.scorer, **config.reward.params).score
-    except ValueError as error:
-        raise ConfigError.of(f"reward.scorer: {error}") from error
+    score, shown = scores_of(config)
+    scorers = {**judges(config.evaluation.scorers), **shown, **APPEARANCE}
     folder.mkdir(parents=True, exist_ok=True)
     save_config(config, folder / "config.yaml")
     began = time.monotonic()
 
     def evaluate(known: list[Row]) -> list[Row]:
-        e, scorers = config.evaluation, {"reward": score, **others}
+        e = config.evaluation
         return evaluate_pairs(runner.model, heldout, config.sampler, scorers, e.protocol, e.seed, e.batch, known=known)
 
     with MetricsLog(folder) as log:
@@ -114,6 +114,33 @@ def train_single(
     identity = {"run_id": f"{config.name}-single", "seconds": time.monotonic() - began}
     (folder / "run.json").write_text(json.dumps(identity, indent=2) + "\n")
     return rows
+
+
+def scores_of(config: RunConfig) -> tuple[dict[str, PairScore], dict[str, ScoreFunction]]:
+    """What scores rollouts, by term, and what evaluations show of the reward's scorers, by column.
+
+    Raises:
+        ConfigError: no such scorer.
+    """
+    terms = config.reward.resolved
+    score: dict[str, PairScore] = {}
+    shown: dict[str, ScoreFunction] = {}
+    for term in terms.terms:
+        try:
+            if not term.served:
+                score[term.name] = full_reference(term.scorer, **term.params).score
+                continue
+            made = make_scorer(term.scorer, **config.reward.services[term.name].params).score
+        except ValueError as error:
+            raise ConfigError.of(f"{config.reward.key(term.name)}.scorer: {error}") from error
+        score[term.name] = partial(_alone, made)
+        shown["reward" if term.name == terms.main else term.name] = made
+    return score, shown
+
+
+def _alone(score: ScoreFunction, images: np.ndarray, truths: np.ndarray) -> np.ndarray:
+    """A scorer that needs no ground truth."""
+    return score(images)
 
 
 def step(config: RunConfig, runner: Reference, train: PairedFolder, work: WorkSequence, score: Any) -> dict[str, float]:

@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import ray
 
 from actors.actor import ActorSpec, EvaluationSpec, remote_actor
+from actors.terms import recorded_version
 from actors.work import WorkItem
 from cluster.config.recipe import RunConfig
 from cluster.jobs import connect
@@ -29,6 +30,7 @@ from cluster.run.preflight import before_start
 from cluster.run.starting import Starting
 from restoration.datasets.paired import PairedFolder, discover
 from restoration.evaluate import Row
+from reward_service.bounded import in_thread
 from reward_service.errors import RewardError
 from reward_service.service import deploy, shutdown
 from reward_service.settings import RewardApp, reward_app_name
@@ -40,7 +42,6 @@ from trajectories.stream import TrajectoryStream
 POLL_S = 0.05
 WATCH_S = 0.5
 TICK_S = 1.0  # the loop looks after admission at least so often: the learner's refusals make room, too
-RECONSTRUCTION = "reconstruction-1"  # version of the reward that needs no scorer
 
 
 class Stalled(TimeoutError):
@@ -88,7 +89,7 @@ class Topology:
         self.warnings = before_start(config, self.train, self.heldout)
         self.exits = ExitStack()
         self._ends: list[Callable[[], None]] = []
-        self._deployed: Future[RewardApp] = Future()
+        self._deployed: Future[dict[str, RewardApp]] = Future()
         self.event = time.monotonic()
 
     def of(self, run_id: str) -> Topology:
@@ -129,7 +130,7 @@ class Topology:
             learner = self.learning.begin(resume=self.resume)
             if not self.connection.local:  # else the service ends with its cluster
                 self._ends.append(self._end_rewards)
-            self.rewards = deploy(config.reward, reward_app_name(self.run_id))
+            self.rewards = self._deploy()
             self._deployed.set_result(self.rewards)
             shown.done("reward service")
             self.actors.wait_ready(config.start_timeout_s)
@@ -178,11 +179,32 @@ class Topology:
             stream=make_stream,
             metrics=partial(RunMetrics, "actor", self.run_id),
             judges=partial(judges, config.evaluation.scorers),
+            terms=config.reward.resolved,
         )
 
+    def _deploy(self) -> dict[str, RewardApp]:
+        """The services of all terms that need one, by name, started side by side: a large scorer takes minutes to load.
+
+        Raises:
+            RewardUnavailable: one of them did not start; the others are ended with the run.
+        """
+        services = self.config.reward.services
+        if len(services) == 1:
+            return {name: deploy(settings, self._app(name)) for name, settings in services.items()}
+        calls = {name: in_thread(partial(deploy, settings, self._app(name))) for name, settings in services.items()}
+        failed = wait(calls.values(), return_when=FIRST_EXCEPTION).done
+        for call in failed:
+            call.result()
+        return {name: call.result() for name, call in calls.items()}
+
+    def _app(self, term: str) -> str:
+        return reward_app_name(self.run_id, term if self.config.reward.terms else "")
+
     def _end_rewards(self) -> None:
-        with contextlib.suppress(RewardError):  # it must not hide why the run ends; an ownerless service ends itself
-            shutdown(reward_app_name(self.run_id))
+        for term in self.config.reward.services:
+            # It must not hide why the run ends; an ownerless service ends itself.
+            with contextlib.suppress(RewardError):
+                shutdown(self._app(term))
 
     @property
     def version(self) -> int:
@@ -228,9 +250,10 @@ class Topology:
         return [], False
 
 
-def _reward_version(config: RunConfig, deployed: Future[RewardApp]) -> str:
-    """The version of the rewards that a run trains on, once its service is up."""
-    return RECONSTRUCTION if config.rollout.reward == "reconstruction" else deployed.result().version
+def _reward_version(config: RunConfig, deployed: Future[dict[str, RewardApp]]) -> str:
+    """The version of the rewards that a run trains on, once its services are up."""
+    versions = {name: app.version for name, app in deployed.result().items()}
+    return recorded_version(config.reward.resolved, versions)
 
 
 def _stream(address: StoreAddress, run_id: str, settings: Any) -> TrajectoryStream:

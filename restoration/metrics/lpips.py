@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -9,12 +10,13 @@ from torch import Tensor, nn
 from torchvision.models import alexnet
 
 from restoration.checkpoints import CheckpointError, load_strict, read_state
+from restoration.metrics.protocols import LPIPS_SIDE
 
 BACKBONE, HEADS = "alexnet-owt-7be5be79.pth", "alex.pth"
 """File names as torchvision and the PyPI package `lpips` (weights/v0.1) publish them."""
 LAYERS = (1, 4, 7, 9, 11)  # AlexNet's activations
 CHANNELS = (64, 192, 384, 256, 256)
-LEAST_SIDE = 31  # below it the second pooling has nothing left
+LEAST_SIDE = LPIPS_SIDE
 
 
 class Lpips(nn.Module):
@@ -63,7 +65,20 @@ class Lpips(nn.Module):
         return total
 
 
-def _read(file: Path) -> dict[str, Tensor]:
+def published_digest(folder: Path) -> str:
+    """Of the bytes of both files. Raises CheckpointError: a file is absent."""
+    digest = hashlib.sha256()
+    for name in (BACKBONE, HEADS):
+        with _there(folder / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _there(file: Path) -> Path:
     if not file.is_file():
         raise CheckpointError(f"{file} is absent: LPIPS needs torchvision's {BACKBONE} and the package lpips' {HEADS}")
-    return read_state(file)
+    return file
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    return read_state(_there(file))

@@ -22,6 +22,7 @@ Images: TypeAlias = Tensor | NDArray[np.uint8]
 DEFAULT_PROTOCOL = "lowlight_rgb"
 PSNR_CEILING = 100.0  # of identical images; infinity would make every mean infinite
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
+LPIPS_SIDE = 31  # AlexNet's second pooling has nothing left below it
 
 
 @dataclass(frozen=True)

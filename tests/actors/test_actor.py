@@ -1,8 +1,9 @@
-"""What an actor does with pictures that can't be used."""
+"""What an actor does with pictures that can't be used, with weights, and with the terms of a reward."""
 
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,12 +13,15 @@ import torch
 
 from actors import actor as module
 from actors.actor import RolloutActor, draw_batch
+from actors.terms import RewardTerms, Term
 from actors.work import Quarantined, WorkItem
 from restoration.adapters import AdaptSettings, load_trainable, make_trainable, trainable_state
 from restoration.datasets.paired import PairedFolder
 from restoration.images import write_image
+from restoration.metrics.full_reference import full_reference
 from restoration.weights import StaleEpoch, WeightsInfo, WeightsMessage, to_bytes
-from reward_service.errors import InvalidReward
+from reward_service.client import RewardResult
+from reward_service.errors import InvalidReward, RewardError, RewardTimeout
 from reward_service.settings import RewardApp
 from tests.learner.fakes import FakeModel
 
@@ -112,7 +116,7 @@ def test_a_reward_that_is_not_finite_names_the_picture_of_each_group_that_it_cos
     bare: RolloutActor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Rewards:
-        def score(self, rolled: object, client: object) -> None:
+        def score(self, rolled: object) -> None:
             raise InvalidReward("scorer nima gave nan for 1 of 4 images", [2])
 
     rolled = SimpleNamespace(batch=SimpleNamespace(places=(0, 2)))
@@ -125,9 +129,80 @@ def test_a_reward_that_is_not_finite_names_the_picture_of_each_group_that_it_cos
     monkeypatch.setattr(bare, "_denoise", lambda *_: rolled)
     monkeypatch.setattr(bare, "_score", Rewards().score)
     monkeypatch.setattr(bare, "_take", lambda _: None)
-    bare.rewards = None
-    app = RewardApp("reward-run", "nima", "nima-1")
+    bare.clients = {}
+    app = {"nima": RewardApp("reward-run", "nima", "nima-1")}
     report = bare.roll(WorkItem(7, ("a", "b", "c")), weights(bare.model, epoch=5, value=0.5), app)  # type: ignore[arg-type]
     told = {q.what: q.detail for q in report.quarantined}
     assert told["00000007-000"] == "a: scorer nima gave nan for 1 of 4 images"
     assert told["00000007-002"] == "c: scorer nima gave nan for 1 of 4 images" and report.published == 0
+
+
+class Service:
+    """A reward client whose tickets are answered with what the test says."""
+
+    def __init__(self, answers: list[RewardResult | RewardError]) -> None:
+        self.answers = answers
+
+    def submit(self, images: np.ndarray) -> SimpleNamespace:
+        answer = self.answers.pop(0)
+
+        def result() -> RewardResult:
+            if isinstance(answer, RewardError):
+                raise answer
+            assert len(answer.scores) == len(images)
+            return answer
+
+        return SimpleNamespace(result=result)
+
+
+def scored(value: float, version: str, rows: int = 4) -> RewardResult:
+    return RewardResult(np.full(rows, value, np.float32), version)
+
+
+@pytest.fixture
+def two_terms(bare: RolloutActor) -> RolloutActor:
+    """Terms deqa and psnr of two images with two rollouts each, scored at decisions 0 and 1."""
+    terms = RewardTerms((Term("deqa"), Term("psnr", 0.5, "psnr", served=False)))
+    bare.spec = SimpleNamespace(terms=terms, score_gt=False, rollout=SimpleNamespace(rollouts_per_image=2))  # type: ignore[assignment]
+    bare.references = {"psnr": full_reference("psnr")}
+    return bare
+
+
+def rolled_blocks(offset: int = 10) -> SimpleNamespace:
+    gt = torch.full((2, 3, 8, 8), 100 / 255)
+    blocks = {i: np.full((4, 8, 8, 3), 100 + offset + i, np.uint8) for i in (0, 1)}
+    return SimpleNamespace(batch=SimpleNamespace(gt=gt), blocks=blocks)
+
+
+def test_each_term_is_scored_at_each_decision_and_the_version_is_of_all(two_terms: RolloutActor) -> None:
+    two_terms.clients = {"deqa": Service([scored(3.0, "deqa-1"), scored(4.0, "deqa-1")])}  # type: ignore[dict-item]
+    scores, gt_scores, version = two_terms._score(rolled_blocks())  # type: ignore[arg-type]
+    assert {i: v.tolist() for i, v in scores["deqa"].items()} == {0: [3.0] * 4, 1: [4.0] * 4} and gt_scores is None
+    assert np.allclose(scores["psnr"][0], 10 * np.log10(255**2 / 100)) and scores["psnr"][1].shape == (4,)
+    expected = two_terms.spec.terms.version({"deqa": "deqa-1", "psnr": "psnr-1-lowlight_rgb"})
+    assert version == expected
+
+
+def test_a_term_whose_version_changes_within_a_rollout_is_refused_by_name(two_terms: RolloutActor) -> None:
+    two_terms.clients = {"deqa": Service([scored(3.0, "deqa-1"), scored(4.0, "deqa-2")])}  # type: ignore[dict-item]
+    with pytest.raises(RewardError, match=r"several versions of deqa: \['deqa-1', 'deqa-2'\]"):
+        two_terms._score(rolled_blocks())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("error", [RewardTimeout("late"), InvalidReward("gave nan for 1 of 4 images", [2])])
+def test_a_term_that_is_missing_is_a_missing_reward_of_that_kind_and_names_the_term(
+    two_terms: RolloutActor, error: RewardError
+) -> None:
+    two_terms.clients = {"deqa": Service([scored(3.0, "deqa-1"), error])}  # type: ignore[dict-item]
+    with pytest.raises(type(error), match=f"reward term 'deqa': {error.message}") as raised:
+        two_terms._score(rolled_blocks())  # type: ignore[arg-type]
+    assert raised.value.indexes == error.indexes
+
+
+def test_a_term_of_the_actor_that_is_not_finite_is_no_reward(two_terms: RolloutActor) -> None:
+    two_terms.clients = {"deqa": Service([scored(3.0, "deqa-1"), scored(4.0, "deqa-1")])}  # type: ignore[dict-item]
+    broken = replace(full_reference("psnr"), score=lambda a, b: np.array([1, np.inf, 1, 1], np.float32))
+    two_terms.references = {"psnr": broken}
+    with pytest.raises(InvalidReward, match="reward term 'psnr' gave inf for 1 of 4") as raised:
+        two_terms._score(rolled_blocks())  # type: ignore[arg-type]
+    assert raised.value.indexes == (1,)

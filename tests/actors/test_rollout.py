@@ -9,10 +9,11 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio
 
-from actors.rollout import PairBatch, Rollout, RolloutSettings, complete, reconstruction_scores, rollout
+from actors.rollout import PairBatch, Rollout, RolloutSettings, complete, rollout
+from actors.terms import RewardTerms, Term
 from restoration.base_models.interface import SamplerSettings
 from restoration.images import to_uint8
-from restoration.metrics.protocols import PSNR_CEILING
+from restoration.metrics.full_reference import full_reference
 from restoration.transition import (
     Schedule,
     ddim_schedule,
@@ -26,6 +27,7 @@ from tests.learner.fakes import FakeModel
 from trajectories.schema import STORAGE_DTYPES, RecordMeta, decode, encode
 
 SAMPLER = SamplerSettings(steps=5, eta=1.0)
+ALONE = RewardTerms((Term("iqa"),))
 
 
 class CountingModel(FakeModel):
@@ -193,49 +195,43 @@ def test_the_stride_chooses_what_is_scored_and_the_last_estimate_always_is(
 def test_records_hold_one_image_each_and_survive_the_wire() -> None:
     result = rolled(reward_stride=2, storage_dtype="bfloat16")
     scores = {index: np.arange(6, dtype=np.float32) + index for index in result.blocks}
-    first, second = complete(result, scores, np.array([4.0, 4.5], dtype=np.float32), metas(dtype="bfloat16"))
+    gt_scores = np.array([4.0, 4.5], dtype=np.float32)
+    first, second = complete(result, {"iqa": scores}, gt_scores, metas(dtype="bfloat16"), ALONE)
     assert first.rewards[:, 0].tolist() == [0, 1, 2] and second.rewards[:, 3].tolist() == [6, 7, 8]
     assert first.rewards[:, 1].isnan().all() and not first.scored[:, 1].any()
+    assert not first.terms  # they are the rewards
     assert second.gt_reward == 4.5 and second.final_reward.tolist() == [6, 7, 8]
     again = decode(encode(second))
     assert torch.equal(again.states, second.states) and torch.equal(again.log_probs, second.log_probs)
 
 
-def test_the_reconstruction_reward_is_minus_the_distance_to_the_ground_truth() -> None:
-    result = rolled(reward="reconstruction")
-    scores, gt_scores = reconstruction_scores(result)
-    assert scores.keys() == result.blocks.keys() and not gt_scores.any()
-    # the last scored image is the final output, here rounded to 8 bits
-    assert np.allclose(scores[3], -result.error_l2.numpy(), atol=0.5 / 255 * np.sqrt(3 * 16 * 16))
-    assert scores[3].std() > 0 and not np.allclose(scores[0], scores[3])
-
-
-def test_fidelity_adds_the_psnr_of_what_is_scored_and_leaves_the_final_score_alone() -> None:
-    result = rolled(reward_stride=2, fidelity_coef=0.25)
-    gt = np.repeat(to_uint8(batch().gt), 3, 0)
+def test_a_reward_of_two_terms_is_their_weighted_sum_and_the_record_has_both() -> None:
+    result = rolled(reward_stride=2)
+    gt, psnr = np.repeat(to_uint8(batch().gt), 3, 0), full_reference("psnr")
     scores = {index: np.arange(6, dtype=np.float32) + index for index in result.blocks}
-    records = complete(result, scores, None, metas())
+    decibel = {index: psnr.score(block, gt) for index, block in result.blocks.items()}
+    terms = RewardTerms((Term("iqa"), Term("psnr", 0.25, "psnr", served=False)))
+    records = [decode(encode(r)) for r in complete(result, {"iqa": scores, "psnr": decibel}, None, metas(), terms)]
     rewards = torch.cat([r.rewards for r in records])
     for index, block in result.blocks.items():
-        psnr = [peak_signal_noise_ratio(a, b) for a, b in zip(gt, block, strict=True)]
-        assert np.allclose(rewards[:, index], scores[index] + 0.25 * np.array(psnr), atol=1e-4)
-    assert rewards[:, 1].isnan().all()
+        expected = np.array([peak_signal_noise_ratio(a, b) for a, b in zip(gt, block, strict=True)])
+        assert np.allclose(rewards[:, index], scores[index] + 0.25 * expected, atol=1e-4)
+        assert torch.cat([r.terms["iqa"] for r in records])[:, index].tolist() == scores[index].tolist()
+        assert np.allclose(torch.cat([r.terms["psnr"] for r in records])[:, index], expected, atol=1e-4)
+    assert rewards[:, 1].isnan().all() and all(t[:, 1].isnan().all() for r in records for t in r.terms.values())
     assert torch.cat([r.final_reward for r in records]).tolist() == scores[3].tolist()
 
 
-def test_an_exact_copy_has_a_finite_fidelity() -> None:
-    result = rolled(fidelity_coef=1.0)
-    pixels = to_uint8(batch().gt)
-    gt = torch.from_numpy(pixels).movedim(-1, 1).float() / 255
-    blocks = {index: np.repeat(pixels, 3, 0) for index in result.blocks}
-    copied = replace(result, batch=replace(result.batch, gt=gt), blocks=blocks)
-    record = complete(copied, {i: np.zeros(6, np.float32) for i in result.blocks}, None, metas())[0]
-    assert record.rewards.unique().tolist() == [PSNR_CEILING]
+def test_a_term_without_scores_is_an_error_and_no_zero() -> None:
+    result, terms = rolled(), RewardTerms((Term("iqa"), Term("psnr", 1.0, "psnr", served=False)))
+    scores = {index: np.arange(6, dtype=np.float32) for index in result.blocks}
+    with pytest.raises(KeyError, match="psnr"):
+        complete(result, {"iqa": scores}, None, metas(), terms)
 
 
 def test_a_final_reward_stands_for_every_step() -> None:
     result = rolled(reward_at="final")
-    record = complete(result, {3: np.arange(6, dtype=np.float32)}, None, metas())[0]
+    record = complete(result, {"iqa": {3: np.arange(6, dtype=np.float32)}}, None, metas(), ALONE)[0]
     assert record.scored.all() and torch.equal(record.rewards, torch.arange(3.0)[:, None].expand(3, 4))
 
 
@@ -254,18 +250,10 @@ def test_images_are_scored_with_the_colours_that_they_are_restored_with() -> Non
     assert torch.equal(plain.states, fixed.states) and torch.equal(plain.log_probs, fixed.log_probs)
 
 
-@pytest.mark.parametrize("name", ["action_target", "reward", "reward_at", "storage_dtype", "denoise_dtype"])
+@pytest.mark.parametrize("name", ["action_target", "reward_at", "storage_dtype", "denoise_dtype"])
 def test_an_unknown_choice_is_refused_by_name(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         RolloutSettings(**{name: "nonsense"})  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    "settings", [{"fidelity_coef": -0.1}, {"fidelity_coef": 0.1, "reward": "reconstruction"}], ids=str
-)
-def test_a_fidelity_that_can_not_be_added_is_refused(settings: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="fidelity_coef"):
-        RolloutSettings(**settings)  # type: ignore[arg-type]
 
 
 class Watched(FakeModel):

@@ -41,6 +41,16 @@ def test_the_summary_is_that_of_all_rows_however_many_a_group_has() -> None:
     assert within[2] == 0 and within[1] > 0
 
 
+def test_each_term_of_a_reward_has_its_mean_and_its_spread_within_groups_by_name() -> None:
+    batch = batch_of(2, 5)
+    groups = tuple(replace(g, terms={"psnr": g.rewards * 7 + 20}) for g in batch.groups)
+    found = batch_summary(replace(batch, groups=groups))
+    last = [g.terms["psnr"][:, -1].double() for g in groups]
+    assert found["term_psnr_mean"] == pytest.approx(float(torch.cat(last).mean()))
+    assert found["term_psnr_std_within"] == pytest.approx(sum(float(v.std(correction=0)) for v in last) / 2)
+    assert not any(name.startswith("term_") for name in batch_summary(batch))
+
+
 def test_what_was_not_measured_is_none_and_never_zero() -> None:
     batch = batch_of(2, unscored=(0, 1, 2))
     summary = batch_summary(batch)

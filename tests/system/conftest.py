@@ -55,7 +55,12 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data": {"root": str(folder / "pairs")},
         "sampler": {"steps": 3},
         "rollout": {"images_per_batch": 2, "rollouts_per_image": 2, "crop": 32},
-        "reward": {"scorer": "tests.system.scorers:Contrast", "max_batch": 4, "num_cpus": 0.2},
+        "reward": {
+            "scorer": "tests.system.scorers:Contrast",
+            "max_batch": 4,
+            "num_cpus": 0.2,
+            "terms": [{"name": "contrast"}, {"scorer": "psnr", "weight": 0.05}],
+        },
         "optimiser": {"lr": 1e-3},
         "source": {"groups_per_step": 4, "max_staleness": 0, "timeout_s": 200},
         "learner": {"micro_batch": 8, "norms_every": 0},

@@ -42,6 +42,8 @@ from trajectories.stream import TrajectoryStream
 pytestmark = pytest.mark.timeout(600)
 WORKER = {"num_cpus": 0.2, "runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}}}
 
+CONTRAST = "tests.system.scorers:Contrast"
+
 
 def stream_of(address: StoreAddress, run_id: str, config: RunConfig) -> TrajectoryStream:
     return TrajectoryStream(address, run_id, config.store)
@@ -89,7 +91,7 @@ class System:
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     folder = tmp_path_factory.mktemp("models")
     write_pairs(folder / "pairs", side=64)
-    settings = RunConfig(model=folder, reward={"scorer": "tests.system.scorers:Contrast", "num_cpus": 0.2}).reward  # type: ignore[arg-type]
+    settings = RunConfig(model=folder, reward={"scorer": CONTRAST, "num_cpus": 0.2}).reward.services[CONTRAST]  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patch, EmbeddedServer(folder / "store") as server:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_agent_register_timeout_ms", "120000")
@@ -122,6 +124,7 @@ def test_a_model_goes_from_rollout_through_reward_and_learner_step_to_restored_p
         "data": {"root": str(system.pairs)},
         "sampler": {"steps": min(steps, 2)},
         "rollout": {"images_per_batch": 2, "rollouts_per_image": 2, "crop": 64},
+        "reward": {"scorer": CONTRAST},
         "adapt": {"rank": 2},
         "optimiser": {"lr": 1e-3},
         "source": {"groups_per_step": 2, "max_staleness": 0, "timeout_s": 60},
@@ -156,12 +159,13 @@ def test_a_model_goes_from_rollout_through_reward_and_learner_step_to_restored_p
         stream=make_stream,
         metrics=partial(RunMetrics, "actor", "models"),
         judges=dict,
+        terms=config.reward.resolved,
     )
     ray.get([system.actor.begin.remote(spec), system.rank.begin.remote(config, make_stream, train)], timeout=240)
 
     before = system.publish(0)
     report: WorkReport = system.ask(
-        system.actor, "roll", WorkSequence(train.image_ids, 2, 0).item(0), before, system.rewards
+        system.actor, "roll", WorkSequence(train.image_ids, 2, 0).item(0), before, {CONTRAST: system.rewards}
     )
     assert report.published == 2 and not report.quarantined
     with make_stream() as stream:
@@ -188,7 +192,7 @@ def test_a_model_goes_from_rollout_through_reward_and_learner_step_to_restored_p
     assert new.keys() == old.keys() and all(re.fullmatch(targets, n.partition(".lora_")[0]) for n in new)
     assert any(not new[n].equal(old[n]) for n in new)
     ids = heldout.image_ids[:1]
-    _, tuned = system.ask(system.actor, "evaluate", ids, after, (), ids, system.rewards)
+    _, tuned = system.ask(system.actor, "evaluate", ids, after, (), ids, {CONTRAST: system.rewards})
     torch.set_num_threads(spec.threads)  # more would change the last bits
     policy, sampler = load_policy(run)
     assert sampler == config.sampler and isinstance(sampler, SamplerSettings)

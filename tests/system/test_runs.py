@@ -100,6 +100,11 @@ def test_a_single_process_gives_what_a_synchronous_run_of_the_system_gives(start
     for ours, reference in pairs:
         for name in names:
             assert ours[name] == pytest.approx(reference[name], rel=1e-4, abs=1e-5), (ours["iteration"], name)
+    # Two terms, each told by its name.
+    last = read_metrics(synchronous.folder, "train")[-1]
+    assert last["reward_mean"] == pytest.approx(last["term_contrast_mean"], rel=1e-5)
+    assert 5 < last["term_psnr_mean"] < 60 and last["term_psnr_std_within"] > 0
+    assert "Terms of the reward" in (synchronous.folder / "report.html").read_text()
     for file in ("average.safetensors", "weights.safetensors"):
         ours, reference = (trained(run.folder, file) for run in (synchronous, single))
         assert all(torch.allclose(value, reference[name], rtol=0, atol=1e-5) for name, value in ours.items())

@@ -70,6 +70,9 @@ def assert_same(a: Summary, b: Summary) -> None:
     """The same kind of record, and every field exactly equal."""
     assert type(a) is type(b)
     assert (a.meta, a.trajectory_ids, a.latent, a.gt_reward) == (b.meta, b.trajectory_ids, b.latent, b.gt_reward)
+    assert list(a.terms) == list(b.terms)
+    for name, values in a.terms.items():
+        assert repr(values.tolist()) == repr(b.terms[name].tolist()), name
     for name in SMALL + (LARGE if isinstance(a, Trajectories) else ()):
         left, right = getattr(a, name), getattr(b, name)
         assert left.dtype == right.dtype and left.shape == right.shape, name

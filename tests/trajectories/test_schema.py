@@ -244,3 +244,36 @@ def test_errors_survive_pickling_as_ray_needs() -> None:
     for kind in kinds:
         again = deepcopy(kind("what, where, what to do"))
         assert (type(again), str(again)) == (kind, "what, where, what to do")
+
+
+def with_terms(**terms: Any) -> Any:
+    record = make_record(shape=(2, 3, 1, 2, 2))
+    given = {name: torch.where(record.scored, record.rewards * factor, torch.nan) for name, factor in terms.items()}
+    return replace(record, terms=given)
+
+
+def test_the_terms_of_a_reward_come_back_by_name_in_their_order_also_in_a_summary() -> None:
+    record = with_terms(psnr=20.0, deqa=2.0)
+    assert_same(decode(encode(record)), record)
+    assert_same(decode_summary(encode_summary(record)), record.summary())
+    assert list(decode(encode(record)).terms) == ["psnr", "deqa"]
+
+
+def test_a_term_that_is_missing_where_the_reward_is_not_is_refused_on_both_sides() -> None:
+    record = with_terms(psnr=20.0)
+    for value in (torch.nan, torch.inf):
+        holed = record.terms["psnr"].clone()
+        holed[0, -1] = value
+        with pytest.raises(SchemaError, match="term:psnr must be finite where scored"):
+            encode(replace(record, terms={"psnr": holed}))
+    for name, terms in (("shape", {"psnr": record.terms["psnr"][:, :1]}), ("name", {"": record.terms["psnr"]})):
+        with pytest.raises(SchemaError, match="term"):
+            encode(replace(record, terms=terms)), name
+    table = pa.ipc.open_stream(encode(record)).read_all()
+    column = table.schema.get_field_index("term:psnr")
+    without = table.remove_column(column)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, without.schema) as writer:
+        writer.write_table(without)
+    with pytest.raises(SchemaError, match="disagree with its metadata"):
+        decode(sink.getvalue().to_pybytes())

@@ -16,7 +16,7 @@ from tests.trajectories.test_schema import with_metadata
 from trajectories import payloads
 from trajectories.consumer import Entry
 from trajectories.errors import BackPressureTimeout, RecordTooLarge, SchemaError, StaleEpoch
-from trajectories.schema import Summary, Trajectories, encode, encode_summary
+from trajectories.schema import SCHEMA_VERSION, Summary, Trajectories, encode, encode_summary
 from trajectories.settings import StoreAddress
 from trajectories.stream import TrajectoryStream
 
@@ -312,7 +312,10 @@ def test_an_old_epoch_is_refused_to_publish_and_to_settle(open_stream: OpenStrea
 
 Damage = Callable[[bytes], bytes]
 DAMAGES: list[tuple[Damage, str]] = [
-    (lambda payload: with_metadata(payload, schema_version=b"1"), "schema version 1, this RestoRL reads version 2"),
+    (
+        lambda payload: with_metadata(payload, schema_version=b"1"),
+        f"schema version 1, this RestoRL reads version {SCHEMA_VERSION}",
+    ),
     (lambda payload: payload[: len(payload) // 2], "corrupt"),
     (lambda payload: b"\x80\x04." + payload, "corrupt"),
 ]
@@ -414,7 +417,7 @@ def test_an_entry_of_schema_version_1_is_refused_naming_both_versions(open_strea
     stream.client.redis.xadd(stream.keys.entries, {"g": b"g0", "n": b"1000", "r": b"2"})  # as version 1 wrote it
     (entry,) = stream.read("rank0", 1)
     assert isinstance(entry.summary, SchemaError) and entry.group_id == "g0"
-    assert "schema version 1, this RestoRL reads version 2: drop it" in str(entry.summary)
+    assert f"schema version 1, this RestoRL reads version {SCHEMA_VERSION}: drop it" in str(entry.summary)
 
 
 def test_the_account_of_unsettled_groups_counts_each_once_and_no_settled_one(

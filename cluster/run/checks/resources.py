@@ -57,8 +57,13 @@ def demands(config: RunConfig) -> list[Demand]:
         wanted = {"CPU": role.num_cpus, "GPU": role.num_gpus, **role.resources}
         return {name: amount for name, amount in wanted.items() if amount > 0}
 
-    roles = (("actors", config.actors.count), ("reward", config.reward.replicas), ("ranks", config.ranks.count))
-    return [Demand(key, count, each(getattr(config, key))) for key, count in roles]
+    reward = config.reward
+    services = [Demand(reward.key(term), of.replicas, each(of)) for term, of in reward.services.items()]
+    return [
+        Demand("actors", config.actors.count, each(config.actors)),
+        *services,
+        Demand("ranks", config.ranks.count, each(config.ranks)),
+    ]
 
 
 def cluster_findings(

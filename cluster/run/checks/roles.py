@@ -21,12 +21,13 @@ CLIP_OF_BF16 = 1e-3  # ε below which rounding to bfloat16 shows in the ratio
 
 def placement(config: RunConfig, machine: Machine) -> Iterator[Finding]:
     """GPUs that the roles reserve, and what this machine has, if the cluster is this machine's own."""
-    roles: dict[str, Any] = {"actors": config.actors, "ranks": config.ranks, "reward": config.reward}
+    services = {config.reward.key(term): of for term, of in config.reward.services.items()}
+    roles: dict[str, Any] = {"actors": config.actors, "ranks": config.ranks, **services}
     for key, role in roles.items():
         gpus = role.num_gpus
         if gpus > 1 and gpus != int(gpus):
             yield Problem(f"{key}.num_gpus", f"{gpus:g}", "Ray gives a part of one GPU (below 1), or whole ones")
-        elif gpus > 1 and key != "reward":
+        elif gpus > 1 and key not in services:
             what = "rank" if key == "ranks" else "actor"
             yield Problem(
                 f"{key}.num_gpus",

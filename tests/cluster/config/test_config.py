@@ -19,7 +19,9 @@ OURS = Path(__file__).parents[3] / "configs" / "ours.yaml"
         (["adapt.mode=full", "optimiser.zero_stage=3", "objective.kl_beta=0.1"], "no reference policy"),
         (["learner.compile=inductor", "optimiser.zero_stage=3"], "use compile none or zero_stage 2"),
         (["rollout.rollouts_per_image=1", "advantage.stats=track"], "no other rollout"),
-        (["advantage.clamp_to_gt=true", "rollout.fidelity_coef=0.5"], "not comparable"),
+        (["advantage.clamp_to_gt=true", "reward.terms=[{}, {scorer: psnr}]"], "not comparable"),
+        (["advantage.clamp_to_gt=true", "reward.terms=[{weight: 0.5}]"], "not comparable"),
+        (["rollout.rollouts_per_image=1", "reward.combine=gdpo"], "no other rollout"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )

@@ -26,7 +26,7 @@ CONFIGS = Path(__file__).parents[3] / "configs"
 ABLATIONS = {
     "diff_sft": ("objective.recipe", "diff_sft"),
     "base": ("objective.recipe", "base"),
-    "ablations/rec_reward": ("rollout.reward", "reconstruction"),
+    "ablations/rec_reward": ("reward.terms", ({"weight": 0}, {"scorer": "reconstruction"})),
     "ablations/no_weights": ("objective.use_weights", False),
     "ablations/sampled_action": ("rollout.action_target", "sampled"),
     "ablations/reward_final": ("rollout.reward_at", "final"),

@@ -33,6 +33,7 @@ def make_run(folder: Path, images: int = 12, iterations: int = 60) -> Path:
             rise = 3 + 0.3 * i / iterations
             record = {"reward_mean": rise + rng.normal(0, 0.08), "grad_norm_rl": 0.1 + 0.02 * rng.random()}
             record |= {"grad_norm_sft": 0.9 + 0.2 * rng.random(), "staleness_mean": float(rng.integers(0, 2))}
+            record |= {"term_deqa_mean": rise - 0.5, "term_psnr_mean": 22 + rise, "term_psnr_std_within": 0.2}
             record |= {"seconds_learner_wait": 0.9, "seconds_learn": 3.2, "iteration_s": 8.7}
             log.append({"kind": "train", "iteration": i, "weights_version": i, **record})
             if i % 10 == 0:

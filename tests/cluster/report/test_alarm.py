@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 
@@ -35,6 +36,14 @@ def test_a_reward_that_rises_while_psnr_falls_raises_the_alarm() -> None:
 def test_a_reward_that_rises_with_the_light_raises_the_alarm() -> None:
     found = alarms(rows(2, 25, 0.5), rows(2.1, 25, 0.47))
     assert found == ["the reward rises while brightness moves away from the ground truth's by 0.0300"]
+
+
+def test_a_reward_that_only_compares_with_the_ground_truth_raises_no_alarm() -> None:
+    without = [
+        [replace(row, values={k: v for k, v in row.values.items() if k != "reward"}) for row in side]
+        for side in (rows(2, 25, 0.5), rows(2.1, 24.8, 0.5, draw=1))
+    ]
+    assert alarms(*without) == []
 
 
 def test_no_alarm_when_all_rise_or_the_reward_does_not() -> None:

@@ -52,7 +52,17 @@ def test_every_section_is_there_and_the_configuration_is_escaped(run: Path) -> N
     text = write_report(run).read_text()
     titles = re.findall("<h2>(.*?)</h2>", text)
     assert titles == [
-        *("Held-out photographs", "Alarms", "Drift", "Before and after", "Reward", "Scores", "Images", "Gradients"),
+        *(
+            "Held-out photographs",
+            "Alarms",
+            "Drift",
+            "Before and after",
+            "Reward",
+            "Terms of the reward",
+            "Scores",
+            "Images",
+            "Gradients",
+        ),
         *("Pace", "The run", "Configuration"),
     ]
     assert "demo &lt;rain&gt;" in text and "2.60.0" in text and "8 min 42 s" in text and "5.25 GiB" in text
