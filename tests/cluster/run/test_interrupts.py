@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from cluster.cli.errors import guarded, status_of
-from cluster.run.interrupts import SIGNALS, Interrupts, Stopped
+from cluster.run.interrupts import SIGNALS, Interrupts, Stopped, keep_handlers
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -111,3 +111,12 @@ def test_any_command_treats_sigterm_as_it_treats_ctrl_c(capsys: pytest.CaptureFi
         guarded(command)()
     assert ended.value.code == 143 and cleaned
     assert "stopped" in capsys.readouterr().err
+
+
+def test_the_alarm_that_ray_aborts_with_is_taken_off_once_a_signal_ends_its_start() -> None:
+    """As absl's handler does: SIGALRM aborts a few seconds after the signal that it has handed on."""
+    with pytest.raises(Stopped), Interrupts(), keep_handlers():
+        signal.setitimer(signal.ITIMER_REAL, 30)
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(5)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
