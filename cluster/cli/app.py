@@ -12,6 +12,7 @@ import typer
 from cluster.cli.convert import convert
 from cluster.cli.errors import UserMistake, argv, as_mistake, guarded, say
 from cluster.cli.export import export
+from cluster.cli.leaving import leaving
 from cluster.cli.output import Counter, partial_csv, print_rows, summary_text
 from cluster.cli.restore import device_of, require, restore
 
@@ -393,8 +394,9 @@ def _scorer(text: str) -> tuple[str, Scorer]:
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    app(args=argv(), prog_name="restorl")
+    """Entry point of the console script: it ends the process."""
+    with leaving():
+        app(args=argv(), prog_name="restorl")
 
 
 if __name__ == "__main__":
