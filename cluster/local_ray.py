@@ -45,7 +45,7 @@ class LocalRay:
 
         for attempt in range(START_ATTEMPTS):
             try:
-                with marking(self.mark), on_loopback(), keep_handlers(), self.watched.left_out():
+                with marking(self.mark), on_loopback(), any_agent_port(), keep_handlers(), self.watched.left_out():
                     context = ray.init(address="local", **options)
                 self.guard.look()
                 return context
@@ -82,6 +82,23 @@ def on_loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextlib.contextmanager
+def any_agent_port() -> Iterator[None]:
+    """The dashboard's agent takes a free port, not the one that every other Ray of the machine wants, too."""
+    from ray._private.parameter import RayParams
+
+    made = RayParams.__init__
+
+    def make(self: Any, *arguments: Any, **options: Any) -> None:
+        made(self, *arguments, **{"dashboard_agent_listen_port": 0, **options})
+
+    RayParams.__init__ = make
+    try:
+        yield
+    finally:
+        RayParams.__init__ = made
 
 
 def folder_of_sessions() -> Path:

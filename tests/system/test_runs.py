@@ -62,6 +62,7 @@ def test_a_local_run_with_dashboard_and_two_ranks_listens_on_loopback_only(start
     told = " ".join(line for lines in found.values() for line in lines)
     for part in ("gcs_server", "raylet", "dashboard", "ServeReplica", "_RankProcess", "valkey-server"):
         assert part in told
+    assert "52365" not in str(found)  # the agent's of any other Ray
     assert found.keys() <= LOOPBACK, {k: v for k, v in found.items() if k not in LOOPBACK}
     os.kill(run.process.pid, signal.SIGINT)
     assert run.wait() == 130, run.output()
