@@ -94,11 +94,11 @@ def any_agent_port() -> Iterator[None]:
     def make(self: Any, *arguments: Any, **options: Any) -> None:
         made(self, *arguments, **{"dashboard_agent_listen_port": 0, **options})
 
-    RayParams.__init__ = make
+    RayParams.__init__ = make  # type: ignore[method-assign]
     try:
         yield
     finally:
-        RayParams.__init__ = made
+        RayParams.__init__ = made  # type: ignore[method-assign]
 
 
 def folder_of_sessions() -> Path:
