@@ -101,6 +101,8 @@ class Brisque:
     """
 
     name = "brisque"
+    least_side = SIDE
+    preferred_batch = 32
     range = (float("-inf"), float("inf"))
 
     def __init__(self, model: str | None = None, device: str = "cpu") -> None:

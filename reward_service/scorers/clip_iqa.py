@@ -51,6 +51,7 @@ class ClipIqa:
 
     name = "clip_iqa"
     range = (0.0, 1.0)
+    least_side = STRIDE
 
     def __init__(
         self,
@@ -84,6 +85,15 @@ class ClipIqa:
         self.texts = (clip.embed(tokens) * clip.scale).to(self.device)  # [2 * pairs, D]
         self.network = clip.visual.to(self.device)
         self.version = f"clip_iqa-1-{digest_of({**clip.state, 'tokens': tokens})}"
+
+    @property
+    def preferred_batch(self) -> int:
+        return self.batch
+
+    @property
+    def batch_tolerance(self) -> float:
+        """A pass of one picture has no company; others add up in another order."""
+        return 0.0 if self.batch == 1 else 1e-5
 
     @torch.inference_mode()
     def score(self, images: Any) -> np.ndarray:

@@ -122,6 +122,8 @@ class Lite0Levels:
 
     name = "lite0_levels"
     range = (1.0, 5.0)
+    least_side = MIN_SIDE
+    batch_tolerance = 1e-4  # sums of a product of matrices are added up in another order for other sizes
 
     def __init__(
         self,
@@ -146,6 +148,10 @@ class Lite0Levels:
         self.version = f"{self.name}-{digest(self.network, self.head)}"
         self.network.to(self.device)
         self.head.to(self.device)
+
+    @property
+    def preferred_batch(self) -> int:
+        return self.chunk
 
     @torch.inference_mode()
     def score(self, images: np.ndarray) -> np.ndarray:

@@ -37,6 +37,8 @@ class Niqe:
     """
 
     name = "niqe"
+    least_side = BLOCK
+    preferred_batch = 32
     range = (float("-inf"), 100.0)
 
     def __init__(self, model: str | None = None, device: str = "cpu") -> None:

@@ -33,6 +33,8 @@ class Piqe:
 
     name = "piqe"
     version = "piqe-2"
+    least_side = SIDE
+    preferred_batch = 32
     range = (0.0, 100.0)
 
     def __init__(self, device: str = "cpu") -> None:
