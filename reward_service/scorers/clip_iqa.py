@@ -20,7 +20,7 @@ from restoration.base_models.networks.text import END_TOKEN, START_TOKEN
 from restoration.checkpoints import CheckpointError
 from reward_service.scorers.clip_resnet import STRIDE, read_clip
 from reward_service.scorers.digests import digest_of
-from reward_service.scorers.interface import check_block
+from reward_service.scorers.interface import MEMORY_SIDE, check_block
 
 # Ids of CLIP's tokens in "Good photo." and "Bad photo.", and in the other pairs; the first of each is the better.
 PHOTO = (1125, 269)
@@ -89,6 +89,11 @@ class ClipIqa:
     @property
     def preferred_batch(self) -> int:
         return self.batch
+
+    def memory_bytes(self, batch: int | None = None) -> int:
+        """An estimate of what the device must hold for `batch` pictures of 512 x 512, by measured bytes a pixel."""
+        weights = sum(v.numel() * v.itemsize for v in self.network.state_dict().values())
+        return weights + min(batch or self.batch, self.batch) * MEMORY_SIDE**2 * 260
 
     @property
     def batch_tolerance(self) -> float:

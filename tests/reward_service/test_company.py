@@ -48,7 +48,7 @@ def test_a_score_does_not_depend_on_batch_mates_order_or_batch_size(
     low, high = scorer.range
     assert tolerance <= 0.02 * (high - low if np.isfinite(high - low) else 100)
     pictures = block(max(LEAST_SIDE[name], 48))
-    together = scores_in_any_company(scorer, pictures, tolerance)
+    together = scores_in_any_company(scorer, pictures, tolerance, threads=None)
     assert len(set(together.tolist())) > 3
     again = made(name, folder, **settings)  # another replica
     np.testing.assert_array_equal(again.score(pictures), together)
