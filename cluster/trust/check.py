@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from cluster.config.configure import ConfigError
 from cluster.config.recipe import RunConfig
 from cluster.trust import stored
 from cluster.trust.measures import Measures
@@ -49,6 +50,12 @@ def check(
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     heldout = discover(config.data.root, config.data.heldout, match=config.data.match)
     rewards = rewards_of(config, place)
+    side = config.rollout.crop or min(min(pair.size) for pair in heldout.pairs)
+    if side < (least := max(reward.least_side for reward in rewards)):
+        raise ConfigError.of(
+            f"rollout.crop={config.rollout.crop}: {rewards[0].name} takes pictures of at least {least} pixels a side, "
+            f"and there would be {side}; set a larger crop, or leave smaller held-out pictures out"
+        )
     model = load(config.model, config.data.embeddings)
     model.policy.eval().requires_grad_(False)
     tried = specimens(model.to(place), config.sampler, config.rollout, heldout, amount, progress)

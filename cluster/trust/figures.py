@@ -15,12 +15,21 @@ from cluster.trust.versions import TRICK_SEVERITIES
 from reward_service.training.distortions import SEVERITIES
 
 
-def ladders(found: Measures) -> bytes:
-    """Mean score against severity, a line a kind; the ground truth is at 0."""
+def ladders(found: Measures, truth: bool = True) -> bytes:
+    """Mean score against severity, a line a kind; the ground truth, if it is shown, is at 0."""
+    first = 0 if truth else 1
     with _panels(1, 3.2) as (figure, (axis,)):
         for i, (kind, means) in enumerate(found.steps.items()):
             colour = PHASE_COLOURS[i % len(PHASE_COLOURS)]
-            axis.plot((0.0, *SEVERITIES), means, color=colour, linewidth=1.8, marker="o", markersize=3.5, label=kind)
+            axis.plot(
+                (0.0, *SEVERITIES)[first:],
+                means[first:],
+                color=colour,
+                linewidth=1.8,
+                marker="o",
+                markersize=3.5,
+                label=kind,
+            )
         for name, colour in (("input", "#9aa3b2"), ("base output", BASE)):
             axis.axhline(found.scores[name].value, color=colour, linestyle="--", linewidth=1.2, label=f"{name}, mean")
         axis.set(title="More damage, less reward?", xlabel="severity (0: ground truth)", ylabel="mean score")

@@ -23,10 +23,15 @@ from cluster.trust.measures import Mean, Measures
 from cluster.trust.rewards import Reward
 from cluster.trust.verdict import Bars, Verdict
 from cluster.trust.versions import LADDERS, TASK, TRICK_SEVERITIES, TRICKS, Specimen, ladder, tricked
+from restoration.evaluate import evenly
 from reward_service.training.distortions import SEVERITIES
 
 Judged = Sequence[tuple[Reward, Measures, Verdict]]
 HEADS = {"trust": "can be trusted", "care": "with care", "no": "not to be trusted"}
+KNOWN = (
+    "PSNR is a part of this reward: that the ground truth wins and that groups agree with PSNR hold by construction; "
+    "look at the tricks on the base output."
+)
 COLOURS = {"trust": "up", "care": "unclear", "no": "down", "good": "up", "doubt": "unclear", "bad": "down"}
 
 
@@ -42,11 +47,11 @@ def write_page(path: Path, title: str, judged: Judged, tried: Sequence[Specimen]
 def render(title: str, judged: Judged, tried: Sequence[Specimen], facts: dict[str, str]) -> str:
     """The page as text."""
     sections = [section for reward, found, verdict in judged for section in _of_reward(reward, found, verdict)]
-    reward = judged[0][0]
+    reward, example = judged[0][0], tried[len(tried) // 2]
     sections += [
         _section("Pictures", _picture(restored_strips(tried, reward)), "With their scores."),
-        _section("A ladder of damage", _picture(ladder_strips(tried[0], reward)), "One picture, with its scores."),
-        _section("Tricks", _picture(trick_strips(tried[0], reward)), "On the base model's output, with its scores."),
+        _section("A ladder of damage", _picture(ladder_strips(example, reward)), "One picture, with its scores."),
+        _section("Tricks", _picture(trick_strips(example, reward)), "On the base model's output, with its scores."),
         _section("How it was tried", _facts({**facts, **_bars()})),
     ]
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
@@ -61,7 +66,7 @@ def render(title: str, judged: Judged, tried: Sequence[Specimen], facts: dict[st
 def restored_strips(tried: Sequence[Specimen], reward: Reward, most: int = 3) -> bytes:
     """Input, base output and ground truth of some pictures, as PNG."""
     strips = []
-    for one in tried[:most]:
+    for one in evenly(tried, most):
         images = [one.lq, one.base, one.gt]
         labels = ("input", "base", "ground truth")
         strips.append(Strip(images, labels, _scores(reward, images, one.gt), title=one.image_id))
@@ -90,11 +95,15 @@ def trick_strips(one: Specimen, reward: Reward) -> bytes:
 
 def _of_reward(reward: Reward, found: Measures, verdict: Verdict) -> list[str]:
     name = html.escape(verdict.name)
+    known = f" {KNOWN}" if reward.referenced else ""
     version = f" Version {html.escape(reward.version)}." if reward.version else ""
     return [
-        _section(f"{name}: the verdict", _findings(verdict), html.escape(verdict.sentence) + "." + version),
+        _section(f"{name}: the verdict", _findings(verdict), html.escape(verdict.sentence) + "." + known + version),
         _section(f"{name}: scores", _scores_table(found)),
-        _section(f"{name}: ladders", _plot(figures.ladders(found), "scores of ladders") + _ladder_table(found)),
+        _section(
+            f"{name}: ladders",
+            _plot(figures.ladders(found, not reward.referenced), "scores of ladders") + _ladder_table(found),
+        ),
         _section(
             f"{name}: tricks",
             _plot(figures.tricks(found), "gains of tricks") + _trick_table(found),

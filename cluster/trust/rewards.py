@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,12 +23,16 @@ class Reward:
         name: as the page shows it.
         batch: pictures of one call at most.
         version: of its scorer; empty where it has none.
+        least_side: pixels a side that a picture must have.
+        referenced: it sees the ground truth, so that it can't be fooled as to that, and knows PSNR.
     """
 
     name: str
     score: ScoreFunction
     batch: int = 32
     version: str = ""
+    least_side: int = 1
+    referenced: bool = False
 
 
 def rewards_of(config: RunConfig, place: str) -> list[Reward]:
@@ -40,13 +45,14 @@ def rewards_of(config: RunConfig, place: str) -> list[Reward]:
         ConfigError: a scorer that can't be made.
     """
     if config.rollout.reward == "reconstruction":
-        return [Reward("reconstruction", _reconstruction)]
+        return [Reward("reconstruction", _reconstruction, referenced=True)]
     try:
         scorer = make_scorer(config.reward.scorer, place, **config.reward.params)
-        preferred = traits(scorer).preferred_batch or config.reward.max_batch
+        said = traits(scorer)
     except ValueError as error:
         raise ConfigError.of(f"reward.scorer: {error}") from error
-    alone = Reward(scorer.name, _without_reference(scorer), min(preferred, config.reward.max_batch), scorer.version)
+    batch = min(said.preferred_batch or config.reward.max_batch, config.reward.max_batch)
+    alone = Reward(scorer.name, _without_reference(scorer), batch, scorer.version, said.least_side)
     if not (coefficient := config.rollout.fidelity_coef):
         return [alone]
     psnr = protocol().psnr
@@ -54,11 +60,33 @@ def rewards_of(config: RunConfig, place: str) -> list[Reward]:
     def both(images: np.ndarray, gts: np.ndarray) -> np.ndarray:
         return np.asarray(alone.score(images, gts) + coefficient * psnr(images, gts))
 
-    return [Reward(f"{scorer.name} + {coefficient:g} x PSNR", both, alone.batch, scorer.version), alone]
+    return [
+        Reward(f"{scorer.name} + {coefficient:g} x PSNR", both, batch, scorer.version, said.least_side, True),
+        alone,
+    ]
 
 
 def _without_reference(scorer: Scorer) -> ScoreFunction:
-    return lambda images, gts: scorer.score(images)
+    """Its scores, each picture's computed once: several rewards have the same part."""
+    known: dict[bytes, float] = {}
+
+    def score(images: np.ndarray, gts: np.ndarray) -> np.ndarray:
+        keys = [_digest(image) for image in images]
+        new = [i for i, key in enumerate(keys) if key not in known]
+        if new:
+            found = np.asarray(scorer.score(np.ascontiguousarray(images[new])))
+            if found.shape != (len(new),):
+                raise ValueError(
+                    f"scorer {scorer.name} gave shape {list(found.shape)} for {len(new)} pictures, not [N]"
+                )
+            known.update(zip([keys[i] for i in new], found.tolist(), strict=True))
+        return np.array([known[key] for key in keys], dtype=np.float32)
+
+    return score
+
+
+def _digest(image: np.ndarray) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(image).tobytes() + str(image.shape).encode(), digest_size=16).digest()
 
 
 def _reconstruction(images: np.ndarray, gts: np.ndarray) -> np.ndarray:

@@ -159,25 +159,7 @@ def test_a_damaged_file_is_told_and_never_passed_over(lite0: Path, content: str)
         probe_of("lite0_levels", weights=str(lite0))
 
 
-class Mine:
-    """A user's scorer."""
-
-    name, version, range = "mine", "1", (0.0, 255.0)
-
-    def __init__(self, give: str = "mean") -> None:
-        self.give = give
-
-    def score(self, images: np.ndarray) -> np.ndarray:
-        if self.give == "raise":
-            raise RuntimeError("only 224 x 224")
-        if self.give == "nan":
-            return np.full(len(images), np.nan, np.float32)
-        if self.give == "one":
-            return np.zeros(1, np.float32)
-        return images.mean((1, 2, 3), dtype=np.float64).astype(np.float32)
-
-
-MINE = "tests.reward_service.test_probe:Mine"
+MINE = "tests.reward_service.fakes:Mine"
 
 
 def test_a_users_class_without_weights_is_held_to_its_first_scores() -> None:
