@@ -16,8 +16,11 @@ from cluster.trust.measures import Measures
 from cluster.trust.rewards import Reward, rewards_of
 from cluster.trust.trial import Amount, measure, specimens
 from cluster.trust.verdict import Bars, Verdict, judge
+from restoration.adapters import frozen_type
 from restoration.base_models import load
+from restoration.base_models.interface import BaseModel
 from restoration.datasets.paired import discover
+from restoration.precision import resolve, set_frozen_dtype
 
 PAGE = "report.html"
 
@@ -56,9 +59,8 @@ def check(
             f"rollout.crop={config.rollout.crop}: {rewards[0].name} takes pictures of at least {least} pixels a side, "
             f"and there would be {side}; set a larger crop, or leave smaller held-out pictures out"
         )
-    model = load(config.model, config.data.embeddings)
-    model.policy.eval().requires_grad_(False)
-    tried = specimens(model.to(place), config.sampler, config.rollout, heldout, amount, progress)
+    model, dtype = _model(config, place)
+    tried = specimens(model, config.sampler, config.rollout, heldout, amount, progress, dtype)
     judged: list[tuple[Reward, Measures, Verdict]] = []
     for reward in rewards:
         found = measure(tried, reward.score, config.evaluation.protocol, progress, reward.batch)
@@ -96,3 +98,14 @@ def check(
         }
         files.insert(1, write_page(folder / PAGE, config.name, judged, tried, facts))
     return Checked(tuple(verdict for _, _, verdict in judged), tuple(files))
+
+
+def _model(config: RunConfig, place: str) -> tuple[BaseModel, torch.dtype]:
+    """The base model on its device, in the types that an actor has it in, and what it is to compute in."""
+    model = load(config.model, config.data.embeddings)
+    model.policy.eval().requires_grad_(False)
+    frozen = frozen_type(config.adapt, place, resolve(config.rollout.denoise_dtype, place))
+    if frozen != torch.float32:
+        set_frozen_dtype(model, frozen, keep=())
+        return model.to(place), frozen  # products of bfloat16 weights need autocast
+    return model.to(place), resolve(config.evaluation.dtype, place)

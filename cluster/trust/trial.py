@@ -17,6 +17,7 @@ from restoration.degradations import seeded_rng
 from restoration.evaluate import evenly
 from restoration.images import to_uint8
 from restoration.metrics import protocol
+from restoration.precision import autocast
 from restoration.restore import sample, seeded_generator
 
 ScoreFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -55,11 +56,13 @@ def specimens(
     pairs: PairedFolder,
     amount: Amount,
     progress: Progress,
+    dtype: torch.dtype = torch.float32,
 ) -> list[Specimen]:
     """Held-out pictures, evenly spread, cropped as the run's rollouts are, restored and rolled out by `model`.
 
     Args:
         model: on its device.
+        dtype: that the networks compute in (autocast) to restore; rollouts follow `settings`.
 
     Raises:
         ImageError: a picture that can't be read.
@@ -74,7 +77,8 @@ def specimens(
         progress("restoring and rolling out", done, len(chosen))
         lq, gt, crop = _cut(pairs, pair.image_id, settings.crop, model.size_multiple, amount.seed)
         generator = seeded_generator(f"reward check/{pair.image_id}", amount.seed)
-        restored = sample(model, lq[None].to(device), sampler, [generator], image_ids=[pair.image_id])
+        with autocast(device, dtype):
+            restored = sample(model, lq[None].to(device), sampler, [generator], image_ids=[pair.image_id])
         blocks: dict[int, np.ndarray] = {}
         if pair.image_id in rolled:
             batch = PairBatch([pair.image_id], [crop], [False], lq[None].to(device), gt[None].to(device))
