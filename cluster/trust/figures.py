@@ -32,7 +32,8 @@ def ladders(found: Measures, truth: bool = True) -> bytes:
             )
         for name, colour in (("input", "#9aa3b2"), ("base output", BASE)):
             axis.axhline(found.scores[name].value, color=colour, linestyle="--", linewidth=1.2, label=f"{name}, mean")
-        axis.set(title="More damage, less reward?", xlabel="severity (0: ground truth)", ylabel="mean score")
+        unit = "severity (0: ground truth)" if truth else "severity"
+        axis.set(title="More damage, less reward?", xlabel=unit, ylabel="mean score")
         axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         return _png(figure)
 
