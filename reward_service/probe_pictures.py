@@ -56,7 +56,7 @@ def _scene(side: int) -> np.ndarray:
 
 def _texture(side: int) -> np.ndarray:
     """int64 [side, side], about -60 to 60: noise of cells of 1, 2, 4, ... pixels, larger ones stronger."""
-    total = np.zeros((side, side), np.int64)
+    total: np.ndarray = np.zeros((side, side), np.int64)
     for octave in range(_OCTAVES):
         cell = 1 << octave
         across = np.arange(side)
