@@ -15,12 +15,14 @@ from cluster.cli.export import export
 from cluster.cli.leaving import leaving
 from cluster.cli.output import Counter, partial_csv, print_rows, summary_text
 from cluster.cli.restore import device_of, require, restore
+from cluster.cli.reward_check import reward_check
+from cluster.cli.reward_probe import reward_probe
+from cluster.cli.scorer_text import named_scorer
 
 if TYPE_CHECKING:
     import numpy as np
 
     from cluster.config.recipe import RunConfig
-    from reward_service.scorers.interface import Scorer
 
 app = typer.Typer(
     help="Improve a diffusion restoration model by reinforcement learning with an image-quality reward.\n\n"
@@ -37,6 +39,8 @@ app.add_typer(reward_app, name="reward")
 app.command()(convert)
 app.command()(restore)
 app.command()(export)
+reward_app.command("check")(reward_check)
+reward_app.command("probe")(reward_probe)
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Such as `sampler.steps=4`.", metavar="[KEY=VALUE]...")]
 DEFAULT_SCORER = "lite0_levels"
@@ -188,7 +192,7 @@ def evaluate(
     with as_mistake(ValueError):
         find_protocol(protocol)
     published = Published(lpips, fid)
-    scorers = {name: judge.score for name, judge in map(_scorer, scorer or [])}
+    scorers = {name: judge.score for name, _, judge in map(named_scorer, scorer or [])}
     made: list[Row] = []
     with partial_csv(csv, made), Counter() as shown:
         if model is None:
@@ -243,7 +247,7 @@ def score(
     from restoration.images import ImageError, read_image, to_uint8
     from restoration.trouble import told
 
-    scorer, judge = _scorer(scorer)
+    scorer, _, judge = named_scorer(scorer)
     images = list_images(folder)
     if not images:
         raise ImageError(f"{folder} holds no image")
@@ -380,17 +384,6 @@ def _new_run_folder(name: str) -> Path:
     while folder.exists():
         folder, number = Path("runs") / f"{safe}-{number}", number + 1
     return folder
-
-
-def _scorer(text: str) -> tuple[str, Scorer]:
-    """Its name and itself, of `NAME` or `NAME,KEY=VALUE,...`."""
-    from cluster.config.configure import parse_override
-    from reward_service.scorers import make_scorer
-
-    name, *settings = text.split(",")
-    with as_mistake(ValueError):
-        params = {".".join(key): value for key, value in map(parse_override, settings)}
-        return name, make_scorer(name, **params)
 
 
 def main() -> None:

@@ -69,6 +69,7 @@ def render(run: RunData) -> str:
         else "",
     ]
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        kind="run",
         title=html.escape(name),
         written=time.strftime("%Y-%m-%d %H:%M"),
         cards=_cards(comparisons),

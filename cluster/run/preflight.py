@@ -15,6 +15,7 @@ from cluster.run.checks.idle_keys import idle_keys
 from cluster.run.checks.memory import evaluation, store
 from cluster.run.checks.model import Facts, chain, conditions, facts_of, idle_keys_of_sampler
 from cluster.run.checks.pictures import Pictures, crops, damaged, embeddings
+from cluster.run.checks.reward_trust import reward_trust
 from cluster.run.checks.roles import feeding, placement, precision
 from cluster.run.checks.small_pictures import small_pictures
 from cluster.run.flow import flow, rolled_sizes
@@ -41,7 +42,7 @@ def before_start(
     found = examine(config, Pictures.of(train, heldout), facts_of(config), machine or this_machine())
     if problems := (*found.problems, *damaged(config, heldout)):
         raise ConfigError(problems)
-    return list(found.warnings)
+    return [*found.warnings, *reward_trust(config, heldout.image_ids)]
 
 
 def examine(config: RunConfig, pictures: Pictures | Problem, facts: Facts | Problem, machine: Machine) -> Checked:

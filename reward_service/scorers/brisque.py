@@ -20,7 +20,7 @@ from torch import Tensor
 
 from restoration.checkpoints import CheckpointError, check_shapes, read_state
 from reward_service.scorers.digests import digest_of
-from reward_service.scorers.interface import check_block
+from reward_service.scorers.interface import MEMORY_SIDE, check_block
 from reward_service.scorers.natural_scenes import (
     Sums,
     fit,
@@ -101,6 +101,9 @@ class Brisque:
     """
 
     name = "brisque"
+    least_side = SIDE
+    preferred_batch = 32
+    memory_bytes = 32 * MEMORY_SIDE**2 * 40  # measured, where all pictures are taken at once
     range = (float("-inf"), float("inf"))
 
     def __init__(self, model: str | None = None, device: str = "cpu") -> None:

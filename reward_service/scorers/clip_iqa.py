@@ -20,7 +20,7 @@ from restoration.base_models.networks.text import END_TOKEN, START_TOKEN
 from restoration.checkpoints import CheckpointError
 from reward_service.scorers.clip_resnet import STRIDE, read_clip
 from reward_service.scorers.digests import digest_of
-from reward_service.scorers.interface import check_block
+from reward_service.scorers.interface import MEMORY_SIDE, check_block
 
 # Ids of CLIP's tokens in "Good photo." and "Bad photo.", and in the other pairs; the first of each is the better.
 PHOTO = (1125, 269)
@@ -43,7 +43,7 @@ class ClipIqa:
             contrast.
         device: where to run.
         batch: pictures at once. By default 1 on a CPU, where no company can then change a score, and 32 elsewhere,
-            where it may by some 1e-6.
+            where it may (`batch_tolerance`).
 
     Raises:
         ValueError: the file is missing or is no such CLIP, or an unknown attribute or batch.
@@ -51,6 +51,7 @@ class ClipIqa:
 
     name = "clip_iqa"
     range = (0.0, 1.0)
+    least_side = STRIDE
 
     def __init__(
         self,
@@ -84,6 +85,20 @@ class ClipIqa:
         self.texts = (clip.embed(tokens) * clip.scale).to(self.device)  # [2 * pairs, D]
         self.network = clip.visual.to(self.device)
         self.version = f"clip_iqa-1-{digest_of({**clip.state, 'tokens': tokens})}"
+
+    @property
+    def preferred_batch(self) -> int:
+        return self.batch
+
+    def memory_bytes(self, batch: int | None = None) -> int:
+        """An estimate of what the device must hold for `batch` pictures of 512 x 512, by measured bytes a pixel."""
+        weights = sum(v.numel() * v.itemsize for v in self.network.state_dict().values())
+        return weights + min(batch or self.batch, self.batch) * MEMORY_SIDE**2 * 260
+
+    @property
+    def batch_tolerance(self) -> float:
+        """A pass of one has no company; others add up in another order, elsewhere perhaps with TF32 for some sizes."""
+        return 0.0 if self.batch == 1 else 1e-5 if self.device.type == "cpu" else 0.005
 
     @torch.inference_mode()
     def score(self, images: Any) -> np.ndarray:

@@ -19,7 +19,7 @@ from torch.nn.functional import avg_pool2d
 
 from restoration.backbones.lite0 import load_lite0
 from restoration.checkpoints import CheckpointError, load_strict, read_json, read_state
-from reward_service.scorers.interface import check_block
+from reward_service.scorers.interface import MEMORY_SIDE, check_block
 
 LEVEL_SCORES = (5.0, 4.0, 3.0, 2.0, 1.0)  # excellent, good, fair, poor, bad
 DEFAULT_FOLDER = Path(__file__).resolve().parents[2] / "models" / "scorer"
@@ -122,6 +122,7 @@ class Lite0Levels:
 
     name = "lite0_levels"
     range = (1.0, 5.0)
+    least_side = MIN_SIDE
 
     def __init__(
         self,
@@ -146,6 +147,20 @@ class Lite0Levels:
         self.version = f"{self.name}-{digest(self.network, self.head)}"
         self.network.to(self.device)
         self.head.to(self.device)
+
+    @property
+    def preferred_batch(self) -> int:
+        return self.chunk
+
+    @property
+    def batch_tolerance(self) -> float:
+        """Sums are added up in another order for other sizes; elsewhere TF32 may be taken for some sizes only."""
+        return 1e-5 if self.device.type == "cpu" else 0.01
+
+    def memory_bytes(self, batch: int | None = None) -> int:
+        """An estimate of what the device must hold for `batch` pictures of 512 x 512, by measured bytes a pixel."""
+        weights = sum(v.numel() * v.itemsize for m in (self.network, self.head) for v in m.state_dict().values())
+        return weights + min(batch or self.chunk, self.chunk) * MEMORY_SIDE**2 * 300
 
     @torch.inference_mode()
     def score(self, images: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from restoration.checkpoints import CheckpointError, check_shapes, read_state
 from reward_service.scorers.digests import digest_of
-from reward_service.scorers.interface import check_block
+from reward_service.scorers.interface import MEMORY_SIDE, check_block
 from reward_service.scorers.natural_scenes import SHAPES, fit, grey, half_size, in_parts, normalised, sums
 from reward_service.scorers.pixel_sums import total
 
@@ -37,6 +37,9 @@ class Niqe:
     """
 
     name = "niqe"
+    least_side = BLOCK
+    preferred_batch = 32
+    memory_bytes = 32 * MEMORY_SIDE**2 * 80  # measured, where all pictures are taken at once
     range = (float("-inf"), 100.0)
 
     def __init__(self, model: str | None = None, device: str = "cpu") -> None:

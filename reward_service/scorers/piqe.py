@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reward_service.scorers.interface import check_block
+from reward_service.scorers.interface import MEMORY_SIDE, check_block
 from reward_service.scorers.natural_scenes import grey, in_parts, normalised
 from reward_service.scorers.pixel_sums import folded, mirrored, total
 
@@ -33,6 +33,9 @@ class Piqe:
 
     name = "piqe"
     version = "piqe-2"
+    least_side = SIDE
+    preferred_batch = 32
+    memory_bytes = 32 * MEMORY_SIDE**2 * 60  # measured, where all pictures are taken at once
     range = (0.0, 100.0)
 
     def __init__(self, device: str = "cpu") -> None:

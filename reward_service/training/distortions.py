@@ -17,6 +17,8 @@ from restoration.degradations import degrade
 
 Image = NDArray[np.float32]
 Distortion = Callable[[Image, float, np.random.Generator], Image]
+SEVERITIES = (0.1, 0.325, 0.55, 0.775, 1.0)
+"""Steps of a kind, from hardly visible to strong."""
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -92,18 +94,31 @@ def ringing(image: Image, severity: float, rng: np.random.Generator) -> Image:
 
 
 def saturation(image: Image, severity: float, rng: np.random.Generator) -> Image:
-    grey = image @ LUMA
-    factor = 1 + 1.6 * severity if rng.random() < 0.6 else 1 - 0.95 * severity
-    return _f32(grey[..., None] + factor * (image - grey[..., None]))
+    return coloured(image, 1 + 1.6 * severity if rng.random() < 0.6 else 1 - 0.95 * severity)
+
+
+def coloured(image: Image, factor: float) -> Image:
+    """Colours so many times as far from grey."""
+    grey = (image @ LUMA)[..., None]
+    return _f32(grey + factor * (image - grey))
 
 
 def brightness(image: Image, severity: float, rng: np.random.Generator) -> Image:
-    return _f32(image * 2 ** (_sign(rng) * 1.2 * severity))
+    return lit(image, _sign(rng) * 1.2 * severity)
+
+
+def lit(image: Image, stops: float) -> Image:
+    """So many stops brighter; negative: darker."""
+    return _f32(image * 2**stops)
 
 
 def contrast(image: Image, severity: float, rng: np.random.Generator) -> Image:
+    return stretched(image, 1 + 1.3 * severity if rng.random() < 0.5 else 1 - 0.7 * severity)
+
+
+def stretched(image: Image, factor: float) -> Image:
+    """Levels so many times as far from their mean."""
     mean = image.mean()
-    factor = 1 + 1.3 * severity if rng.random() < 0.5 else 1 - 0.7 * severity
     return _f32(mean + factor * (image - mean))
 
 

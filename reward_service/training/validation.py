@@ -14,11 +14,10 @@ from restoration.degradations import KINDS as TASKS
 from restoration.image_files import list_images
 from restoration.pretrain.crops import PhotoCrops
 from reward_service.scorers.lite0_levels import LevelHead, Lite0Statistics, expected_level
-from reward_service.training.distortions import DISTORTIONS, distort
+from reward_service.training.distortions import DISTORTIONS, SEVERITIES, distort
 from reward_service.training.measure import measure
 from reward_service.training.variants import Variants
 
-SEVERITIES = (0.1, 0.325, 0.55, 0.775, 1.0)
 ORDER, RANK = 0.95, 0.8  # what the restoration tasks must reach
 
 

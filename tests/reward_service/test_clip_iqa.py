@@ -227,16 +227,6 @@ def test_openais_own_kind_of_file_a_program_gives_the_same_scores_and_version(we
     assert np.array_equal(ours.score(images), other.score(images)) and ours.version == other.version
 
 
-@pytest.mark.parametrize(("batch", "tolerance"), [(None, 0.0), (3, 1e-5)])
-def test_an_image_scores_the_same_in_any_company_and_order(weights: Path, batch: int | None, tolerance: float) -> None:
-    block = np.concatenate([noise(6, 48, 64), np.zeros((1, 48, 64, 3), np.uint8)])
-    scorer = make_scorer("clip_iqa", model=str(weights), batch=batch)
-    together = scorer.score(block)
-    assert len(set(together.tolist())) == len(block)
-    assert np.abs(scorer.score(block[::-1].copy())[::-1] - together).max() <= tolerance
-    assert np.abs(np.concatenate([scorer.score(image[None]) for image in block]) - together).max() <= tolerance
-
-
 def test_its_version_changes_with_weights_and_attributes(weights: Path, tmp_path: Path) -> None:
     save_file(released(1), tmp_path / "other.safetensors")
     versions = [

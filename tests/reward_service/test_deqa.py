@@ -73,16 +73,6 @@ def test_qalign_is_the_same_with_its_own_levels(source: Golden, folder: Path) ->
     assert made(folder, "qalign").range == (1.0, 5.0)
 
 
-@pytest.mark.parametrize("batch", [3, 32])
-def test_a_score_does_not_depend_on_batch_mates_order_or_batch_size(folder: Path, batch: int) -> None:
-    images = pictures(9)
-    scorer = made(folder, batch=batch)
-    together = scorer.score(images)
-    alone = np.concatenate([scorer.score(image[None]) for image in images])
-    np.testing.assert_allclose(together, alone, atol=1e-5)
-    np.testing.assert_allclose(scorer.score(images[::-1].copy())[::-1], together, atol=1e-5)
-
-
 def test_deterministic_scores_have_equal_bits_in_any_company(folder: Path) -> None:
     images = pictures(9)
     scorer = made(folder, batch=4, deterministic=True)

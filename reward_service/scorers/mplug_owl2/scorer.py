@@ -26,6 +26,8 @@ from reward_service.scorers.mplug_owl2.prompt import LEVELS, check_tokenizer
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FIVE_TO_ONE = (5.0, 4.0, 3.0, 2.0, 1.0)
+BATCH_SHARES = {torch.float32: 2.5e-5, torch.float16: 0.0025, torch.bfloat16: 0.02}
+"""The most that a score changes with its company, as a share of the range: one rounding of the level logits."""
 PREPARATION = 1
 """Raised whenever the same picture would reach the network as other numbers."""
 LEAST_SIDE = 32
@@ -131,6 +133,14 @@ class OwlScorer:
     @property
     def preferred_batch(self) -> int:
         return self.batch
+
+    @property
+    def batch_tolerance(self) -> float:
+        """Where a pass has other numbers of rows, products of matrices add up in another order."""
+        if self.settings.deterministic or self.batch == 1:
+            return 0.0
+        low, high = self.range
+        return BATCH_SHARES[self.dtype] * (high - low)
 
     @property
     def _filled(self) -> bool:

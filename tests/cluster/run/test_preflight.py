@@ -53,8 +53,9 @@ def test_before_start_reads_the_model_folder_and_the_pictures_and_raises_all_it_
     assert [p.key for p in caught.value.problems] == ["sampler.steps", "sampler.guidance_scale", "rollout.crop"]
     assert "choose 32 or 40" in str(caught.value)
     good = config_of(*small, "rollout.crop=40", "actors.count=3")
-    (warning,) = before_start(good, pairs, pairs, Machine())
+    warning, untried = before_start(good, pairs, pairs, Machine())
     assert warning.startswith("actors.count=3")
+    assert untried.startswith("reward: nobody has tried") and untried.endswith("restorl reward check CONFIG")
 
 
 def test_a_folder_that_is_no_model_is_told_beside_the_other_problems(pairs: PairedFolder) -> None:

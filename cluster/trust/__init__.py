@@ -1,0 +1,1 @@
+"""Whether a reward can be trusted for a task, tried before a run: `restorl reward check`."""
