@@ -64,6 +64,11 @@ class RewardTerms:
         return tuple(term for term in self.terms if term.weight)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Of the trained ones."""
+        return tuple(term.name for term in self.trained)
+
+    @property
     def plain(self) -> bool:
         """Whether the reward is one score as it comes."""
         return len(self.trained) == 1 and self.trained[0].weight == 1 and self.combine == "sum"

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from actors.terms import Term
 from cluster.config.configure import ConfigError
 from cluster.config.recipe import RunConfig
 from cluster.trust.trial import ScoreFunction
-from restoration.metrics import protocol
+from restoration.metrics.full_reference import full_reference
 from reward_service.scorers import Scorer, make_scorer
 from reward_service.scorers.interface import traits
 
@@ -36,7 +37,7 @@ class Reward:
 
 
 def rewards_of(config: RunConfig, place: str) -> list[Reward]:
-    """The reward that the recipe trains on, first, and then the parts of it that are learnt judges.
+    """The reward that the recipe trains on, first, and then those terms of it that are no comparison with the truth.
 
     Args:
         place: torch device of scorers.
@@ -44,26 +45,43 @@ def rewards_of(config: RunConfig, place: str) -> list[Reward]:
     Raises:
         ConfigError: a scorer that can't be made.
     """
-    if config.rollout.reward == "reconstruction":
-        return [Reward("reconstruction", _reconstruction, referenced=True)]
-    try:
-        scorer = make_scorer(config.reward.scorer, place, **config.reward.params)
-        said = traits(scorer)
-    except ValueError as error:
-        raise ConfigError.of(f"reward.scorer: {error}") from error
-    batch = min(said.preferred_batch or config.reward.max_batch, config.reward.max_batch)
-    alone = Reward(scorer.name, _without_reference(scorer), batch, scorer.version, said.least_side)
-    if not (coefficient := config.rollout.fidelity_coef):
-        return [alone]
-    psnr = protocol().psnr
+    terms = config.reward.resolved
+    parts = [_part(config, term, place) for term in terms.trained]
+    if len(parts) == 1 or terms.combine == "gdpo":  # normalised in its group, a term is judged by itself
+        return parts
+    weights = [term.weight for term in terms.trained]
+    told = (name if weight == 1 else f"{weight:g} x {name}" for weight, name in zip(weights, terms.names, strict=True))
 
-    def both(images: np.ndarray, gts: np.ndarray) -> np.ndarray:
-        return np.asarray(alone.score(images, gts) + coefficient * psnr(images, gts))
+    def whole(images: np.ndarray, gts: np.ndarray) -> np.ndarray:
+        scored = (w * part.score(images, gts).astype(np.float64) for w, part in zip(weights, parts, strict=True))
+        return np.asarray(sum(scored))
 
     return [
-        Reward(f"{scorer.name} + {coefficient:g} x PSNR", both, batch, scorer.version, said.least_side, True),
-        alone,
+        Reward(
+            " + ".join(told),
+            whole,
+            min(part.batch for part in parts),
+            terms.version(dict(zip(terms.names, (part.version for part in parts), strict=True))),
+            max(part.least_side for part in parts),
+            any(part.referenced for part in parts),
+        ),
+        *(part for part in parts if not part.referenced),
     ]
+
+
+def _part(config: RunConfig, term: Term, place: str) -> Reward:
+    key = config.reward.key(term.name)
+    try:
+        if not term.served:
+            found = full_reference(term.scorer, place, **term.params)
+            return Reward(term.name, found.score, 32, found.version, found.least_side, referenced=True)
+        service = config.reward.services[term.name]
+        scorer = make_scorer(term.scorer, place, **service.params)
+        said = traits(scorer)
+    except ValueError as error:
+        raise ConfigError.of(f"{key}.scorer: {error}") from error
+    batch = min(said.preferred_batch or service.max_batch, service.max_batch)
+    return Reward(term.name, _without_reference(scorer), batch, scorer.version, said.least_side)
 
 
 def _without_reference(scorer: Scorer) -> ScoreFunction:
@@ -87,8 +105,3 @@ def _without_reference(scorer: Scorer) -> ScoreFunction:
 
 def _digest(image: np.ndarray) -> bytes:
     return hashlib.blake2b(np.ascontiguousarray(image).tobytes() + str(image.shape).encode(), digest_size=16).digest()
-
-
-def _reconstruction(images: np.ndarray, gts: np.ndarray) -> np.ndarray:
-    away = (images.astype(np.float64) - gts) / 255
-    return np.asarray(-np.sqrt(np.square(away).sum((1, 2, 3))))

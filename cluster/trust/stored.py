@@ -34,11 +34,12 @@ def key_of(config: RunConfig, heldout: Sequence[str]) -> str:
     Args:
         heldout: ids of the held-out pictures.
     """
-    reward = {name: getattr(config.reward, name, None) for name in ("scorer", "params", "terms")}
-    rollout = {name: getattr(config.rollout, name, None) for name in ("reward", "fidelity_coef", "crop")}
+    reward, terms = config.reward, config.reward.resolved.trained
     said = {
-        "reward": reward,
-        "rollout": rollout,
+        "reward": [asdict(term) for term in terms],
+        "params": [reward.services[term.name].params for term in terms if term.served],
+        "combine": reward.combine,
+        "crop": config.rollout.crop,
         "data": [str(config.data.root), config.data.heldout, *sorted(heldout)],
         "model": _files(config.model),
         "sampler": asdict(config.sampler),

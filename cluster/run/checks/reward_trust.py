@@ -14,7 +14,7 @@ def reward_trust(config: RunConfig, heldout: Sequence[str]) -> Iterator[str]:
     Args:
         heldout: ids of the held-out pictures.
     """
-    if config.rollout.reward == "reconstruction":
+    if not any(term.served for term in config.reward.resolved.trained):
         return  # the distance to the ground truth is no judge that could be fooled
     found = find(key_of(config, heldout))
     if found is None:

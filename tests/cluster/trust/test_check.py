@@ -22,6 +22,7 @@ from restoration.datasets.paired import discover
 from tests.cluster.trust import judges
 
 MODEL = Path("models/demo").resolve()
+WITH_PSNR = {"scorer": "piqe", "terms": [{}, {"scorer": "psnr", "weight": 0.3}]}
 FEW = ("--pictures", "2", "--groups", "1", "--rollouts", "3")
 
 
@@ -57,11 +58,11 @@ def warnings_of(recipe: Path, **changes: Any) -> list[str]:
 
 def test_a_check_writes_what_it_found_and_a_run_of_the_same_finds_it(recipe: Path, tmp_path: Path) -> None:
     assert "restorl reward check CONFIG" in warnings_of(recipe)[0]
-    result = check(recipe, "rollout.fidelity_coef=0.3", *FEW, "--out", "mine", "--strict")
+    result = check(recipe, "reward.terms=[{}, {scorer: psnr, weight: 0.3}]", *FEW, "--out", "mine", "--strict")
     assert result.exit_code in (0, 1), result.output
     found = json.loads((tmp_path / "mine" / "check.json").read_text())
     whole, alone = found["rewards"]
-    assert (whole["name"], alone["name"]) == ("piqe + 0.3 x PSNR", "piqe") and alone["version"] == "piqe-2"
+    assert (whole["name"], alone["name"]) == ("piqe + 0.3 x psnr", "piqe") and alone["version"] == "piqe-2"
     assert result.exit_code == int(whole["word"] != "trust")
     assert whole["sentence"] in result.output and found["pictures"] == ["p0", "p1"]
     assert whole["measures"]["scores"]["ground truth"]["value"] > 30  # a PSNR of 100 dB, weighed
@@ -70,9 +71,9 @@ def test_a_check_writes_what_it_found_and_a_run_of_the_same_finds_it(recipe: Pat
     assert whole["sentence"].split(":")[0] in page and "reward check" in page and "$" not in re.sub(r"<.*?>", "", page)
     assert page.count("data:image/png;base64,") == 9
 
-    (untried,) = warnings_of(recipe)  # without fidelity it is another reward
+    (untried,) = warnings_of(recipe)  # without PSNR it is another reward
     assert "nobody has tried" in untried
-    told = warnings_of(recipe, rollout={"crop": 40, "fidelity_coef": 0.3})
+    told = warnings_of(recipe, reward=WITH_PSNR)
     assert told == ([f"reward: {whole['sentence']}; see {_usual(found['key'])}"] if whole["word"] == "no" else [])
 
 
@@ -113,7 +114,7 @@ def test_a_run_is_told_what_speaks_against_its_reward_and_nothing_else(recipe: P
     assert warnings_of(recipe) == [f"reward: it cannot be trusted; see {file}"]
     stored.write(stored.folder_of("x y", key), _result("care", "with care") | {"key": key})
     assert warnings_of(recipe) == []
-    assert warnings_of(recipe, rollout={"reward": "reconstruction"}) == []
+    assert warnings_of(recipe, reward={"scorer": "reconstruction"}) == []
 
 
 def test_another_reward_model_chain_or_data_is_another_key(recipe: Path, tmp_path: Path) -> None:
@@ -129,7 +130,9 @@ def test_another_reward_model_chain_or_data_is_another_key(recipe: Path, tmp_pat
         key(reward={"scorer": "piqe", "params": {"device": "cuda"}}),
         key(sampler={"steps": 3}),
         key(model=str(tmp_path / "model")),
-        key(rollout={"crop": 40, "fidelity_coef": 0.1}),
+        key(rollout={"crop": 48}),
+        key(reward=WITH_PSNR),
+        key(reward=WITH_PSNR | {"combine": "gdpo"}),
     ]
     assert len(set(keys)) == len(keys)
     assert key(reward={"scorer": "piqe", "replicas": 3}) == key(ids=("b", "a")) == key()
@@ -149,14 +152,16 @@ def test_the_rewards_of_a_recipe_are_the_one_it_trains_on_and_its_judge() -> Non
     one = judges.specimens(1)[0]
     images, gts = one.rollouts[1], one.gt[None].repeat(len(one.rollouts[1]), 0)
 
-    def scores(**rollout: Any) -> list[tuple[str, bool, float]]:
-        config = RunConfig(model=Path("m"), reward={"scorer": "piqe"}, rollout=rollout)  # type: ignore[arg-type]
+    def scores(**reward: Any) -> list[tuple[str, bool, float]]:
+        config = RunConfig(model=Path("m"), reward={"scorer": "piqe"} | reward)  # type: ignore[arg-type]
         return [(r.name, r.referenced, float(r.score(images, gts)[0])) for r in rewards_of(config, "cpu")]
 
     ((name, referenced, piqe),) = scores()
     assert (name, referenced) == ("piqe", False)
-    (whole, judge) = scores(fidelity_coef=0.5)
-    assert whole[:2] == ("piqe + 0.5 x PSNR", True) and judge == ("piqe", False, piqe)
+    terms = [{}, {"scorer": "psnr", "weight": 0.5}, {"scorer": "niqe", "weight": 0}]
+    (whole, judge) = scores(terms=terms)
+    assert whole[:2] == ("piqe + 0.5 x psnr", True) and judge == ("piqe", False, piqe)
     assert 5 < whole[2] - piqe < 25
-    ((_, _, away),) = scores(reward="reconstruction")
+    assert [part[:2] for part in scores(terms=terms, combine="gdpo")] == [("piqe", False), ("psnr", True)]
+    ((_, _, away),) = scores(scorer="reconstruction")
     assert -40 < away < 0
