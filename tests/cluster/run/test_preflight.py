@@ -11,6 +11,7 @@ from cluster.run.checks.findings import Checked
 from cluster.run.machine import Machine
 from cluster.run.preflight import before_start
 from restoration.datasets.paired import PairedFolder, discover
+from restoration.metrics.full_reference import FULL_REFERENCE
 from reward_service.scorers import SCORERS
 from tests.cluster.run.checks.cases import Facts, alone, config_of, the_problem, with_model
 
@@ -32,7 +33,7 @@ def test_the_default_recipe_on_pictures_that_fit_has_no_problem_and_no_warning()
     ("override", "said"),
     [
         ("evaluation.protocol=matlab", "lowlight_rgb"),
-        ("reward.scorer=nima", f"no scorer named 'nima'; choose {', '.join(sorted(SCORERS))}"),
+        ("reward.scorer=nima", f"no scorer named 'nima'; choose {', '.join(sorted({*SCORERS, *FULL_REFERENCE}))}"),
     ],
 )
 def test_a_name_that_nothing_has_is_refused_with_those_that_there_are(override: str, said: str) -> None:
