@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
 import time
@@ -212,10 +213,8 @@ class Batcher:
         return False
 
     async def _change(self, within_s: float | None) -> None:
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.changed.wait(), within_s)
-        except TimeoutError:
-            pass
 
     def _take(self, now: float) -> list[Part]:
         """The oldest images of the oldest block's size; answers blocks that are too late."""

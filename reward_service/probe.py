@@ -137,8 +137,8 @@ class Probe:
         except Exception as error:
             side = self.pictures.shape[1]
             raise ScorerFailed(
-                f"scorer {self.name} raised {type(error).__name__} on the probe's pictures of {side} x {side}: {error}; "
-                "if it takes other sizes only, give its class a native_side"
+                f"scorer {self.name} raised {type(error).__name__} on the probe's pictures of {side} x {side}: {error}"
+                "; if it takes other sizes only, give its class a native_side"
             ) from error
         if given.shape != (COUNT,) or not np.isfinite(given).all():
             raise ScorerFailed(
@@ -158,8 +158,8 @@ class Probe:
             else f"it is version {now}, and they are of {then}: other weights or settings"
         )
         return (
-            f"{told}and {self.file} holds {_listed(wanted)}, more than {self.tolerance:g} apart: {cause}. Put back what "
-            f"was stored, or, if this scorer is the one you want, {self._write}"
+            f"{told}and {self.file} holds {_listed(wanted)}, more than {self.tolerance:g} apart: {cause}. Put back "
+            f"what was stored, or, if this scorer is the one you want, {self._write}"
         )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 PICTURES = 1
 """Raised whenever a pixel of them changes."""
 COUNT = 3
-_LEAVES = ((4, 6), (7, 14), (12, 34), (20, 80))
+_LEAVES = ((3, 5), (5, 9), (9, 16), (16, 24))
 """A leaf's radius is the side over the first; so many of them, the largest lie behind."""
 _OCTAVES = 6
 _LEAST, _MOST = 16, 239

@@ -30,7 +30,6 @@ from reward_service.settings import RewardSettings, run_of_app
 
 DEPLOYMENT = "reward"
 OWNER_LOOK_S = 10.0
-PROBE_EVERY_S = 30.0  # the scorer's time for it is lost to batches
 BATCH_BUCKETS = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0]
 FILL_BUCKETS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0]
 SECOND_BUCKETS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0]
@@ -114,7 +113,7 @@ class RewardReplica:
         Raises:
             ScorerBroken: the scorer failed at its probe, now or before.
         """
-        if self.probing is None and time.monotonic() - self.probed >= PROBE_EVERY_S:
+        if self.probing is None and time.monotonic() - self.probed >= self.settings.probe_every_s:
             self.probing = asyncio.get_running_loop().create_task(self.batcher.check())
         answers, self.answered = self.batcher.batches > self.answered, self.batcher.batches
         if self.probing is not None and not (answers and not self.probing.done()):

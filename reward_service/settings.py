@@ -11,6 +11,7 @@ from typing import Any
 NOT_IN_REPLICAS = (
     *("replicas", "min_replicas", "max_replicas", "ongoing_images", "scale_up_s", "scale_down_s"),
     *("deadline_s", "retries", "start_timeout_s", "health_check_timeout_s", "app"),
+    "probe_every_s",  # which a replica is told of without a restart
 )
 _PREFIX = "reward-"
 
@@ -40,6 +41,8 @@ class RewardSettings:
             from network storage.
         health_check_timeout_s: a replica that doesn't answer for so long is replaced. Checks begin when the scorer
             is built, so that loading doesn't count. A scorer that keeps Python's lock needs more than one call takes.
+        probe_every_s: how often a replica scores its probe pictures, between two batches; one whose scores changed is
+            replaced.
         app: name of a service that stands alone (`restorl reward serve`) to use instead of one of the run's own.
 
     The defaults of `max_batch` and `deadline_s` suit a small scorer. A large one (billions of parameters) wants a
@@ -61,6 +64,7 @@ class RewardSettings:
     resources: dict[str, float] = field(default_factory=dict)
     start_timeout_s: float = 600.0
     health_check_timeout_s: float = 30.0
+    probe_every_s: float = 30.0
     app: str | None = None
     min_replicas: int | None = None
     max_replicas: int | None = None
@@ -77,7 +81,7 @@ class RewardSettings:
         for name in ("max_wait_s", "num_cpus", "num_gpus", "scale_down_s"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name}={getattr(self, name)}: must be a finite number >= 0")
-        for name in ("deadline_s", "start_timeout_s", "health_check_timeout_s", "scale_up_s"):
+        for name in ("deadline_s", "start_timeout_s", "health_check_timeout_s", "scale_up_s", "probe_every_s"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"{name}={getattr(self, name)}: must be a finite number above 0")
         for name, amount in self.resources.items():
