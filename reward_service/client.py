@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,7 +43,7 @@ _LOST = (
 )
 # There is no room yet, or the replica that answered is about to be replaced: waited for, until the deadline.
 _WAIT_FOR = (serve_exceptions.BackPressureError, ScorerBroken)
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S, NO_ROOM_PAUSE_S = 0.2, 5.0, 0.8
 LOOK_UP_S = 30.0
 BROKEN_AFTER = 16  # answers in a row, in about half a minute, in which Serve replaces a replica that is unwell
 
@@ -92,7 +94,8 @@ class _Request:
                 raise RewardUnavailable(
                     f"reward service {self._app.name!r} gave no reply in {attempts} attempts: {error}"
                 ) from error
-            pause = min(FIRST_PAUSE_S * 2 ** (attempts + waits - 1), LONGEST_PAUSE_S) * random.uniform(0.75, 1.25)
+            longest = NO_ROOM_PAUSE_S if isinstance(error, serve_exceptions.BackPressureError) else LONGEST_PAUSE_S
+            pause = min(FIRST_PAUSE_S * 2 ** (attempts + waits - 1), longest) * random.uniform(0.75, 1.25)
             if pause >= self._left():
                 raise self._late(error) from error
             time.sleep(pause)
@@ -140,7 +143,9 @@ class _Request:
     def cancel(self) -> None:
         """Nobody waits for the answer any more."""
         if self._response is not None:
-            self._response.cancel()
+            # What never reached a replica raises why it did not.
+            with contextlib.suppress(ray_exceptions.RayError, serve_exceptions.RayServeException, CancelledError):
+                self._response.cancel()
 
 
 class RewardTicket:
