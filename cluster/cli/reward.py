@@ -79,7 +79,7 @@ def status(
         wanted = [name] if name else standing.names()
         if run is not None:
             own = _app_of(run)
-            wanted = [n for n in wanted if n == own or n.startswith(f"{own}-")] or [own]
+            wanted = [n for n in wanted if n == own or n.startswith(f"{own}.term.")] or [own]
         found = [standing.overview(service) for service in wanted]
     if as_json:
         print(json.dumps(found))
