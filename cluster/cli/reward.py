@@ -150,7 +150,7 @@ def named_services(words: Sequence[str], name: str | None) -> dict[str, RewardSe
     given: dict[str, Any] = {}
     sections: list[dict[str, Any]] = []
     for word in words:
-        first, *settings = word.split(",")
+        first, *behind = word.split(",")
         if "=" in first:
             (key, *inner), value = parse_override(word)
             if inner:
@@ -163,7 +163,7 @@ def named_services(words: Sequence[str], name: str | None) -> dict[str, RewardSe
                 raise ConfigError.of(f"{word}: no `reward` section; name a scorer instead")
             sections.append(section)
         else:
-            params = {".".join(key): value for key, value in map(parse_override, settings)}
+            params = {".".join(key): value for key, value in map(parse_override, behind)}
             sections.append({"scorer": first, "params": params})
     if not sections:
         raise UserMistake("which scorer? restorl reward serve SCORER..., such as deqa,weights=FOLDER, or a recipe")
