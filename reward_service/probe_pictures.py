@@ -1,7 +1,7 @@
 """Pictures whose score everybody knows: made of whole numbers alone, so that they are the same on every machine.
 
-Leaves that hide one another, of all sizes, with a texture whose contrast falls as fast as its size: what makes the
-statistics of photographs. No random generator is used, as its numbers may change with a library's version.
+Leaves that hide one another, of all sizes, with a texture whose contrast falls with its size: what makes the statistics
+of photographs. No random generator is used, as its numbers may change with a library's version.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def _scene(side: int) -> np.ndarray:
 
 
 def _texture(side: int) -> np.ndarray:
-    """int64 [side, side], about -60 to 60: noise of cells of 1, 2, 4, ... pixels, each as strong as it is large."""
-    total = np.zeros((side, side), np.int64)
+    """int64 [side, side], about -60 to 60: noise of cells of 1, 2, 4, ... pixels, larger ones stronger."""
+    total: np.ndarray = np.zeros((side, side), np.int64)
     for octave in range(_OCTAVES):
         cell = 1 << octave
         across = np.arange(side)
@@ -66,7 +66,7 @@ def _texture(side: int) -> np.ndarray:
         corners = [[_hash(y + i, x + j, octave) % 256 - 128 for j in (0, 1)] for i in (0, 1)]
         upper = corners[0][0] * (cell - right) + corners[0][1] * right
         lower = corners[1][0] * (cell - right) + corners[1][1] * right
-        total += (upper * (cell - down) + lower * down) * (octave + 2) // (cell * cell)
+        total = total + (upper * (cell - down) + lower * down) * (octave + 2) // (cell * cell)
     return total // 16
 
 

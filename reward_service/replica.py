@@ -113,6 +113,7 @@ class RewardReplica:
         Raises:
             ScorerBroken: the scorer failed at its probe, now or before.
         """
+        self.metrics.ongoing.set(self.batcher.ongoing[IMAGES])  # which falls without a batch, too
         if self.probing is None and time.monotonic() - self.probed >= self.settings.probe_every_s:
             self.probing = asyncio.get_running_loop().create_task(self.batcher.check())
         answers, self.answered = self.batcher.batches > self.answered, self.batcher.batches

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.reward_service.fakes import block
+from tests.reward_service.fakes import RAISE, block
 
 ray = pytest.importorskip("ray")
 
-from cluster.jobs import ClusterSettings, connect  # noqa: E402
+from cluster.jobs import ClusterSettings, Connection, connect  # noqa: E402
 from reward_service import ownership, service, standing  # noqa: E402
 from reward_service.client import RewardClient  # noqa: E402
-from reward_service.errors import RewardUnavailable, WrongScorer  # noqa: E402
+from reward_service.errors import RewardUnavailable, ScorerFailed, WrongScorer  # noqa: E402
 from reward_service.settings import RewardSettings, reward_app_name  # noqa: E402
 
 ORDERED = RewardSettings(scorer="tests.reward_service.fakes:Ordered", num_cpus=0.1, deadline_s=60)
@@ -34,7 +34,7 @@ HTTP = {"host": "127.0.0.1", "port": 0}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[str]:
+def connection() -> Iterator[Connection]:
     """A cluster on which somebody else serves an application over HTTP."""
     from ray import serve
 
@@ -45,7 +45,12 @@ def cluster() -> Iterator[str]:
     with connect(settings) as connection:
         serve.start(http_options=HTTP)
         serve.run(serve.deployment(ray_actor_options={"num_cpus": 0.1})(Hello).bind(), name="theirs")
-        yield connection.address
+        yield connection
+
+
+@pytest.fixture
+def cluster(connection: Connection) -> str:
+    return connection.address
 
 
 def eventually(holds: Callable[[], bool], within_s: float = 60) -> bool:
@@ -265,6 +270,31 @@ def test_a_start_is_interrupted_within_seconds_and_taken_back() -> None:
     assert time.monotonic() - began < 35
     assert ownership.owner_of("reward-slow") is None
     assert eventually(lambda: service.status("reward-slow")["status"] == "NOT_STARTED", 60)
+
+
+@pytest.mark.slow
+def test_figures_are_exported_by_run_scorer_and_version(connection: Connection) -> None:
+    app = service.deploy(replace(ORDERED, max_batch=8), "reward-figures")
+    RewardClient(app).submit(block(list(range(20)))).result()
+    with pytest.raises(ScorerFailed):
+        RewardClient(app).submit(block([1], RAISE)).result()
+    tags = ('run="figures"', 'scorer="ordered"', 'version="ordered-1"')
+
+    def exported() -> dict[str, float]:
+        """What has a value but zero."""
+        found: dict[str, float] = {}
+        for port in connection.metrics_ports:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+                lines = answer.read().decode().splitlines()
+            for line in lines:
+                if line.startswith("ray_restorl_reward_") and all(tag in line for tag in tags):
+                    found[line.partition("{")[0].removeprefix("ray_restorl_reward_")] = float(line.split()[-1])
+        return {name: value for name, value in found.items() if value and not name.endswith("_bucket")}
+
+    sums = {f"{name}_{of}" for name in ("batch_images", "fill", "queue_seconds", "seconds") for of in ("count", "sum")}
+    assert eventually(lambda: exported().keys() == {"images_total", "failures_total", *sums})
+    assert exported()["images_total"] == 21 and exported()["failures_total"] == 1
+    service.shutdown(app)
 
 
 @pytest.mark.slow
