@@ -59,9 +59,18 @@ class WrongScorer(RewardError):
     kind = "version"
 
 
+class ScorerBroken(RewardError):
+    """The scorer fails at whatever it is given, its own probe included: no block is to blame, and asking on is vain."""
+
+    kind = "broken"
+
+
 _BY_KIND = {
     c.kind: c
-    for c in (RewardError, RewardTimeout, ScorerFailed, InvalidReward, InvalidBlock, RewardUnavailable, WrongScorer)
+    for c in (
+        *(RewardError, RewardTimeout, ScorerFailed, InvalidReward, InvalidBlock),
+        *(RewardUnavailable, WrongScorer, ScorerBroken),
+    )
 }
 
 

@@ -26,11 +26,11 @@ def shortage(settings: RewardSettings, nodes: Sequence[Mapping[str, float]]) -> 
     """Why these nodes can't hold the replicas even when nothing else runs on them; None if they can."""
     wanted = wanted_by(settings)
     room = room_for(wanted, nodes)
-    if room is None or room >= settings.replicas:
+    if room is None or room >= settings.at_first:
         return None
     there = "; ".join(_words({n: node.get(n, 0.0) for n in wanted}) for node in nodes) or "none"
     return (
-        f"each of its {settings.replicas} replicas wants {_words(wanted)}, and the cluster has room for {room} "
+        f"each of its {settings.at_first} replicas wants {_words(wanted)}, and the cluster has room for {room} "
         f"(its nodes: {there}); lower reward.replicas, reward.num_cpus, reward.num_gpus or reward.resources, "
         "or add nodes"
     )

@@ -8,7 +8,11 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-NOT_IN_REPLICAS = ("replicas", "deadline_s", "retries", "start_timeout_s", "health_check_timeout_s")
+NOT_IN_REPLICAS = (
+    *("replicas", "min_replicas", "max_replicas", "ongoing_images", "scale_up_s", "scale_down_s"),
+    *("deadline_s", "retries", "start_timeout_s", "health_check_timeout_s", "app"),
+    "probe_every_s",  # which a replica is told of without a restart
+)
 _PREFIX, _TERM = "reward-", ".term."
 
 
@@ -20,11 +24,16 @@ class RewardSettings:
         scorer: registered name, or "module:class".
         params: arguments of the scorer.
         replicas: copies of the scorer, each in its own process.
-        max_batch: images of one call of the scorer; blocks of several callers are merged up to it.
+        min_replicas, max_replicas: between them Ray Serve chooses the number itself, by the images that wait or are
+            scored; null keeps `replicas`.
+        ongoing_images: of each replica, that it adds or takes away replicas for; null: two batches.
+        scale_up_s, scale_down_s: for how long more (fewer) replicas must be wanted before they are.
+        max_batch: images of one call of the scorer, filled from the blocks of several callers.
         max_wait_s: how long an idle scorer waits for more blocks before it starts on a smaller batch.
         deadline_s: time from submission to reply, retries included.
         retries: repetitions of a request whose replica died.
-        queue: requests that a replica holds at most; further ones wait with their callers.
+        queue: requests that a replica holds at most, and that a caller's process has waiting for one at most; further
+            ones are made when there is room.
         threads: torch threads of a replica.
         num_cpus, num_gpus, resources: what Ray reserves for each replica. With a GPU, or a part of one, the scorer
             runs on it.
@@ -32,6 +41,9 @@ class RewardSettings:
             from network storage.
         health_check_timeout_s: a replica that doesn't answer for so long is replaced. Checks begin when the scorer
             is built, so that loading doesn't count. A scorer that keeps Python's lock needs more than one call takes.
+        probe_every_s: how often a replica scores its probe pictures, between two batches; one whose scores changed is
+            replaced.
+        app: name of a service that stands alone (`restorl reward serve`) to use instead of one of the run's own.
 
     The defaults of `max_batch` and `deadline_s` suit a small scorer. A large one (billions of parameters) wants a
     `max_batch` that fits its memory, 1 to 8, and a `deadline_s` of several times what its whole queue takes: a rollout
@@ -52,6 +64,13 @@ class RewardSettings:
     resources: dict[str, float] = field(default_factory=dict)
     start_timeout_s: float = 600.0
     health_check_timeout_s: float = 30.0
+    probe_every_s: float = 30.0
+    app: str | None = None
+    min_replicas: int | None = None
+    max_replicas: int | None = None
+    ongoing_images: int | None = None
+    scale_up_s: float = 15.0
+    scale_down_s: float = 120.0
 
     def __post_init__(self) -> None:
         if not self.scorer:
@@ -59,15 +78,41 @@ class RewardSettings:
         for name, least in (("replicas", 1), ("max_batch", 1), ("retries", 0), ("queue", 1), ("threads", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: at least {least}")
-        for name in ("max_wait_s", "num_cpus", "num_gpus"):
+        for name in ("max_wait_s", "num_cpus", "num_gpus", "scale_down_s"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name}={getattr(self, name)}: must be a finite number >= 0")
-        for name in ("deadline_s", "start_timeout_s", "health_check_timeout_s"):
+        for name in ("deadline_s", "start_timeout_s", "health_check_timeout_s", "scale_up_s", "probe_every_s"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"{name}={getattr(self, name)}: must be a finite number above 0")
         for name, amount in self.resources.items():
             if not amount > 0:
                 raise ValueError(f"resources[{name!r}]={amount}: must be above 0; leave it out instead")
+        self._check_scaling()
+        if self.app is not None:
+            check_name(self.app)
+
+    def _check_scaling(self) -> None:
+        low, high = self.min_replicas, self.max_replicas
+        if (low is None) != (high is None):
+            raise ValueError(f"min_replicas={low}, max_replicas={high}: give both, or neither for `replicas`")
+        if low is not None and high is not None and not 1 <= low <= high:
+            raise ValueError(f"min_replicas={low}, max_replicas={high}: 1 at least, and the first no larger")
+        if self.ongoing_images is not None and self.ongoing_images < 1:
+            raise ValueError(f"ongoing_images={self.ongoing_images}: at least 1, or null for two batches")
+
+    @property
+    def autoscales(self) -> bool:
+        return self.min_replicas is not None
+
+    @property
+    def at_first(self) -> int:
+        """Replicas that it starts with."""
+        return self.replicas if self.min_replicas is None else self.min_replicas
+
+    @property
+    def target_images(self) -> int:
+        """Images, waiting or being scored, that a replica is for."""
+        return 2 * self.max_batch if self.ongoing_images is None else self.ongoing_images
 
     @property
     def code_version(self) -> str:
@@ -79,6 +124,19 @@ class RewardSettings:
 def reward_app_name(run_id: str, term: str = "") -> str:
     """The name of a run's service, or of that of one of its terms: runs on one cluster never share one."""
     return _PREFIX + run_id + (_TERM + term if term else "")
+
+
+def check_name(name: str) -> None:
+    """The name of a service that stands alone.
+
+    Raises:
+        ValueError: it could be that of a run's service, or is no word.
+    """
+    if not name or name.startswith(_PREFIX) or any(c.isspace() or c in "/,=" for c in name):
+        raise ValueError(
+            f"app={name!r}: the name of a service that stands alone is a word that doesn't begin with {_PREFIX!r}, "
+            "which runs use for their own"
+        )
 
 
 def run_of_app(name: str) -> str:
@@ -94,6 +152,7 @@ class RewardApp:
         name: of the application in Ray Serve.
         scorer, version: what a replica said it is; the answer of any other is refused.
         deadline_s, retries: see RewardSettings.
+        max_batch: images of a request; a larger block is sent as several, each of which is repeated alone.
     """
 
     name: str
@@ -101,3 +160,4 @@ class RewardApp:
     version: str
     deadline_s: float = RewardSettings.deadline_s
     retries: int = RewardSettings.retries
+    max_batch: int = RewardSettings.max_batch

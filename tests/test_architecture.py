@@ -57,10 +57,9 @@ RULES = (
         ("reward_service.*",),
         ("ray",),
         except_in=(
-            "reward_service.service",
+            *("reward_service.service", "reward_service.application", "reward_service.replica"),
+            *("reward_service.standing", "reward_service.ownership", "reward_service.listening"),
             "reward_service.client",
-            "reward_service.ownership",
-            "reward_service.listening",
         ),
     ),
     Rule(

@@ -15,6 +15,7 @@ from cluster.cli.export import export
 from cluster.cli.leaving import leaving
 from cluster.cli.output import Counter, partial_csv, print_rows, summary_text
 from cluster.cli.restore import device_of, require, restore
+from cluster.cli.reward import reward_app
 from cluster.cli.reward_check import reward_check
 from cluster.cli.reward_probe import reward_probe
 from cluster.cli.scorer_text import named_scorer
@@ -33,7 +34,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 data_app = typer.Typer(help="Make data sets.", no_args_is_help=True)
-reward_app = typer.Typer(help="Look after the reward service of a run.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(reward_app, name="reward")
 app.command()(convert)
@@ -304,34 +304,6 @@ def audit(
     raise typer.Exit(0 if found.ok else 1)
 
 
-@reward_app.command("scale")
-@guarded
-def reward_scale(
-    replicas: Annotated[int, typer.Argument(help="Replicas wanted.", min=1)],
-    run: Annotated[Path | None, typer.Option(help="Folder of the run; else give --app.")] = None,
-    address: Annotated[str, typer.Option(help="Ray cluster, when no --run is given.")] = "auto",
-    app_name: Annotated[
-        str | None, typer.Option("--app", help="Name of the service at --address: reward-RUNID.")
-    ] = None,
-) -> None:
-    """Change the number of reward replicas while a run trains.
-
-    restorl reward scale 3 --run runs/demo
-
-    restorl reward scale 3 --address 10.0.0.1:6379 --app reward-demo-1a2b3c4d
-    """
-    from cluster.jobs import ClusterSettings, attach, connect
-    from reward_service.settings import reward_app_name
-
-    if (run is None) == (app_name is None):
-        raise UserMistake("which service? give either --run RUN, or --app NAME with --address")
-    with attach(run) if run is not None else connect(ClusterSettings(address)):
-        from reward_service import service
-
-        service.scale(app_name or reward_app_name(_run_id(run)), replicas)  # type: ignore[arg-type]
-    print(f"reward replicas: {replicas}")
-
-
 @data_app.command("demo")
 @guarded
 def data_demo(
@@ -366,15 +338,6 @@ def _train_single(config: RunConfig, folder: Path) -> None:
         rows = train_single(config, folder, lambda i, m: shown(f"reward {m['reward_mean']:.3f}", i, config.iterations))
     print_rows(rows, "held-out images")
     print(f"report: {write_report(folder).resolve()}")
-
-
-def _run_id(run: Path) -> str:
-    try:
-        return str(json.loads((run / "run.json").read_text(encoding="utf-8"))["run_id"])
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserMistake(f"{run}: no run.json, so no run is there") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserMistake(f"{run / 'run.json'} can't be read ({error})") from error
 
 
 def _new_run_folder(name: str) -> Path:

@@ -81,6 +81,7 @@ POLICY: dict[str, tuple[Kind, str, str]] = {
     # configuration, data as a whole, code
     "MemoryError": (F, "memory", _MEMORY),
     "FloatingPointError": (F, "diverged", "resume with a lower optimiser.lr or objective.rl_coef"),
+    "ScorerBroken": (F, "reward:broken", "put the scorer right: its log is in the Ray dashboard; then resume"),
     "WrongScorer": (F, "reward:version", "let each run have a reward service of its own"),
     "StoreAuthError": (F, "store", _RESUME),
     "StoreFull": (F, "store", _RESUME),

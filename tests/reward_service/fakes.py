@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -82,3 +83,14 @@ def block(values: list[int], order: int = 0, side: int = 8) -> np.ndarray:
     images[..., 1] = np.array(values, np.uint8)[:, None, None]
     images[0, 0, 0, 0] = order
     return images
+
+
+class Drifting(Ordered):
+    """Its answers change when the file `sign` does, as those of a GPU with a fault would; made anew it is right."""
+
+    def __init__(self, sign: str) -> None:
+        super().__init__()
+        self.sign, self.as_made = Path(sign), Path(sign).read_text()
+
+    def score(self, images: np.ndarray) -> np.ndarray:
+        return super().score(images) + 10 * np.float32(self.sign.read_text() != self.as_made)

@@ -28,6 +28,13 @@ from reward_service.settings import RewardSettings
         ("threads", 0),
         ("num_gpus", -0.5),
         ("resources", {"reward": 0.0}),
+        ("min_replicas", 1),
+        ("ongoing_images", 0),
+        ("scale_up_s", 0.0),
+        ("scale_down_s", -1.0),
+        ("probe_every_s", 0.0),
+        ("app", "reward-of-a-run"),
+        ("app", "two words"),
     ],
 )
 def test_settings_refuse_a_value_and_name_its_field(field: str, value: object) -> None:
@@ -35,9 +42,19 @@ def test_settings_refuse_a_value_and_name_its_field(field: str, value: object) -
         replace(RewardSettings(), **{field: value})
 
 
+@pytest.mark.parametrize(("least", "most"), [(0, 1), (3, 2), (None, 2)])
+def test_bounds_of_replicas_are_both_given_and_in_order(least: int | None, most: int) -> None:
+    with pytest.raises(ValueError, match=f"min_replicas={least}, max_replicas={most}"):
+        RewardSettings(min_replicas=least, max_replicas=most)
+    assert (RewardSettings(min_replicas=2, max_replicas=3).at_first, RewardSettings(replicas=4).at_first) == (2, 4)
+    assert (RewardSettings(max_batch=8).target_images, RewardSettings(ongoing_images=5).target_images) == (16, 5)
+
+
 def test_code_version_ignores_what_may_change_under_running_replicas_and_nothing_else() -> None:
     base = RewardSettings()
     assert replace(base, replicas=5, deadline_s=1, retries=9, start_timeout_s=3).code_version == base.code_version
+    between = replace(base, min_replicas=1, max_replicas=3, ongoing_images=7, scale_up_s=1, probe_every_s=1, app="iqa")
+    assert between.code_version == base.code_version
     assert replace(base, params={"chunk": 2}).code_version != base.code_version
     assert replace(base, max_batch=2).code_version != base.code_version
 

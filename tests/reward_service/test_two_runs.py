@@ -12,17 +12,18 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from tests.reward_service.fakes import block
+from tests.reward_service.fakes import RAISE, block
 
 ray = pytest.importorskip("ray")
 
-from cluster.jobs import ClusterSettings, connect  # noqa: E402
-from reward_service import ownership, service  # noqa: E402
+from cluster.jobs import ClusterSettings, Connection, connect  # noqa: E402
+from reward_service import ownership, service, standing  # noqa: E402
 from reward_service.client import RewardClient  # noqa: E402
-from reward_service.errors import RewardUnavailable, WrongScorer  # noqa: E402
+from reward_service.errors import RewardUnavailable, ScorerFailed, WrongScorer  # noqa: E402
 from reward_service.settings import RewardSettings, reward_app_name  # noqa: E402
 
 ORDERED = RewardSettings(scorer="tests.reward_service.fakes:Ordered", num_cpus=0.1, deadline_s=60)
@@ -33,7 +34,7 @@ HTTP = {"host": "127.0.0.1", "port": 0}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[str]:
+def connection() -> Iterator[Connection]:
     """A cluster on which somebody else serves an application over HTTP."""
     from ray import serve
 
@@ -44,7 +45,12 @@ def cluster() -> Iterator[str]:
     with connect(settings) as connection:
         serve.start(http_options=HTTP)
         serve.run(serve.deployment(ray_actor_options={"num_cpus": 0.1})(Hello).bind(), name="theirs")
-        yield connection.address
+        yield connection
+
+
+@pytest.fixture
+def cluster(connection: Connection) -> str:
+    return connection.address
 
 
 def eventually(holds: Callable[[], bool], within_s: float = 60) -> bool:
@@ -62,7 +68,7 @@ class OtherRun:
             (
                 "import ray, sys",
                 f"ray.init({address!r}, logging_level='error', log_to_driver=False)",
-                "from reward_service import service",
+                "from reward_service import service, standing",
                 "from tests.reward_service.test_two_runs import *",
                 *lines,
                 "print('there', flush=True)",
@@ -135,6 +141,68 @@ def test_a_name_in_use_by_another_run_is_refused_and_left_alone_and_taken_over_o
     service.shutdown(app)
 
 
+def test_a_service_that_stands_alone_outlives_its_maker_is_shared_changed_in_place_and_stays_until_it_is_stopped(
+    cluster: str,
+) -> None:
+    with OtherRun(cluster, "standing.stand(ORDERED, 'iqa')") as other:
+        assert other.says() == "there"
+        other.process.communicate("\n", timeout=60)  # its end, as a driver's
+    app = standing.attach("iqa", deadline_s=60, retries=2)
+    assert (app.scorer, app.version, app.retries) == ("ordered", "ordered-1", 2)
+    assert RewardClient(app).submit(block([7])).result().scores.tolist() == [7]
+    with pytest.raises(RewardUnavailable, match="'iqa' stands alone .* reward.app=iqa, .*restorl reward stop iqa"):
+        service.deploy(HUNDREDFOLD, "iqa")
+    service.shutdown("iqa")
+    with pytest.raises(WrongScorer, match="serves tests.*:Ordered, not deqa"):
+        standing.attach("iqa", scorer="deqa")
+    found = standing.overview("iqa")
+    assert found["stands_alone"] and found["status"] == "RUNNING" and found["images"] == 1
+    assert found["queue_p99_s"] > 0 and found["scorer"] == "ordered ordered-1"
+    standing.stand(replace(ORDERED, params={"version": "ordered-2"}), "iqa")
+    with pytest.raises(WrongScorer, match="version ordered-2, answered"):
+        RewardClient(app).submit(block([7])).result()
+    with pytest.raises(RewardUnavailable, match="did not start"):
+        standing.stand(replace(ORDERED, scorer="tests.reward_service.fakes:Unloadable"), "iqa")
+    standing.stop("iqa")
+    assert service.status("iqa")["status"] == "NOT_STARTED" and "iqa" not in standing.names()
+    with pytest.raises(RewardUnavailable, match="no reward service 'iqa' to stop"):
+        standing.stop("iqa")
+
+
+@pytest.mark.slow
+def test_a_service_of_a_run_is_not_stopped_from_outside_and_one_that_stands_alone_never_ends_itself(
+    cluster: str,
+) -> None:
+    with OtherRun(cluster, "service.deploy(ORDERED, 'reward-run')", "standing.stand(ORDERED, 'iqa')") as other:
+        assert other.says() == "there"
+        with pytest.raises(RewardUnavailable, match="is that of a run"):
+            standing.stop("reward-run")
+        with pytest.raises(ValueError, match="doesn't begin with 'reward-'"):
+            standing.stand(ORDERED, "reward-mine")
+        assert standing.names() == ["iqa", "reward-run"]
+    assert eventually(lambda: service.status("reward-run")["status"] == "NOT_STARTED", 90)
+    assert service.status("iqa")["status"] == "RUNNING"
+    standing.stop("iqa")
+
+
+@pytest.mark.slow
+def test_a_replica_whose_scores_of_the_probe_change_answers_no_more_and_is_replaced(tmp_path: Path) -> None:
+    sign = tmp_path / "sign"
+    sign.write_text("right")
+    settings = replace(
+        ORDERED, scorer="tests.reward_service.fakes:Drifting", params={"sign": str(sign)}, probe_every_s=0.5
+    )
+    app = service.deploy(settings, "reward-drifts")
+    first = service.describe(app)["pid"]
+    client = RewardClient(app)
+    assert client.submit(block([7])).result().scores.tolist() == [7]
+    sign.write_text("wrong")
+    time.sleep(4)  # a health check, with it the probe
+    assert client.submit(block([8])).result().scores.tolist() == [8]  # waits for the one that replaces it
+    assert service.describe(app)["pid"] != first and client.repeated > 0
+    service.shutdown(app)
+
+
 @pytest.mark.slow
 def test_the_service_of_a_killed_run_ends_itself(cluster: str) -> None:
     with OtherRun(cluster, "service.deploy(ORDERED, 'reward-orphan')") as other:
@@ -202,6 +270,31 @@ def test_a_start_is_interrupted_within_seconds_and_taken_back() -> None:
     assert time.monotonic() - began < 35
     assert ownership.owner_of("reward-slow") is None
     assert eventually(lambda: service.status("reward-slow")["status"] == "NOT_STARTED", 60)
+
+
+@pytest.mark.slow
+def test_figures_are_exported_by_run_scorer_and_version(connection: Connection) -> None:
+    app = service.deploy(replace(ORDERED, max_batch=8), "reward-figures")
+    RewardClient(app).submit(block(list(range(20)))).result()
+    with pytest.raises(ScorerFailed):
+        RewardClient(app).submit(block([1], RAISE)).result()
+    tags = ('run="figures"', 'scorer="ordered"', 'version="ordered-1"')
+
+    def exported() -> dict[str, float]:
+        """What has a value but zero."""
+        found: dict[str, float] = {}
+        for port in connection.metrics_ports:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+                lines = answer.read().decode().splitlines()
+            for line in lines:
+                if line.startswith("ray_restorl_reward_") and all(tag in line for tag in tags):
+                    found[line.partition("{")[0].removeprefix("ray_restorl_reward_")] = float(line.split()[-1])
+        return {name: value for name, value in found.items() if value and not name.endswith("_bucket")}
+
+    sums = {f"{name}_{of}" for name in ("batch_images", "fill", "queue_seconds", "seconds") for of in ("count", "sum")}
+    assert eventually(lambda: exported().keys() == {"images_total", "failures_total", *sums})
+    assert exported()["images_total"] == 21 and exported()["failures_total"] == 1
+    service.shutdown(app)
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from tests.cluster.report.synthetic_run import make_run
 
 COMMANDS = (
     *("train", "pretrain", "convert", "restore", "evaluate", "score", "report", "audit"),
-    *("reward scale", "data demo"),
+    *("reward serve", "reward status", "reward scale", "reward stop", "data demo"),
 )
 
 

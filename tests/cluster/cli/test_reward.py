@@ -1,41 +1,150 @@
-"""`restorl reward scale` finds the service of the run that is meant, and no other."""
+"""`restorl reward` finds the services that are meant, and no other."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 import cluster.jobs
 from cluster.cli.app import app
-from reward_service import service
+from cluster.cli.reward import named_services, told
+from cluster.config.configure import ConfigError
+from reward_service import service, standing
+from reward_service.settings import RewardApp, RewardSettings
 
 
 @pytest.fixture
-def scaled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    calls: list[tuple[str, int]] = []
+def scaled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    calls: list[tuple[str, Any]] = []
     monkeypatch.setattr(cluster.jobs, "attach", lambda folder: contextlib.nullcontext())
     monkeypatch.setattr(cluster.jobs, "connect", lambda settings: contextlib.nullcontext())
-    monkeypatch.setattr(service, "scale", lambda name, replicas: calls.append((name, replicas)))
+    monkeypatch.setattr(
+        service, "scale", lambda name, replicas=None, **bounds: calls.append((name, bounds if bounds else replicas))
+    )
     return calls
 
 
-def test_the_service_is_that_of_the_runs_own_id(scaled: list[tuple[str, int]], tmp_path: Path) -> None:
+def test_the_service_is_that_of_the_runs_own_id(scaled: list[tuple[str, Any]], tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"run_id": "demo-1a2b"}))
     result = CliRunner().invoke(app, ["reward", "scale", "3", "--run", str(tmp_path)])
     assert (result.exit_code, scaled) == (0, [("reward-demo-1a2b", 3)])
 
 
-def test_on_a_cluster_the_service_is_named(scaled: list[tuple[str, int]]) -> None:
+def test_on_a_cluster_the_service_is_named(scaled: list[tuple[str, Any]]) -> None:
     result = CliRunner().invoke(app, ["reward", "scale", "2", "--address", "10.0.0.1:6379", "--app", "reward-x-1"])
     assert (result.exit_code, scaled) == (0, [("reward-x-1", 2)])
 
 
 @pytest.mark.parametrize("arguments", [[], ["--address", "auto"], ["--run", "runs/x", "--app", "reward-x-1"]])
-def test_no_service_is_guessed(scaled: list[tuple[str, int]], arguments: list[str]) -> None:
+def test_no_service_is_guessed(scaled: list[tuple[str, Any]], arguments: list[str]) -> None:
     result = CliRunner().invoke(app, ["reward", "scale", "2", *arguments])
     assert result.exit_code == 2 and not scaled
     assert "which service?" in result.output
+
+
+def test_bounds_let_a_service_scale_itself(scaled: list[tuple[str, Any]]) -> None:
+    result = CliRunner().invoke(app, ["reward", "scale", "--min", "1", "--max", "4", "--app", "iqa"])
+    assert (result.exit_code, scaled) == (0, [("iqa", {"least": 1, "most": 4})])
+    for wrong in (["2", "--min", "1", "--max", "4"], ["--min", "1"], []):
+        result = CliRunner().invoke(app, ["reward", "scale", *wrong, "--app", "iqa"])
+        assert result.exit_code == 2 and "how many?" in result.output and len(scaled) == 1
+
+
+@pytest.fixture
+def stood(monkeypatch: pytest.MonkeyPatch, scaled: list[tuple[str, Any]]) -> dict[str, RewardSettings]:
+    found: dict[str, RewardSettings] = {}
+
+    def stand(settings: RewardSettings, name: str) -> RewardApp:
+        found[name] = settings
+        return RewardApp(name, settings.scorer, "v1")
+
+    monkeypatch.setattr(standing, "stand", stand)
+    return found
+
+
+def test_scorers_are_served_each_with_its_own_parameters_and_the_settings_of_all(
+    stood: dict[str, RewardSettings],
+) -> None:
+    words = ["deqa,weights=some/folder", "piqe", "num_gpus=0.5", "min_replicas=1", "max_replicas=3"]
+    result = CliRunner().invoke(app, ["reward", "serve", *words, "--name", "iqa"])
+    assert result.exit_code == 0 and "reward.app=iqa-deqa" in result.output, result.output
+    assert list(stood) == ["iqa-deqa", "iqa-piqe"]
+    assert (stood["iqa-deqa"].params, stood["iqa-piqe"].params) == ({"weights": "some/folder"}, {})
+    assert {(s.num_gpus, s.min_replicas, s.max_replicas) for s in stood.values()} == {(0.5, 1, 3)}
+
+
+def test_the_reward_of_a_recipe_is_served_and_what_is_given_beside_it_wins(
+    stood: dict[str, RewardSettings], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: nowhere\nreward: {scorer: piqe, max_batch: 4, replicas: 2, app: other}\n")
+    result = CliRunner().invoke(app, ["reward", "serve", str(recipe), "replicas=3", "params.device=cpu"])
+    assert result.exit_code == 0, result.output
+    assert stood == {"piqe": RewardSettings("piqe", {"device": "cpu"}, replicas=3, max_batch=4)}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["replicas=2"], "which scorer?"),
+        (["piqe", "replica=2"], "replicas"),
+        (["piqe", "replicas=0"], "at least 1"),
+        (["piqe", "piqe"], "two services named piqe"),
+        (["nowhere.yaml"], "no such file"),
+    ],
+)
+def test_words_that_make_no_service_are_refused(words: list[str], said: str, stood: dict[str, RewardSettings]) -> None:
+    with pytest.raises((ConfigError, ValueError), match=said):
+        named_services(words, None)
+    result = CliRunner().invoke(app, ["reward", "serve", *words])
+    assert result.exit_code == 2 and not stood and "Traceback" not in result.output
+
+
+def test_a_cluster_that_ends_with_the_command_serves_nobody(stood: dict[str, RewardSettings]) -> None:
+    result = CliRunner().invoke(app, ["reward", "serve", "piqe", "--address", "local"])
+    assert result.exit_code == 2 and not stood and "ray start --head" in result.output
+
+
+def test_the_status_tells_what_each_service_does_and_fails_if_one_does_not_run(
+    monkeypatch: pytest.MonkeyPatch, scaled: list[tuple[str, Any]], tmp_path: Path
+) -> None:
+    gone = {"app": "gone", "status": "UNHEALTHY", "replicas": {}, "message": "no room", "owner": None}
+    runs = {
+        **{"app": "reward-demo-1", "status": "RUNNING", "replicas": {"RUNNING": 2}, "message": "", "owner": "me@here"},
+        **{"stands_alone": False, "scorer": "piqe piqe-2", "settings": {"min_replicas": 1, "max_replicas": 3}},
+        **{"images": 640, "images_per_s": 12.34, "ongoing": 16, "fill": 0.97, "failures": {"timeout": 2}},
+        **{"queue_p50_s": 0.1, "queue_p99_s": 1.5, "scorer_p50_s": 0.25, "scorer_p99_s": 0.5, "limits": {"8x8": 4}},
+    }
+    services = {"gone": {**gone, "stands_alone": False}, "reward-demo-1": runs}
+    monkeypatch.setattr(standing, "names", lambda: list(services))
+    monkeypatch.setattr(standing, "overview", lambda name: services[name])
+    (tmp_path / "run.json").write_text(json.dumps({"run_id": "demo-1"}))
+    result = CliRunner().invoke(app, ["reward", "status", "--run", str(tmp_path)])
+    assert result.exit_code == 0
+    assert (
+        result.output.splitlines()
+        == told(runs).splitlines()
+        == [
+            "reward-demo-1: RUNNING, 2 running; of me@here",
+            "  scales itself between 1 and 3 replicas",
+            "  piqe piqe-2",
+            "  640 images, 12.3 a second in the last minute, 16 under way; batches 97 % full",
+            "  a block waits 0.100 s (p50), 1.500 s (p99); a batch takes 0.250 s, 0.500 s",
+            "  without rewards: 2 timeout",
+            "  memory allows 4 images of 8x8 at once",
+        ]
+    )
+    every = CliRunner().invoke(app, ["reward", "status", "--json"])
+    assert every.exit_code == 1 and json.loads(every.output) == list(services.values())
+    assert "gone: UNHEALTHY, no replicas" in CliRunner().invoke(app, ["reward", "status"]).output
+
+
+def test_services_are_stopped_by_name(monkeypatch: pytest.MonkeyPatch, scaled: list[tuple[str, Any]]) -> None:
+    stopped: list[str] = []
+    monkeypatch.setattr(standing, "stop", stopped.append)
+    assert CliRunner().invoke(app, ["reward", "stop", "iqa", "other"]).exit_code == 0 and stopped == ["iqa", "other"]
