@@ -144,7 +144,10 @@ def named_services(words: Sequence[str], name: str | None) -> dict[str, RewardSe
     Raises:
         ValueError: words that make no service.
     """
+    from dataclasses import asdict
+
     from cluster.config.configure import ConfigError, build_config, parse_override, value_of
+    from cluster.config.reward import RunReward
     from reward_service.settings import RewardSettings, check_name
 
     given: dict[str, Any] = {}
@@ -161,7 +164,8 @@ def named_services(words: Sequence[str], name: str | None) -> dict[str, RewardSe
             section = value_of("reward", Path(word))
             if not isinstance(section, dict):
                 raise ConfigError.of(f"{word}: no `reward` section; name a scorer instead")
-            sections.append(section)
+            reward = build_config(RunReward, section)
+            sections += [asdict(settings) for settings in reward.services.values()]
         else:
             params = {".".join(key): value for key, value in map(parse_override, behind)}
             sections.append({"scorer": first, "params": params})

@@ -26,7 +26,7 @@ class RunReward(RewardSettings):
     Attributes:
         terms: each with a `scorer` and a `weight` (1 if it has none; 0: only evaluated), perhaps a `name` (else the
             scorer's) and any key of this section for its own service. What a term doesn't say it takes from this
-            section, `params` only with the scorer. `psnr`, `ssim`, `lpips` and `reconstruction` compare with the ground
+            section, `params` and `app` only with the scorer. `psnr`, `ssim`, `lpips` and `reconstruction` compare with the ground
             truth in the actors and need no service; their `params` are `protocol` (psnr, ssim) and `weights` (lpips).
         combine: `sum` of weight x score, or `gdpo`: each term normalised over the rollouts of its image first.
     """
@@ -92,7 +92,7 @@ class RunReward(RewardSettings):
     def _service(self, index: int, given: Mapping[str, Any]) -> RewardSettings:
         values = {name: getattr(self, name) for name in SERVICE}
         if "scorer" in given:
-            values["params"] = {}
+            values |= {"params": {}, "app": None}
         values |= {name: value for name, value in given.items() if name in SERVICE}
         try:
             return pydantic.TypeAdapter(RewardSettings).validate_python(values)

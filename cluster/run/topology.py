@@ -33,7 +33,8 @@ from restoration.evaluate import Row
 from reward_service.bounded import in_thread
 from reward_service.errors import RewardError
 from reward_service.service import deploy, shutdown
-from reward_service.settings import RewardApp, reward_app_name
+from reward_service.settings import RewardApp, RewardSettings, reward_app_name
+from reward_service.standing import attach
 from trajectories.errors import StoreError
 from trajectories.server import EmbeddedServer
 from trajectories.settings import StoreAddress
@@ -190,12 +191,17 @@ class Topology:
         """
         services = self.config.reward.services
         if len(services) == 1:
-            return {name: deploy(settings, self._app(name)) for name, settings in services.items()}
-        calls = {name: in_thread(partial(deploy, settings, self._app(name))) for name, settings in services.items()}
+            return {name: self._serve(name, settings) for name, settings in services.items()}
+        calls = {name: in_thread(partial(self._serve, name, settings)) for name, settings in services.items()}
         failed = wait(calls.values(), return_when=FIRST_EXCEPTION).done
         for call in failed:
             call.result()
         return {name: call.result() for name, call in calls.items()}
+
+    def _serve(self, term: str, settings: RewardSettings) -> RewardApp:
+        if settings.app is not None:  # it stands alone: never changed, never ended by a run
+            return attach(settings.app, settings.deadline_s, settings.retries, settings.scorer)
+        return deploy(settings, self._app(term))
 
     def _app(self, term: str) -> str:
         return reward_app_name(self.run_id, term if self.config.reward.terms else "")

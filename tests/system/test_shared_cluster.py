@@ -85,6 +85,31 @@ def test_two_runs_side_by_side_have_each_its_own_scorer_and_both_complete(start:
     assert all(audit_run(run.folder)[0].ok for run in (first, second))
 
 
+def test_two_runs_share_a_service_that_stands_alone_and_it_stays_when_they_have_ended(
+    start: Start, cluster: Cluster
+) -> None:
+    def reward(*words: str) -> str:
+        command = [sys.executable, "-m", "cluster.cli", "reward", *words, "--address", cluster.address]
+        done = subprocess.run(command, cwd=ROOT, env=cluster.environment, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    told = reward("serve", "tests.system.scorers:Percent", "num_cpus=0.2", "max_batch=8", "--name", "shared")
+    assert "shared: percent, version percent-1" in told
+    shared = ("iterations=2", "evaluation.every=0", "reward.app=shared", "reward.scorer=tests.system.scorers:Percent")
+    runs = [start(name, *shared) for name in ("one", "two")]
+    for run in runs:
+        assert run.wait() == 0, run.output()
+        assert all(30 < r < 130 for r in rewards(run)) and audit_run(run.folder)[0].ok
+    wrong = start("wrong", "reward.app=shared")  # whose recipe names another scorer
+    assert wrong.wait() == 2 and "serves tests.system.scorers:Percent" in wrong.output()
+    told = reward("status")
+    assert told.startswith("shared: RUNNING, 1 running; stands alone") and told.count("RUNNING,") == 1
+    assert int(re.search(r"(\d+) images", told)[1]) >= 2 * 2 * 4 * 2  # type: ignore[index]
+    reward("stop", "shared")
+    assert reward("status").strip() == "no reward service runs there"
+
+
 def test_a_third_process_uses_the_reward_service_of_neither_by_accident(start: Start, cluster: Cluster) -> None:
     run = start("busy", "iterations=200")
     run.wait_for_iteration(1)

@@ -58,7 +58,8 @@ def demands(config: RunConfig) -> list[Demand]:
         return {name: amount for name, amount in wanted.items() if amount > 0}
 
     reward = config.reward
-    services = [Demand(reward.key(term), of.replicas, each(of)) for term, of in reward.services.items()]
+    own = {term: of for term, of in reward.services.items() if of.app is None}
+    services = [Demand(reward.key(term), of.at_first, each(of)) for term, of in own.items()]
     return [
         Demand("actors", config.actors.count, each(config.actors)),
         *services,

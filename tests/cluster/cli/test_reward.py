@@ -148,3 +148,10 @@ def test_services_are_stopped_by_name(monkeypatch: pytest.MonkeyPatch, scaled: l
     stopped: list[str] = []
     monkeypatch.setattr(standing, "stop", stopped.append)
     assert CliRunner().invoke(app, ["reward", "stop", "iqa", "other"]).exit_code == 0 and stopped == ["iqa", "other"]
+
+
+def test_each_served_term_of_a_recipe_is_a_service(stood: dict[str, RewardSettings], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("reward: {terms: [{scorer: piqe}, {scorer: niqe, weight: 2, max_batch: 3}, {scorer: psnr}]}\n")
+    assert CliRunner().invoke(app, ["reward", "serve", str(recipe), "num_cpus=2"]).exit_code == 0
+    assert {name: (s.max_batch, s.num_cpus) for name, s in stood.items()} == {"piqe": (64, 2.0), "niqe": (3, 2.0)}
