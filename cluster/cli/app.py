@@ -226,7 +226,11 @@ def evaluate(
 def score(
     folder: Annotated[Path, typer.Argument(help="A folder of images.")],
     scorer: Annotated[
-        str, typer.Option(help="Name of the scorer, or module:class; its settings behind commas: NAME,KEY=VALUE,...")
+        str,
+        typer.Option(
+            help="Name of the scorer, pyiqa:METRIC, https://..., or module:class; its settings behind commas: "
+            "NAME,KEY=VALUE,..."
+        ),
     ] = DEFAULT_SCORER,
     csv: Annotated[Path | None, typer.Option(help="Write one line an image here.")] = None,
 ) -> None:
@@ -383,10 +387,10 @@ def _new_run_folder(name: str) -> Path:
 
 def _scorer(text: str) -> tuple[str, Scorer]:
     """Its name and itself, of `NAME` or `NAME,KEY=VALUE,...`."""
-    from cluster.config.configure import parse_override
+    from cluster.config.configure import parse_override, split_at_commas
     from reward_service.scorers import make_scorer
 
-    name, *settings = text.split(",")
+    name, *settings = split_at_commas(text)
     with as_mistake(ValueError):
         params = {".".join(key): value for key, value in map(parse_override, settings)}
         return name, make_scorer(name, **params)
