@@ -196,8 +196,6 @@ class RemoteScorer:
             raise late from error
         except _Unavailable as error:
             raise ServerFailed(f"{where}: {error}, at {self.retries + 1} tries; is the server up?") from error
-        except ssl.SSLError as error:
-            raise ServerFailed(f"{where}: {error}") from error
         except aiohttp.ClientSSLError as error:
             raise ServerFailed(
                 f"{where}: no trusted connection ({_line(error)}): give the certificates that sign the server's as `ca`"
