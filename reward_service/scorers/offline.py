@@ -5,11 +5,12 @@ Python tells of both through its audit events, whatever library it is that conne
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 _WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch.load(..., weights_only=False) reads weights only all the same
@@ -17,7 +18,7 @@ _NETWORK = ("urllib.Request", "http.client.connect", "socket.getaddrinfo", "sock
 
 
 class Refused(ConnectionError):
-    """A library reached for the network."""
+    """A library reached for the network. As a broken connection it lets libraries take what they have in their caches."""
 
 
 class Unsafe(RuntimeError):
@@ -34,26 +35,49 @@ _lock = threading.Lock()
 _installed = False
 
 
-@contextmanager
+@contextlib.contextmanager
 def offline(unpickling: bool = False) -> Iterator[list[str]]:
     """Inside, this thread has no network, and unpickles nothing but tensors and numbers unless `unpickling`.
 
     Yields:
-        The addresses or hosts that were wanted, in order; libraries may turn the refusal into errors of their own.
+        The addresses or hosts that were wanted, each once; libraries may turn the refusal into errors of their own.
     """
     _install()
-    before = (_thread.wanted, _thread.unpickles, os.environ.get(_WEIGHTS_ONLY))
+    before = (_thread.wanted, _thread.unpickles)
     _thread.wanted, _thread.unpickles = [], unpickling
-    if not unpickling:
-        os.environ[_WEIGHTS_ONLY] = "1"
     try:
-        yield _thread.wanted
+        with _hub_offline(), contextlib.nullcontext() if unpickling else _weights_only():
+            yield _thread.wanted
     finally:
-        _thread.wanted, _thread.unpickles, forced = before
-        if forced is None:
+        _thread.wanted, _thread.unpickles = before
+
+
+@contextlib.contextmanager
+def _weights_only() -> Iterator[None]:
+    before = os.environ.get(_WEIGHTS_ONLY)
+    os.environ[_WEIGHTS_ONLY] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
             os.environ.pop(_WEIGHTS_ONLY, None)
         else:
-            os.environ[_WEIGHTS_ONLY] = forced
+            os.environ[_WEIGHTS_ONLY] = before
+
+
+@contextlib.contextmanager
+def _hub_offline() -> Iterator[None]:
+    """The client of the Hugging Face hub would else try for minutes; there is no other switch once it is imported."""
+    try:
+        constants: Any = importlib.import_module("huggingface_hub.constants")
+    except ImportError:
+        yield
+        return
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _install() -> None:
@@ -71,7 +95,8 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
     if event in _NETWORK:
         where = _address(event, args)
         if where is not None:
-            wanted.append(where)
+            if where not in wanted:
+                wanted.append(where)
             raise Refused(f"nothing is fetched in the background, and {where} was wanted")
     elif event == "pickle.find_class" and not _thread.unpickles:
         raise Unsafe(f"a file that would be unpickled wants {args[0]}.{args[1]}: only tensors and numbers are read")

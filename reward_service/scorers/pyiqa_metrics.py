@@ -168,11 +168,13 @@ class PyiqaMetric:
         return made.eval().requires_grad_(False)
 
     def _refusal(self, error: Exception, wanted: list[str]) -> Exception:
-        if wanted:
+        lacking = [*wanted, *_offline(error)]
+        if lacking:
             return ValueError(
                 f"scorer {self.name} wants a file that isn't here, and nothing is fetched in the background: "
-                f"{first(wanted)}. Download it yourself, and give it as `pretrained_model_path`, or, for a metric that "
-                "takes no path, lay it into pyiqa's own folder (hub/pyiqa in torch's) or that library's"
+                f"{first(lacking)}. Download it yourself and give it as `pretrained_model_path`, or, for a metric that "
+                "takes no path, lay it where it is looked for (hub/pyiqa or hub/checkpoints in torch's cache, the hub's "
+                "own cache)"
             )
         if isinstance(error, Unsafe) or "weights_only" in str(error) or "Weights only" in str(error):
             return ValueError(f"scorer {self.name}: its file isn't tensors alone, and isn't unpickled: {_line(error)}")
@@ -213,7 +215,7 @@ def _range(said: str | None, sign: float) -> tuple[float, float]:
                 bounds[i] = float(part)
             except ValueError:
                 continue
-    least, most = sorted(sign * bound for bound in bounds)
+    least, most = sorted(sign * bound + 0.0 for bound in bounds)  # without -0
     return least, most
 
 
@@ -239,6 +241,15 @@ def _within(path: str, value: Any, deep: int) -> Iterator[tuple[str, Tensor]]:
             yield from _within(f"{path}.{i}", item, deep - 1)
 
 
+def _offline(error: BaseException | None) -> list[str]:
+    """What the client of the Hugging Face hub says of a file that it isn't allowed to fetch."""
+    while error is not None:
+        if type(error).__name__ in ("OfflineModeIsEnabled", "LocalEntryNotFoundError"):
+            return [_line(error)]
+        error = error.__cause__ or error.__context__
+    return []
+
+
 def _line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return first([lines[0][:300]], 1) if lines else type(error).__name__
+    return first([lines[0][:200]], 1) if lines else type(error).__name__
