@@ -27,7 +27,7 @@ from restoration.trouble import is_memory
 from reward_service.scorers.digests import summary_of
 from reward_service.scorers.interface import check_block
 from reward_service.scorers.offline import offline
-from reward_service.scorers.passes import in_passes
+from reward_service.scorers.passes import in_passes, spread_over_places
 
 LEAST_SIDE = 32
 NATIVE = 512
@@ -38,8 +38,8 @@ _FILES = (
     "chat_template.json", "chat_template.jinja",
 )  # fmt: skip
 """What in a model's folder changes how a picture reaches the model."""
-_TOLERANCE = {torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 5e-2}
-"""How far a score may move with the company in a pass, as a part of its range."""
+_TOLERANCE = {torch.float32: 2.5e-5, torch.float16: 2.5e-3, torch.bfloat16: 2e-2}
+"""The most that a score changes with its company, as a share of the range: one rounding of the level logits."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,9 @@ class LevelTokens:
         self._last_only = "logits_to_keep" in inspect.signature(self._model.forward).parameters
         self.tokens = self._try_prompt(folder)
         self.version = self._version(folder)
+        self._proven: set[tuple[int, int]] = set()  # sizes at which a picture's place changed no bit
         if deterministic:
-            self._require_equal_bits()
+            self._require_equal_bits(NATIVE, NATIVE)
 
     @property
     def preferred_batch(self) -> int:
@@ -179,11 +180,14 @@ class LevelTokens:
         """uint8 [N, H, W, 3] RGB, sides of at least 32 -> float32 [N] in `range`; NaN where the model gives none.
 
         Raises:
-            ValueError: another dtype or shape, smaller pictures, or a shape that the model's processor refuses.
+            ValueError: another dtype or shape, smaller pictures, a shape that the model's processor refuses, or at which
+                `deterministic` isn't kept.
             MemoryError: not even one picture fits, or `deterministic` forbids a smaller batch.
         """
         images = check_block(images, LEAST_SIDE)
         kept = self.settings.deterministic
+        if kept and images.shape[1:3] not in self._proven:
+            self._require_equal_bits(*images.shape[1:3])
         found = in_passes(self, len(images), lambda i, j: self._scores(images[i:j]), filled=kept, kept=kept)
         return found.cpu().numpy()
 
@@ -322,17 +326,25 @@ class LevelTokens:
         return f"{self.name}-{found.hexdigest()[:16]}"
 
     @torch.inference_mode()
-    def _require_equal_bits(self) -> None:
-        """Raises ValueError unless a picture has the same bits in every row and beside every other."""
-        noise = np.random.default_rng(0).integers(0, 256, (self.batch, 224, 224, 3), dtype=np.uint8)
-        scores = self._scores(np.repeat(noise[:1], self.batch, 0))
-        mixed = self._scores(noise)
-        if not (bool((scores == scores[0]).all()) and bool(mixed[0] == scores[0])):
-            spread = float((torch.cat([scores, mixed[:1]]) - scores[0]).abs().max())
+    def _require_equal_bits(self, height: int, width: int) -> None:
+        """Raises ValueError unless pictures of a size have the same bits in every row and beside every other.
+
+        Vision models that lay the patches of all pictures in one row keep that at some sizes only.
+        """
+        noise = np.random.default_rng(0).integers(0, 256, (self.batch, height, width, 3), dtype=np.uint8)
+        spread = spread_over_places(
+            lambda order: in_passes(
+                self, len(order), lambda i, j: self._scores(noise[list(order)][i:j]), filled=True, kept=True
+            ),
+            self.batch,
+        )
+        if spread:
             raise ValueError(
-                f"scorer {self.name}: deterministic=true, but on {self.device} a picture's score differs by "
-                f"{spread:.1e} with its place in a batch of {self.batch}: set batch=1, or another size"
+                f"scorer {self.name}: deterministic=true, but on {self.device} the score of a picture of "
+                f"{width}x{height} differs by {spread:.1e} with its place in a batch of {self.batch}: set batch=1, or "
+                "another size"
             )
+        self._proven.add((height, width))
 
 
 def _begins_itself(tokenizer: Any, text: str) -> bool:

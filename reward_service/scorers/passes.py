@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -59,3 +59,26 @@ def _halve(scorer: InBatches, error: BaseException, count: int, kept: bool) -> N
         ) from error
     scorer.batch = count // 2
     warnings.warn(f"{told}: {scorer.batch} from here on; set batch={scorer.batch}", stacklevel=5)
+
+
+def spread_over_places(scores: Callable[[Sequence[int]], Tensor], batch: int) -> float:
+    """The most that a score differs with its place in a pass and with what is beside it; 0: by no bit.
+
+    Products of matrices, and functions at the end of a row that fills no whole vector, may depend on the place.
+
+    Args:
+        scores: of the items of these numbers, in this order; one number may come several times.
+        batch: how many items there are.
+    """
+    places = list(range(batch))
+    plain, first = scores(places), scores([0] * batch)
+    spread = _difference(first, plain[:1].expand(batch))
+    for shift in sorted({1, batch // 2, batch - 1} - {0}):
+        moved = scores(places[shift:] + places[:shift]).roll(shift)
+        spread = max(spread, _difference(moved, plain))
+    return spread
+
+
+def _difference(these: Tensor, those: Tensor) -> float:
+    apart = (these - those).abs()[~(these.isnan() & those.isnan())]
+    return float(apart.nan_to_num(torch.inf, torch.inf).max()) if len(apart) else 0.0

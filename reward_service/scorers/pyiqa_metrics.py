@@ -243,11 +243,12 @@ def _within(path: str, value: Any, deep: int) -> Iterator[tuple[str, Tensor]]:
 
 def _offline(error: BaseException | None) -> list[str]:
     """What the client of the Hugging Face hub says of a file that it isn't allowed to fetch."""
+    said = []
     while error is not None:
         if type(error).__name__ in ("OfflineModeIsEnabled", "LocalEntryNotFoundError"):
-            return [_line(error)]
+            said.append(_line(error))
         error = error.__cause__ or error.__context__
-    return []
+    return [line for line in said if "://" in line][:1] or said[:1]
 
 
 def _line(error: BaseException) -> str:

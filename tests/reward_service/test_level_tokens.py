@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,28 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def folder(folders: dict[str, Path]) -> Path:
     return folders["qwen2_vl"]
+
+
+@pytest.fixture(autouse=True)
+def loaded_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scorers of one folder share its model, but for tests of loading."""
+    if "fresh" not in request.fixturenames:
+        monkeypatch.setattr(LevelTokens, "_load", lambda self, folder: _loaded(folder, self.dtype))
+
+
+@lru_cache
+def _loaded(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    asks = LevelTokens.__new__(LevelTokens)
+    asks.device, asks.dtype = torch.device("cpu"), dtype
+    return LOAD(asks, folder)
+
+
+LOAD = LevelTokens._load
+
+
+@pytest.fixture
+def fresh() -> None:
+    """The test loads its models itself."""
 
 
 @pytest.fixture
@@ -99,10 +122,11 @@ def test_alone_on_a_cpu_or_deterministic_a_score_has_the_same_bits_in_any_compan
     images = pictures()
     alone = made(folders[kind])
     assert alone.batch == alone.preferred_batch == 1 and alone.batch_tolerance == 0
-    scores = scores_in_any_company(alone, images)
+    scores_in_any_company(alone, images)
+    square = pictures(5, 112, 112)
     fixed = made(folders[kind], batch=3, deterministic=True)
     assert fixed.batch_tolerance == 0
-    np.testing.assert_allclose(scores_in_any_company(fixed, images), scores, atol=2e-5)
+    np.testing.assert_allclose(scores_in_any_company(fixed, square), alone.score(square), atol=2e-5)
 
 
 def test_no_pass_has_padding_and_only_the_last_position_is_computed(
@@ -130,7 +154,7 @@ def test_deterministic_passes_have_one_shape(folder: Path) -> None:
     scorer._levels = lambda inputs: (rows.append(len(inputs["input_ids"])), read(inputs))[1]  # type: ignore
     scorer.score(pictures(5))
     scorer.score(pictures(1))
-    assert rows == [4, 4, 4]
+    assert rows == [4] * 8  # five to see that the size keeps its bits
 
 
 def test_deterministic_is_refused_where_a_place_in_the_batch_changes_bits(
@@ -146,6 +170,23 @@ def test_deterministic_is_refused_where_a_place_in_the_batch_changes_bits(
     with pytest.raises(ValueError, match="deterministic=true, but on cpu .* set batch=1"):
         made(folder, batch=4, deterministic=True)
     made(folder, batch=1, deterministic=True)
+
+
+def test_deterministic_is_refused_at_a_size_at_which_a_place_changes_bits(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = LevelTokens._levels
+
+    def by_place(self: LevelTokens, inputs: Any) -> Tensor:
+        levels = plain(self, inputs)
+        odd = len(inputs["pixel_values"]) % 64 > 0
+        return levels + odd * torch.arange(len(levels))[:, None] * torch.linspace(0, 1e-4, 5)
+
+    monkeypatch.setattr(LevelTokens, "_levels", by_place)
+    scorer = made(folder, batch=4, deterministic=True)
+    assert np.isfinite(scorer.score(pictures(2, 112, 112))).all()
+    with pytest.raises(ValueError, match="the score of a picture of 90x64 differs by .* in a batch of 4: set batch=1"):
+        scorer.score(pictures(2))
 
 
 def test_levels_weights_stem_and_question_are_the_users(folder: Path) -> None:
@@ -338,7 +379,7 @@ def test_a_prompt_without_a_picture_or_with_two_is_refused(folder: Path, folders
         made(folders["llava"], prompt="")
 
 
-def test_what_is_no_folder_of_a_model_is_told(folder: Path, tmp_path: Path) -> None:
+def test_what_is_no_folder_of_a_model_is_told(folder: Path, tmp_path: Path, fresh: None) -> None:
     with pytest.raises(ValueError, match="scorer level_tokens needs `weights`.*docs/reward.md"):
         make_scorer("level_tokens")
     with pytest.raises(ValueError, match="absent holds no config.json"):
@@ -364,7 +405,7 @@ def test_what_is_no_folder_of_a_model_is_told(folder: Path, tmp_path: Path) -> N
         made(damaged)
 
 
-def test_missing_and_unexpected_keys_are_named_and_never_drawn_at_random(folder: Path, tmp_path: Path) -> None:
+def test_missing_and_unexpected_keys_are_named_and_never_drawn_at_random(folder: Path, tmp_path: Path, fresh: None) -> None:
     for number, what in enumerate(("missing", "unexpected")):
         other = copied(folder, tmp_path / str(number))
         state = load_file(other / "model.safetensors")
@@ -380,7 +421,7 @@ def test_missing_and_unexpected_keys_are_named_and_never_drawn_at_random(folder:
             made(other)
 
 
-def test_a_torch_file_is_not_read(folder: Path, tmp_path: Path) -> None:
+def test_a_torch_file_is_not_read(folder: Path, tmp_path: Path, fresh: None) -> None:
     other = copied(folder, tmp_path / "bin")
     torch.save(load_file(other / "model.safetensors"), other / "pytorch_model.bin")
     (other / "model.safetensors").unlink()
@@ -388,7 +429,7 @@ def test_a_torch_file_is_not_read(folder: Path, tmp_path: Path) -> None:
         made(other)
 
 
-def test_a_models_own_program_is_not_run(folder: Path, tmp_path: Path) -> None:
+def test_a_models_own_program_is_not_run(folder: Path, tmp_path: Path, fresh: None) -> None:
     other = copied(folder, tmp_path / "program")
     config = json.loads((other / "config.json").read_text())
     config |= {"model_type": "unheard_of", "auto_map": {"AutoConfig": "mine.C", "AutoModelForImageTextToText": "mine.M"}}
@@ -398,7 +439,9 @@ def test_a_models_own_program_is_not_run(folder: Path, tmp_path: Path) -> None:
         made(other)
 
 
-def test_weights_that_the_device_has_no_memory_for_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_the_device_has_no_memory_for_are_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, fresh: None
+) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 

@@ -59,14 +59,14 @@ def write_qwen(folder: Path, newer: bool = False, **of_tokenizer: Any) -> Path:
     words = tokenizer(QWEN_MARKS, **of_tokenizer)
     ids = {mark: words.convert_tokens_to_ids(mark) for mark in QWEN_MARKS}
     text = {
-        "vocab_size": len(words), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "vocab_size": len(words), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": None, "eos_token_id": None,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]},
     }  # fmt: skip
     vision: dict[str, Any] = {"depth": 2, "num_heads": 2, "patch_size": 14, "in_channels": 3}
     if newer:
         vision |= {
-            "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48, "fullatt_block_indexes": [1],
+            "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 64, "fullatt_block_indexes": [1],
             "window_size": 56,
         }  # fmt: skip
     else:
@@ -88,10 +88,10 @@ def write_llava(folder: Path, **of_tokenizer: Any) -> Path:
     """A LLaVA of a CLIP and a LLaMA of two layers, without a chat template."""
     words = tokenizer(LLAVA_MARKS, **of_tokenizer)
     vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
     )
     text = LlamaConfig(
-        vocab_size=len(words), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+        vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
     )
     image = words.convert_tokens_to_ids("<image>")
     made = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_id=image))

@@ -22,7 +22,7 @@ from reward_service.scorers.mplug_owl2.loading import load_owl2
 from reward_service.scorers.mplug_owl2.network import LevelReader
 from reward_service.scorers.mplug_owl2.pixels import Box, prepare, windows
 from reward_service.scorers.mplug_owl2.prompt import LEVELS, check_tokenizer
-from reward_service.scorers.passes import in_passes
+from reward_service.scorers.passes import in_passes, spread_over_places
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FIVE_TO_ONE = (5.0, 4.0, 3.0, 2.0, 1.0)
@@ -216,10 +216,8 @@ class OwlScorer:
         """Raises ValueError unless a picture has the same bits in every row and beside every other."""
         shape = (self.batch, 3, self.native_side, self.native_side)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device, self.dtype)
-        alike = noise[:1].expand(shape).contiguous()
-        scores, mixed = self._scores(alike), self._scores(noise)
-        if not (bool((scores == scores[0]).all()) and bool(mixed[0] == scores[0])):
-            spread = float((torch.cat([scores, mixed[:1]]) - scores[0]).abs().max())
+        spread = spread_over_places(lambda order: self._scores(noise[list(order)]), self.batch)
+        if spread:
             raise ValueError(
                 f"scorer {self.name}: deterministic=true, but on {self.device} a picture's score differs by "
                 f"{spread:.1e} with its place in a batch of {self.batch}: set batch=1, or another size"
