@@ -1,7 +1,7 @@
 """A reward server in one file (numpy alone): `python docs/reward_server.py 8900`, then `--scorer http://localhost:8900`.
 
-Put your own model into `score`. With REWARD_TOKEN set, requests must bring it. For https give the files of a certificate
-and its key as further arguments.
+Put your own model into `score`. With REWARD_TOKEN set, requests must bring it. For https give the files of a
+certificate and its key as further arguments.
 """
 
 import hmac

@@ -173,15 +173,16 @@ class LevelTokens:
         config = self._model.config.get_text_config()
         width = config.hidden_size
         inside = getattr(config, "intermediate_size", None) or 4 * width
-        return int(parameters + (batch or self.batch) * 2 * self.tokens * self.dtype.itemsize * (4 * inside + 8 * width))
+        work = 2 * self.tokens * self.dtype.itemsize * (4 * inside + 8 * width)
+        return int(parameters + (batch or self.batch) * work)
 
     @torch.inference_mode()
     def score(self, images: Any) -> np.ndarray:
         """uint8 [N, H, W, 3] RGB, sides of at least 32 -> float32 [N] in `range`; NaN where the model gives none.
 
         Raises:
-            ValueError: another dtype or shape, smaller pictures, a shape that the model's processor refuses, or at which
-                `deterministic` isn't kept.
+            ValueError: another dtype or shape, smaller pictures, or a shape that the model's processor refuses, or at
+                which `deterministic` isn't kept.
             MemoryError: not even one picture fits, or `deterministic` forbids a smaller batch.
         """
         images = check_block(images, LEAST_SIDE)

@@ -18,7 +18,7 @@ _NETWORK = ("urllib.Request", "http.client.connect", "socket.getaddrinfo", "sock
 
 
 class Refused(ConnectionError):
-    """A library reached for the network. As a broken connection it lets libraries take what they have in their caches."""
+    """A library reached for the network; as a broken connection, so that it takes what it has in its cache."""
 
 
 class Unsafe(RuntimeError):

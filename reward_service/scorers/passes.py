@@ -15,9 +15,11 @@ from restoration.trouble import free_memory, is_memory
 class InBatches(Protocol):
     """A scorer whose `batch` rows a pass are halved when memory runs out."""
 
-    name: str
     device: torch.device
     batch: int
+
+    @property
+    def name(self) -> str: ...
 
 
 def in_passes(

@@ -173,8 +173,8 @@ class PyiqaMetric:
             return ValueError(
                 f"scorer {self.name} wants a file that isn't here, and nothing is fetched in the background: "
                 f"{first(lacking)}. Download it yourself and give it as `pretrained_model_path`, or, for a metric that "
-                "takes no path, lay it where it is looked for (hub/pyiqa or hub/checkpoints in torch's cache, the hub's "
-                "own cache)"
+                "takes no path, lay it where it is looked for (hub/pyiqa or hub/checkpoints in torch's cache, or the "
+                "hub's)"
             )
         if isinstance(error, Unsafe) or "weights_only" in str(error) or "Weights only" in str(error):
             return ValueError(f"scorer {self.name}: its file isn't tensors alone, and isn't unpickled: {_line(error)}")
@@ -246,7 +246,7 @@ def _offline(error: BaseException | None) -> list[str]:
     said = []
     while error is not None:
         if type(error).__name__ in ("OfflineModeIsEnabled", "LocalEntryNotFoundError"):
-            said.append(_line(error))
+            said.append(_line(error).removeprefix("Cannot reach ").split(": offline")[0])
         error = error.__cause__ or error.__context__
     return [line for line in said if "://" in line][:1] or said[:1]
 

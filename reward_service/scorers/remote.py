@@ -206,8 +206,8 @@ class RemoteScorer:
             raise ServerFailed(f"{where}: {type(error).__name__}: {_line(error)}") from error
         if 300 <= found.status < 400:
             raise ServerFailed(
-                f"{where}: it redirects ({found.status}) to {_shown((found.location or 'nowhere')[:200])}, which is not "
-                "followed: give the scorer's own address"
+                f"{where}: it redirects ({found.status}) to {_shown((found.location or 'nowhere')[:200])}, which is "
+                "not followed: give the scorer's own address"
             )
         if found.status != 200:
             advice = "; is the token right?" if found.status in (401, 403) else ""
@@ -365,9 +365,7 @@ def _context(ca: str | None) -> ssl.SSLContext:
 
 def _range(value: Any, where: str) -> tuple[float, float]:
     if isinstance(value, list) and len(value) == 2:
-        least, most = (
-            bound if value[i] is None else value[i] for i, bound in enumerate((-math.inf, math.inf))
-        )
+        least, most = (bound if value[i] is None else value[i] for i, bound in enumerate((-math.inf, math.inf)))
         numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (least, most))
         if numbers and least < most:
             return float(least), float(most)

@@ -356,7 +356,9 @@ def test_bad_settings_are_refused_by_name_before_anything_is_read(settings: dict
 
 
 def test_a_level_that_is_no_single_token_behind_the_stem_is_named(folder: Path) -> None:
-    with pytest.raises(ValueError, match="the level 'unheard' is no single token behind .*The quality of the image is'"):
+    with pytest.raises(
+        ValueError, match="the level 'unheard' is no single token behind .*The quality of the image is'"
+    ):
         made(folder, levels=["good", "unheard"], level_weights=[1, 0])
     with pytest.raises(ValueError, match="the level 'good' is no single token"):
         made(folder, stem="", levels=["bad", "good"], level_weights=[1, 0])  # only " good" is one
@@ -373,7 +375,9 @@ def test_two_levels_of_one_token_are_named(folder: Path, tmp_path: Path) -> None
 
 def test_a_prompt_without_a_picture_or_with_two_is_refused(folder: Path, folders: dict[str, Path]) -> None:
     for prompt in ("How good is it? ", CHAT + CHAT):
-        with pytest.raises(ValueError, match="its processor refuses a picture with the text .* mark of a picture, once"):
+        with pytest.raises(
+            ValueError, match="its processor refuses a picture with the text .* mark of a picture, once"
+        ):
             made(folder, prompt=prompt)
     with pytest.raises(ValueError, match="has no chat template .*: give the whole text as `prompt`"):
         made(folders["llava"], prompt="")
@@ -405,7 +409,9 @@ def test_what_is_no_folder_of_a_model_is_told(folder: Path, tmp_path: Path, fres
         made(damaged)
 
 
-def test_missing_and_unexpected_keys_are_named_and_never_drawn_at_random(folder: Path, tmp_path: Path, fresh: None) -> None:
+def test_missing_and_unexpected_keys_are_named_and_never_drawn_at_random(
+    folder: Path, tmp_path: Path, fresh: None
+) -> None:
     for number, what in enumerate(("missing", "unexpected")):
         other = copied(folder, tmp_path / str(number))
         state = load_file(other / "model.safetensors")
@@ -432,7 +438,10 @@ def test_a_torch_file_is_not_read(folder: Path, tmp_path: Path, fresh: None) -> 
 def test_a_models_own_program_is_not_run(folder: Path, tmp_path: Path, fresh: None) -> None:
     other = copied(folder, tmp_path / "program")
     config = json.loads((other / "config.json").read_text())
-    config |= {"model_type": "unheard_of", "auto_map": {"AutoConfig": "mine.C", "AutoModelForImageTextToText": "mine.M"}}
+    config |= {
+        "model_type": "unheard_of",
+        "auto_map": {"AutoConfig": "mine.C", "AutoModelForImageTextToText": "mine.M"},
+    }
     (other / "config.json").write_text(json.dumps(config))
     (other / "mine.py").write_text("raise SystemExit('it ran')")
     with pytest.raises(ValueError, match="scorer level_tokens: "):

@@ -36,7 +36,7 @@ class Metric(nn.Module):
         self.sizes: list[int] = []
 
     def forward(self, x: Tensor) -> Any:
-        assert x.dtype == torch.float32 and x.dim() == 4 and x.shape[1] == 3 and 0 <= x.min() and x.max() <= 1
+        assert x.dtype == torch.float32 and x.dim() == 4 and x.shape[1] == 3 and x.min() >= 0 and x.max() <= 1
         self.sizes.append(len(x))
         return self.rule(x) + self.offset if isinstance(self.rule(x), Tensor) else self.rule(x)
 

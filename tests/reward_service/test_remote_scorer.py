@@ -447,9 +447,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     files = folder / "server.pem", folder / "key.pem"
     files[0].write_bytes(signed.public_bytes(serialization.Encoding.PEM))
     unencrypted = serialization.NoEncryption()
-    files[1].write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, unencrypted)
-    )
+    files[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, unencrypted))
     return files
 
 

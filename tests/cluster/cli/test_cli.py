@@ -255,7 +255,9 @@ def test_a_scorer_takes_its_settings_behind_commas(photos: Path) -> None:
 
 def test_a_server_scores_a_folder_and_a_failing_one_is_told_for_each_file(photos: Path) -> None:
     server = subprocess.Popen(
-        [sys.executable, Path(__file__).parents[3] / "docs" / "reward_server.py", "0"], stdout=subprocess.PIPE, text=True
+        [sys.executable, Path(__file__).parents[3] / "docs" / "reward_server.py", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert server.stdout is not None
