@@ -82,7 +82,8 @@ class PyiqaMetric:
         self._sign = -1.0 if self._made.lower_better else 1.0
         self.range = _range(self._made.score_range, self._sign)
         state = digest_of(dict(_tensors(self._made)))
-        said = json.dumps([self.metric, options, state], sort_keys=True, default=str)
+        told = {key: _content(value) if key.endswith("_path") else value for key, value in options.items()}
+        said = json.dumps([self.metric, told, state], sort_keys=True, default=str)
         digest = hashlib.sha256(said.encode()).hexdigest()[:12]
         self.version = f"pyiqa-{package.__version__}-{self.metric}-{digest}"
 
@@ -239,6 +240,15 @@ def _within(path: str, value: Any, deep: int) -> Iterator[tuple[str, Tensor]]:
     elif deep and isinstance(value, list | tuple):
         for i, item in enumerate(value):
             yield from _within(f"{path}.{i}", item, deep - 1)
+
+
+def _content(path: Any) -> str:
+    """What tells a file from another wherever it lies; of a folder its name."""
+    file = Path(str(path))
+    if not file.is_file():
+        return file.name
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _offline(error: BaseException | None) -> list[str]:

@@ -172,11 +172,14 @@ def test_nothing_is_fetched_while_it_is_made_or_scores(fake: None) -> None:
 def test_weights_of_the_user_are_read_and_are_part_of_the_version(fake: None, tmp_path: Path) -> None:
     versions = set()
     for offset in (1.0, 2.0):
-        torch.save(torch.tensor([offset]), file := tmp_path / f"{offset}.pth")
+        torch.save(torch.tensor([offset]), file := tmp_path / "judge.pth")
         scorer, images = made("judge", pretrained_model_path=str(file)), pictures()
         np.testing.assert_allclose(scorer.score(images), wanted(images) + offset, rtol=1e-5)
         versions.add(scorer.version)
         assert scorer.version.startswith("pyiqa-9.9-judge-")
+    (tmp_path / "elsewhere").mkdir()
+    moved = file.rename(tmp_path / "elsewhere" / "c.pth")
+    assert made("judge", pretrained_model_path=str(moved)).version in versions
     assert len(versions) == 2 and made("bright").version == made("bright").version
     with pytest.raises(ValueError, match=f"wants a file .*{WEIGHTS}. Download it yourself"):
         made("judge")
