@@ -215,7 +215,7 @@ def test_a_file_with_a_program_in_it_is_not_unpickled(
 )
 def test_what_is_no_scorer_is_refused_by_name(fake: None, name: str, params: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        make_scorer(name, "cpu", **params)
+        made(name.removeprefix("pyiqa:"), **params)
 
 
 def test_small_pictures_and_other_types_are_refused(fake: None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime
 import io
@@ -142,6 +143,13 @@ def test_a_score_is_the_same_in_any_company_and_of_any_part_of_an_array(fake: Fa
     together = scores_in_any_company(scorer, images)
     np.testing.assert_array_equal(scorer.score(np.asfortranarray(images)), together)
     np.testing.assert_array_equal(scorer.score(images[:, ::-1]), together)
+
+
+def test_it_is_made_and_scores_where_an_event_loop_runs_as_in_a_replica(fake: Fake) -> None:
+    async def replica() -> np.ndarray:
+        return made(fake).score(pictures(2))
+
+    assert np.isfinite(asyncio.run(replica())).all()
 
 
 def test_blocks_larger_than_a_piece_are_sent_whole(fake: Fake) -> None:
