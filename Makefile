@@ -24,6 +24,9 @@ $(STAMP): requirements.lock pyproject.toml
 lock:
 	uv pip compile pyproject.toml --extra dev --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --custom-compile-command 'make lock' -o requirements.lock
+	cp requirements.lock requirements-pyiqa.lock  # its versions, where pyiqa lets them be
+	uv pip compile pyproject.toml --extra pyiqa --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --custom-compile-command 'make lock' -o requirements-pyiqa.lock
 
 lint: style types
 

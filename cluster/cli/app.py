@@ -231,7 +231,11 @@ def evaluate(
 def score(
     folder: Annotated[Path, typer.Argument(help="A folder of images.")],
     scorer: Annotated[
-        str, typer.Option(help="Name of the scorer, or module:class; its settings behind commas: NAME,KEY=VALUE,...")
+        str,
+        typer.Option(
+            help="Name of the scorer, pyiqa:METRIC, https://..., or module:class; its settings behind commas: "
+            "NAME,KEY=VALUE,..."
+        ),
     ] = DEFAULT_SCORER,
     csv: Annotated[Path | None, typer.Option(help="Write one line an image here.")] = None,
 ) -> None:

@@ -146,14 +146,14 @@ def named_services(words: Sequence[str], name: str | None) -> dict[str, RewardSe
     """
     from dataclasses import asdict
 
-    from cluster.config.configure import ConfigError, build_config, parse_override, value_of
+    from cluster.config.configure import ConfigError, build_config, parse_override, split_at_commas, value_of
     from cluster.config.reward import RunReward
     from reward_service.settings import RewardSettings, check_name
 
     given: dict[str, Any] = {}
     sections: list[dict[str, Any]] = []
     for word in words:
-        first, *behind = word.split(",")
+        first, *behind = split_at_commas(word)
         if "=" in first:
             (key, *inner), value = parse_override(word)
             if inner:

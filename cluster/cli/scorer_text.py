@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 def named_scorer(text: str) -> tuple[str, dict[str, Any], Scorer]:
     """Its name, its parameters and itself. Raises UserMistake."""
-    from cluster.config.configure import parse_override
+    from cluster.config.configure import parse_override, split_at_commas
     from reward_service.scorers import make_scorer
 
-    name, *settings = text.split(",")
+    name, *settings = split_at_commas(text)
     with as_mistake(ValueError):
         params = {".".join(key): value for key, value in map(parse_override, settings)}
         return name, params, make_scorer(name, **params)

@@ -132,6 +132,23 @@ def parse_override(text: str) -> tuple[Key, Any]:
         raise ConfigError([Problem(".".join(key), f"{value!r} is no YAML value", action, COMMAND_LINE)]) from None
 
 
+def split_at_commas(text: str) -> list[str]:
+    """`"a,b=[1, 2]"` -> ["a", "b=[1, 2]"]: commas in brackets and quotations separate nothing."""
+    parts, depth, quote = [""], 0, ""
+    for sign in text:
+        if quote:
+            quote = "" if sign == quote else quote
+        elif sign in "\"'" and parts[-1][-1:] in set("=[{,: "):  # else it is an apostrophe
+            quote = sign
+        elif sign == "," and not depth:
+            parts.append("")
+            continue
+        else:
+            depth += (sign in "[{") - (sign in "]}")
+        parts[-1] += sign
+    return parts
+
+
 # -- reading -----------------------------------------------------------------------------------------------------
 
 

@@ -26,8 +26,9 @@ class RunReward(RewardSettings):
     Attributes:
         terms: each with a `scorer` and a `weight` (1 if it has none; 0: only evaluated), perhaps a `name` (else the
             scorer's) and any key of this section for its own service. What a term doesn't say it takes from this
-            section, `params` and `app` only with the scorer. `psnr`, `ssim`, `lpips` and `reconstruction` compare with the ground
-            truth in the actors and need no service; their `params` are `protocol` (psnr, ssim) and `weights` (lpips).
+            section, `params` and `app` only with the scorer. `psnr`, `ssim`, `lpips` and `reconstruction` compare with
+            the ground truth in the actors and need no service; their `params` are `protocol` (psnr, ssim) and `weights`
+            (lpips).
         combine: `sum` of weight x score, or `gdpo`: each term normalised over the rollouts of its image first.
     """
 

@@ -27,6 +27,8 @@ from restoration.metrics.full_reference import FULL_REFERENCE, version_of
 from restoration.transition import Schedule
 from reward_service.scorers import SCORERS
 
+OTHERS = "pyiqa:METRIC, https://... or module:class"
+
 
 def before_start(
     config: RunConfig, train: PairedFolder, heldout: PairedFolder, machine: Machine | None = None
@@ -97,7 +99,7 @@ def names(config: RunConfig) -> Iterator[Finding]:
     for term in config.reward.resolved.terms:
         key = config.reward.key(term.name)
         if term.served and ":" not in term.scorer and term.scorer not in SCORERS:
-            yield Problem(f"{key}.scorer", f"no scorer named {term.scorer!r}", f"choose {known}, or module:class")
+            yield Problem(f"{key}.scorer", f"no scorer named {term.scorer!r}", f"choose {known}, {OTHERS}")
         elif not term.served:
             try:
                 version_of(term.scorer, **term.params)

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from reward_service.scorers import Scorer, make_scorer
 from tests.reward_service.owl2_folders import golden, write_full
 from tests.reward_service.test_clip_iqa import released
+from tests.reward_service.vlm_folders import write_qwen
 
 
 def _shipped(folder: Path) -> dict[str, Any]:
@@ -31,10 +32,17 @@ def _owl2(folder: Path) -> dict[str, Any]:
     return {"weights": str(folder / "owl2"), "dtype": "float32"}
 
 
+def _vlm(folder: Path) -> dict[str, Any]:
+    if not (folder / "vlm").exists():
+        write_qwen(folder / "vlm")
+    return {"weights": str(folder / "vlm"), "dtype": "float32"}
+
+
 PARAMS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "brisque": _shipped,
     "clip_iqa": _clip,
     "deqa": _owl2,
+    "level_tokens": _vlm,
     "lite0_levels": _shipped,
     "niqe": _shipped,
     "piqe": _shipped,
@@ -48,6 +56,7 @@ SHIPPED = sorted(name for name, params in PARAMS.items() if params is _shipped)
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "clip_iqa": [{"batch": 3}],
     "deqa": [{"batch": 3}, {"batch": 4, "deterministic": True}, {"batch": 3, "dtype": "bfloat16"}],
+    "level_tokens": [{"batch": 3}, {"batch": 4, "deterministic": True}],
     "qalign": [{"batch": 4, "deterministic": True}],
 }
 """Settings in which a scorer adds up in another way, beside its defaults."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from restoration.checkpoints import CheckpointError, check_shapes, empty, read_json, read_state, without_weights
 from restoration.file_kinds import first
+from reward_service.scorers.digests import summary_of
 from reward_service.scorers.mplug_owl2.config import OwlConfig
 from reward_service.scorers.mplug_owl2.network import Owl2
 
@@ -31,7 +32,6 @@ _PORTIONS = 16
 _TABLES = re.compile(r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.position_ids$")
 """What some versions of the published program wrote beside the weights, and what follows from the sizes."""
 _MATRIX = re.compile(r"(?:base_model\.model\.)?(?P<layer>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class _Filling:
         self.network, self.updates, self.device, self.dtype = network, updates, device, dtype
         self.parts: dict[str, bytes] = {}
         for name, update in updates.items():
-            pair = [_summary(t.to(device)) for t in (update.a, update.b)]
+            pair = [summary_of(t.to(device)) for t in (update.a, update.b)]
             self.parts[f"{name}+"] = b"".join([*pair, repr(update.scale).encode()])
 
     def take(self, file: _File, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -143,23 +143,11 @@ class _Filling:
 
     def _ready(self, name: str, value: Tensor) -> Tensor:
         value = value.to(self.device, copy=True)  # a tensor in the mapped file dies with the file
-        self.parts[name] = _summary(value)
+        self.parts[name] = summary_of(value)
         if (update := self.updates.get(name)) is not None:
             a, b = (t.to(self.device, torch.float32) for t in (update.a, update.b))
             value = torch.addmm(value.float(), b, a, alpha=update.scale)
         return value.to(self.dtype) if value.is_floating_point() else value
-
-
-def _summary(value: Tensor) -> bytes:
-    """What tells a tensor from another: type, shape and sums of its bits, which are exact on every device."""
-    flat = value.detach().contiguous().reshape(-1).view(_INTEGERS[value.element_size()])
-    columns = max(1, min(1024, flat.numel()))
-    whole = flat.numel() // columns * columns
-    total = torch.zeros(columns, dtype=torch.int64, device=value.device)
-    for rows in flat[:whole].view(-1, columns).split(2048):  # a sum in another type copies what it adds up
-        total += rows.sum(0, dtype=torch.int64)
-    said = f"{value.dtype}{tuple(value.shape)}".encode()
-    return hashlib.sha256(said + torch.cat([total, flat[whole:].long()]).cpu().numpy().tobytes()).digest()
 
 
 def _portions(keys: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[dict[str, str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,13 +15,14 @@ import torch
 from torch import Tensor
 
 from restoration.checkpoints import CheckpointError
-from restoration.trouble import free_memory, is_memory
+from restoration.trouble import is_memory
 from reward_service.scorers.interface import check_block
 from reward_service.scorers.mplug_owl2.config import OwlConfig
 from reward_service.scorers.mplug_owl2.loading import load_owl2
 from reward_service.scorers.mplug_owl2.network import LevelReader
 from reward_service.scorers.mplug_owl2.pixels import Box, prepare, windows
 from reward_service.scorers.mplug_owl2.prompt import LEVELS, check_tokenizer
+from reward_service.scorers.passes import in_passes, spread_over_places
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FIVE_TO_ONE = (5.0, 4.0, 3.0, 2.0, 1.0)
@@ -162,19 +162,15 @@ class OwlScorer:
         images = check_block(images, LEAST_SIDE)
         height, width = images.shape[1:3]
         boxes: list[Box] = [(0, height, 0, width), *windows(height, width, self.native_side, self.settings.crops)]
-        count, total, start = len(images), len(images) * len(boxes), 0
-        parts = []
-        while start < total:
-            stop = min(start + self.batch, total)
-            try:
-                parts.append(self._scores(self._pixels(images, boxes, start, stop)))
-            except (RuntimeError, MemoryError) as error:
-                if not is_memory(error):
-                    raise
-                self._halve(error, stop - start)
-                continue
-            start = stop
-        of_views = torch.cat(parts).view(len(boxes), count)
+        count = len(images)
+        found = in_passes(
+            self,
+            count * len(boxes),
+            lambda start, stop: self._scores(self._pixels(images, boxes, start, stop)),
+            filled=self._filled,
+            kept=self.settings.deterministic,
+        )
+        of_views = found.view(len(boxes), count)
         scores = of_views[0] if len(boxes) == 1 else (of_views[0] + of_views[1:].mean(0)) / 2
         return scores.cpu().numpy()
 
@@ -203,25 +199,6 @@ class OwlScorer:
         levels = self._read(pixels)[:rows].softmax(-1)
         return (levels * self._values).sum(-1)
 
-    def _halve(self, error: BaseException, count: int) -> None:
-        """Go on with half of the `count` views that were too many.
-
-        Raises:
-            MemoryError: which would be other scores, or no picture at all.
-        """
-        free_memory(error)
-        if self._filled:
-            count = self.batch
-        told = f"scorer {self.name}: not enough memory on {self.device} for {count} pictures at once"
-        if count == 1:
-            raise MemoryError(f"{told}: give the scorer a device with more memory, or set dtype=bfloat16") from error
-        if self.settings.deterministic:
-            raise MemoryError(
-                f"{told}, and deterministic=true keeps the batch: set batch={count // 2}, for all replicas"
-            ) from error
-        self.batch = count // 2
-        warnings.warn(f"{told}: {self.batch} from here on; set batch={self.batch}", stacklevel=4)
-
     def _version(self, digest: str) -> str:
         said = {**asdict(self.settings), "dtype": str(self.dtype), "preparation": PREPARATION, "weights": digest}
         if self.settings.deterministic:
@@ -249,10 +226,8 @@ class OwlScorer:
         """Raises ValueError unless a picture has the same bits in every row and beside every other."""
         shape = (self.batch, 3, self.native_side, self.native_side)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device, self.dtype)
-        alike = noise[:1].expand(shape).contiguous()
-        scores, mixed = self._scores(alike), self._scores(noise)
-        if not (bool((scores == scores[0]).all()) and bool(mixed[0] == scores[0])):
-            spread = float((torch.cat([scores, mixed[:1]]) - scores[0]).abs().max())
+        spread = spread_over_places(lambda order: self._scores(noise[list(order)]), self.batch)
+        if spread:
             raise ValueError(
                 f"scorer {self.name}: deterministic=true, but on {self.device} a picture's score differs by "
                 f"{spread:.1e} with its place in a batch of {self.batch}: set batch=1, or another size"

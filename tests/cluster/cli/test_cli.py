@@ -253,6 +253,24 @@ def test_a_scorer_takes_its_settings_behind_commas(photos: Path) -> None:
         assert refused.exit_code == 2 and told in refused.output and "Traceback" not in refused.output
 
 
+def test_a_server_scores_a_folder_and_a_failing_one_is_told_for_each_file(photos: Path) -> None:
+    server = subprocess.Popen(
+        [sys.executable, Path(__file__).parents[3] / "docs" / "reward_server.py", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stdout is not None
+        url = f"http://127.0.0.1:{server.stdout.readline().split()[-1]}"
+        scored = run("score", photos / "train", "--scorer", f"{url},timeout_s=20,retries=0")
+        assert scored.exit_code == 0 and "contrast, version contrast-1, range 0 to 127.5" in scored.output
+    finally:
+        server.kill()
+        server.communicate(timeout=10)
+    gone = run("score", photos / "train", "--scorer", f"{url},retries=0")
+    assert gone.exit_code == 2 and "is the server up?" in gone.output and "Traceback" not in gone.output
+
+
 def test_scores_name_each_file_that_has_none_and_go_on_with_the_rest(results: Path) -> None:
     scorer = "tests.cluster.cli.test_cli:Brightness"
     sub = results / "restored" / "sub"

@@ -9,7 +9,7 @@ import pydantic
 import pytest
 import yaml
 
-from cluster.config.configure import ConfigError, load_config, parse_override, save_config
+from cluster.config.configure import ConfigError, load_config, parse_override, save_config, split_at_commas
 from cluster.config.tree import valid_keys
 
 
@@ -220,3 +220,21 @@ def test_a_dataclass_can_be_the_whole_recipe_and_an_error_can_be_one_sentence(tm
     with pytest.raises(ConfigError, match=r"^sampler.eta \(command line\): sampler.eta=3.0: a policy"):
         load_config(Rollout, write(tmp_path, "{}"), ["sampler.eta=3"])
     assert str(ConfigError.of("it is full; empty it")) == "it is full; empty it"
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("piqe", ["piqe"]),
+        ("deqa,weights=a,batch=2", ["deqa", "weights=a", "batch=2"]),
+        ("pyiqa:niqe,crop_border=4", ["pyiqa:niqe", "crop_border=4"]),
+        ("https://host:1/a,ca=b.pem", ["https://host:1/a", "ca=b.pem"]),
+        ("x,levels=[good, bad],level_weights=[1,0]", ["x", "levels=[good, bad]", "level_weights=[1,0]"]),
+        ("x,size={a: [1, {b: 2, c: 3}], d: 4},y=1", ["x", "size={a: [1, {b: 2, c: 3}], d: 4}", "y=1"]),
+        ("x,question='How good, or bad?',y=1", ["x", "question='How good, or bad?'", "y=1"]),
+        ('x,question="a, [b",y=1', ["x", 'question="a, [b"', "y=1"]),
+        ("x,folder=anna's,y=1", ["x", "folder=anna's", "y=1"]),
+    ],
+)
+def test_settings_are_split_at_commas_outside_of_brackets_and_quotations(text: str, parts: list[str]) -> None:
+    assert split_at_commas(text) == parts

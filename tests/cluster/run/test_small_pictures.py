@@ -35,7 +35,7 @@ def test_a_crop_that_the_reward_refuses_is_a_problem() -> None:
     assert found([(64, 64)], reward={"scorer": "mine:Scorer"}, rollout={"crop": 32}) == []
 
 
-USERS_WEIGHTS = {"clip_iqa", "deqa", "qalign"}
+USERS_WEIGHTS = {"clip_iqa", "deqa", "level_tokens", "qalign"}
 """Scorers that can't be made of what is shipped; their own tests hold them to their least side."""
 
 
