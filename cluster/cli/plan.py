@@ -10,6 +10,7 @@ from cluster.run.checks.resources import demands
 from cluster.run.checks.roles import NumberType
 from cluster.run.flow import GPU, Flow, Size, flow, rolled_sizes
 from cluster.run.memory_plan import CONTEXT, RoleMemory, memory_plan
+from cluster.run.reward_memory import reward_memory
 from restoration.base_models import ModelFacts
 
 GIB = 2**30
@@ -33,11 +34,11 @@ def plan_of(
     schedule = facts.schedule(config.sampler)
     largest = rolled_sizes(config, train, facts.size_multiple)[-1]
     moved = flow(config, largest, facts.vae_factor, facts.latent_channels, len(schedule.decisions))
-    roles = memory_plan(config, facts, moved, heldout)
+    roles = [*memory_plan(config, facts, moved, heldout), *filter(None, [reward_memory(config.reward)])]
     count = "of the size of a crop" if assumed else f"{len(train)} to train on, {len(heldout)} held out"
     parts = [[*_model(config, facts, moved, count), _types(types)], _roles(config), _flow(config, moved)]
     text = "\n\n".join("\n".join(lines) for lines in (*parts, *map(_memory, roles), [NOTE]))
-    shares = (config.actors.num_gpus, config.ranks.num_gpus)
+    shares = (config.actors.num_gpus, config.ranks.num_gpus, config.reward.num_gpus)
     return text, [w for w in map(too_large, roles, shares) if w]
 
 

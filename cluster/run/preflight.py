@@ -16,6 +16,7 @@ from cluster.run.checks.memory import evaluation, store
 from cluster.run.checks.model import Facts, chain, conditions, facts_of, idle_keys_of_sampler
 from cluster.run.checks.pictures import Pictures, crops, damaged, embeddings
 from cluster.run.checks.roles import feeding, placement, precision
+from cluster.run.checks.scorer_files import scorer_files
 from cluster.run.checks.small_pictures import small_pictures
 from cluster.run.flow import flow, rolled_sizes
 from cluster.run.machine import Machine, this_machine
@@ -37,7 +38,7 @@ def before_start(
         ConfigError: with all problems.
     """
     found = examine(config, Pictures.of(train, heldout), facts_of(config), machine or this_machine())
-    if problems := (*found.problems, *damaged(config, heldout)):
+    if problems := (*found.problems, *scorer_files(config), *damaged(config, heldout)):
         raise ConfigError(problems)
     return list(found.warnings)
 

@@ -1,0 +1,29 @@
+"""Weights that the user brings for a scorer, before a replica looks for them in vain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from cluster.config.recipe import RunConfig
+from cluster.config.tree import Problem
+from cluster.jobs import effective_address
+
+BROUGHT: Mapping[str, Mapping[str, str]] = {
+    "deqa": {"weights": "the folder of DeQA-Score-Mix3, or of its LoRA with reward.params.base"},
+    "qalign": {"weights": "the folder of one-align"},
+    "clip_iqa": {"model": "OpenAI's RN50.pt, or its tensors as .safetensors"},
+}
+"""Scorer -> what it can't do without, by parameter."""
+
+
+def scorer_files(config: RunConfig) -> Iterator[Problem]:
+    """What isn't there on this machine, where the replicas run; of other machines nothing is known."""
+    if effective_address(config.cluster) != "local":
+        return
+    reward = config.reward
+    for name, what in BROUGHT.get(reward.scorer, {}).items():
+        given = reward.params.get(name)
+        if not given or not Path(given).exists():
+            found = "not given" if not given else f"{given} is not there"
+            yield Problem(f"reward.params.{name}", found, f"give {what} (docs/reward.md says where to get it)")
