@@ -1,4 +1,4 @@
-"""Rollout, decoding and replay at full size from random weights, as actors and ranks do them, and how far both agree."""
+"""Rollout, decoding and replay at full size from random weights, as actors and ranks do them, and their agreement."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from actors.rollout import PairBatch, Rollout, RolloutSettings, rollout
@@ -54,12 +53,15 @@ def skeleton(name: str, tiny: bool) -> LatentModel:
     for part, kind in KINDS.items():
         released = json.loads((KEYS / f"pasd_{part}.full_keys.json").read_text())["state"]
         shapes = {k: tuple(v) for k, v in released.items() if not HEADS_OF_SFT.search(k)}
-        if tiny:  # an eighth of every width but those of latents and pixels
-            shapes = {k: tuple(n // 8 if n >= 256 else n for n in v) for k, v in shapes.items()}
-        config = config_from_shapes(shapes) | {"attention_head_dim": 8, "norm_num_groups": 8 if tiny else 32}
+        if tiny:  # of every width but those of latents and pixels
+            shapes = {k: tuple(n // 32 if n >= 256 else n for n in v) for k, v in shapes.items()}
+        config = config_from_shapes(shapes) | {"attention_head_dim": 8, "norm_num_groups": 32}
+        config |= {"attention_head_dim": 2, "norm_num_groups": 2} if tiny else {}
         parts[part] = build_attended(kind, config, shapes, PASD.ATTENTIONS)
     vae, texts = base.vae, (1, 77, parts["unet"].config.cross_attention_dim)
     if tiny:  # the demo's has a level less than the ControlNet's image
+        from diffusers import AutoencoderKL  # here, behind what makes diffusers' imports lean
+
         down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
         vae = AutoencoderKL(block_out_channels=(32,) * 4, down_block_types=down, up_block_types=up)
     return PASD(vae, **parts, cleaner=base.cleaner, embeddings={"text": torch.empty(texts, device="meta")})
@@ -67,7 +69,7 @@ def skeleton(name: str, tiny: bool) -> LatentModel:
 
 @torch.no_grad()
 def fill(model: LatentModel, device: str) -> None:
-    """Random weights, made on the device, under which activations and the denoiser's output keep a deviation about 1."""
+    """Random weights, made on the device, under which activations and the denoiser's output deviate by about 1."""
     torch.manual_seed(0)
     for network in networks_of(model):
         network.to_empty(device=device)
@@ -120,7 +122,7 @@ class Subject:
             enable_tf32()
         accelerate(model, device)
         enable_checkpointing(model)
-        sampler = replace(CHAINS[name], steps=4) if tiny else CHAINS[name]
+        sampler = replace(CHAINS[name], steps=3) if tiny else CHAINS[name]
         products = None if compute == torch.float32 else compute
         replay = Replay(model, model.schedule(sampler), ObjectiveSettings(), sampler.guidance_scale, products)
         side, group = (model.size_multiple, 2) if tiny else (384, 8)
@@ -206,7 +208,8 @@ def ratios(name: str, tiny: bool, device: str) -> Iterator[Row]:
     """A rollout, and its log-probs taken again in batches of other shapes: the ratio at a first replay.
 
     With a LoRA whose update is still 0. Outside of the clip of the default recipe a ratio is cut off before the policy
-    has changed.
+    has changed. Targets are the sampled actions: under random weights the enhanced ones are many deviations away, under
+    trained ones less than one.
     """
     subject = Subject.made(name, "lora", tiny, device)
     pictures, rows = subject.pictures(), IMAGES * subject.group
@@ -214,6 +217,7 @@ def ratios(name: str, tiny: bool, device: str) -> Iterator[Row]:
         images_per_batch=IMAGES,
         rollouts_per_image=subject.group,
         crop=subject.side,
+        action_target="sampled",
         reward_at="final",
         denoise_dtype="auto",
         decode_dtype="auto",
@@ -238,7 +242,7 @@ def ratios(name: str, tiny: bool, device: str) -> Iterator[Row]:
     together = subject.condition(pictures)
     alone = Condition.cat([subject.condition(picture[None]) for picture in pictures])
     variants = [(rows, "together", True), (rows, "together", False), (rows, "alone", False)]
-    variants += [(size, "together", False) for size in (rows // 2, rows // 4, 1)]
+    variants += [(size, "together", False) for size in sorted({rows // 2, rows // 4, 1}, reverse=True)]
     for size, conditions, graph in variants:
         given = (together if conditions == "together" else alone).repeat_interleave(subject.group)
         about = {"replayed_rows": size, "conditions": conditions, "with_graph": graph}

@@ -1,4 +1,4 @@
-"""Parts of a measurement in order of value, run while they fit into the time; what was found is on disk at any moment."""
+"""Parts of a measurement in order of value, run while they fit into the time; what was found is always on disk."""
 
 from __future__ import annotations
 

@@ -52,6 +52,16 @@ class Scoring:
     def scores(self, start: int, stop: int) -> Tensor:
         return (self.read(self.pixels(start, stop)).softmax(-1) * self.values).sum(-1)
 
+    def product_flops(self) -> float:
+        """Of the card, a second."""
+        return product_flops(self.device, self.dtype, 128 if self.tiny else 8192, 3 if self.tiny else 10)
+
+    def counted_flops(self) -> float:
+        """Of a picture, as these operations are counted."""
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            self.reader(self.pixels(0, 1))
+        return float(counter.get_total_flops())
+
     def first(self, batch: int) -> Tensor:
         """Scores of the first pictures, taken so many at a time; on the host."""
         return torch.cat([self.scores(i, i + batch)[:AMONG] for i in range(0, AMONG, batch)]).cpu()
@@ -63,19 +73,15 @@ def deqa(tiny: bool, device: str) -> Iterator[Row]:
     found: Row = {}
     with peak(device, found, "weights_peak_gb"):
         scoring = Scoring(tiny, device, batches)
-    reached = product_flops(device, scoring.dtype, 128 if tiny else 8192, 3 if tiny else 10)
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        scoring.reader(scoring.pixels(0, 1))
-    counted = float(counter.get_total_flops())
+    reached, counted = scoring.product_flops(), scoring.counted_flops()
     size = sum(p.nbytes for p in scoring.network.parameters())
     yield {
         **{"weights_gb": size / GB, "dtype": str(scoring.dtype), **found},
         **{"product_tflops": reached / 1e12, "gflop_counted": counted / 1e9, "gflop_needed": NEEDED / 1e9},
     }
-    of_product = reached / (counted if tiny else NEEDED)
     reference = scoring.first(AMONG)
     for batch in batches:
-        yield throughput(scoring, batch, reference, of_product)
+        yield throughput(scoring, batch, reference, reached)
         if batch == AMONG:
             yield from shares(scoring, batch)
 
@@ -89,16 +95,15 @@ def deqa_compiled(tiny: bool, device: str, batch: int) -> Iterator[Row]:
     scoring.read = lambda pixels: compiled(pixels).clone()  # a graph's output is overwritten by its next run
     first = seconds(lambda: scoring.scores(0, batch), device, rounds=1, warm=0)
     yield {"compile": next(iter(how.values())), "batch": batch, "first_pass_s": first}
-    reached = product_flops(device, scoring.dtype, 128 if tiny else 8192, 3 if tiny else 10)
-    yield throughput(scoring, batch, reference, reached / NEEDED)
+    yield throughput(scoring, batch, reference, scoring.product_flops())
 
 
-def throughput(scoring: Scoring, batch: int, reference: Tensor, of_product: float) -> Row:
+def throughput(scoring: Scoring, batch: int, reference: Tensor, reached: float) -> Row:
     """Pictures a second: of the network alone, and from host memory to scores on the host.
 
     Args:
         reference: scores of the first pictures in batches of 32, not compiled.
-        of_product: pictures a second that the card's own matrix products would allow.
+        reached: arithmetic a second of the card's own matrix products, which MFU is taken against.
     """
     device, rounds = scoring.device, 2 if scoring.tiny else 5
 
@@ -113,7 +118,7 @@ def throughput(scoring: Scoring, batch: int, reference: Tensor, of_product: floa
         return {
             **{"images_per_s": batch / whole, "network_images_per_s": batch / alone, **found},
             **{f"goal_{goal}": batch / whole >= goal for goal in GOALS},
-            "mfu": batch / alone / of_product,
+            "mfu": batch / alone * NEEDED / reached,
             "finite": bool(torch.isfinite(scores).all()),
             "off_batch_32": float((scoring.first(batch) - reference).abs().max()),
         }

@@ -17,7 +17,7 @@ from benchmarks.gpu.parts import Part, Report, Row, run
 ROOT = Path(__file__).parents[2]
 WITHOUT = """
 import runpy, sys
-for name in ("ray", "redis", "deepspeed", "pyarrow", "pydantic", "typer", "yaml"):
+for name in ("ray", "redis", "deepspeed", "pyarrow", "pydantic", "cluster"):
     sys.modules[name] = None
 sys.argv = ["benchmarks.gpu", "--tiny", "--out", sys.argv[1]]
 runpy.run_module("benchmarks.gpu", run_name="__main__")
@@ -141,23 +141,23 @@ def test_each_figure_that_is_asked_for_is_there(tiny: dict[str, Any]) -> None:
     assert sum(shares.values()) == pytest.approx(1)
     compiled = tiny["parts"]["deqa compiled, batch 32"]["rows"][-1]
     assert compiled["off_batch_32"] < 1e-4
-    for name in ("diffbir lora", "diffbir full", "pasd lora", "pasd full"):
+    for name in ("diffbir lora", "diffbir full", "pasd lora"):
         row = tiny["parts"][name]["rows"][-1]
         assert all(row[f"{of}_rows_per_s"] > 0 for of in ("rollout", "decode", "replay", "recompute")), row
     assert {row["scorer"] for row in tiny["parts"]["small scorers"]["rows"]} == {"lite0_levels", "clip_iqa"}
     assert all(row["finite"] for row in tiny["parts"]["small scorers"]["rows"])
 
 
-@pytest.mark.parametrize("name", ["diffbir", "pasd"])
 def test_a_replay_in_the_rollouts_batches_has_its_log_probs_and_other_batches_are_compared(
-    tiny: dict[str, Any], name: str
+    tiny: dict[str, Any],
 ) -> None:
-    about, *rows = tiny["parts"][f"ratio at first replay, {name}"]["rows"]
+    about, *rows = tiny["parts"]["ratio at first replay, diffbir"]["rows"]
     assert about["old_log_probs_bytes_a_group"] < about["latents_bytes_a_group"]
-    assert [row["replayed_rows"] for row in rows] == [4, 4, 4, 2, 1, 1]
+    assert [row["replayed_rows"] for row in rows] == [4, 4, 4, 2, 1]
     assert rows[0]["with_graph"] and not rows[1]["with_graph"] and rows[2]["conditions"] == "alone"
-    # In float32, as a CPU has it here or bfloat16 where it multiplies that.
-    assert all(row["finite"] and row["clip"] == 1e-4 for row in rows) and rows[1]["largest"] < 1e-5
+    assert all(row["finite"] and row["clip"] == 1e-4 for row in rows)
+    assert all(row["largest"] < 1e-6 for row in rows[:2])  # the same operations
+    assert rows[-1]["largest"] > 0
 
 
 def test_a_machine_without_a_gpu_is_told_of_the_tiny_networks(tmp_path: Path) -> None:
