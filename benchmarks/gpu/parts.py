@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.report import write
-from restoration.trouble import free_memory, is_memory
+from restoration.trouble import is_memory
 
 Row = dict[str, Any]
 """One measurement by names: numbers, texts, truth values."""
@@ -79,7 +81,6 @@ def run(parts: Sequence[Part], until: float, report: Report, clock: Callable[[],
         state = _run(part, left, found["rows"], report)
         found |= {**state, "took_s": round(clock() - began, 2)}
         report.write()
-        gc.collect()
         _give_back()
 
 
@@ -118,8 +119,10 @@ def measured(about: Row, work: Callable[[], Row]) -> Row:
 
 
 def _give_back() -> None:
-    gc.collect()
-    free_memory(MemoryError())
+    """What a GPU holds that nothing names any more."""
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 @contextmanager

@@ -38,8 +38,8 @@ def plan_of(
     count = "of the size of a crop" if assumed else f"{len(train)} to train on, {len(heldout)} held out"
     parts = [[*_model(config, facts, moved, count), _types(types)], _roles(config), _flow(config, moved)]
     text = "\n\n".join("\n".join(lines) for lines in (*parts, *map(_memory, roles), [NOTE]))
-    shares = (config.actors.num_gpus, config.ranks.num_gpus, config.reward.num_gpus)
-    return text, [w for w in map(too_large, roles, shares) if w]
+    shares = {"actor": config.actors.num_gpus, "rank": config.ranks.num_gpus, "reward": config.reward.num_gpus}
+    return text, [w for role in roles if (w := too_large(role, shares[role.role]))]
 
 
 NOTE = (

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.parts import Part, Report, Row, run
 
 ROOT = Path(__file__).parents[2]
@@ -160,9 +161,11 @@ def test_a_replay_in_the_rollouts_batches_has_its_log_probs_and_other_batches_ar
     assert rows[-1]["largest"] > 0
 
 
-def test_a_machine_without_a_gpu_is_told_of_the_tiny_networks(tmp_path: Path) -> None:
-    code = "import sys, runpy, torch\ntorch.cuda.is_available = lambda: False\nsys.argv[0] = 'gpu'\n"
-    code += "runpy.run_module('benchmarks.gpu', run_name='__main__')"
-    arguments = [sys.executable, "-c", code, "--out", str(tmp_path)]
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and "torch finds no GPU; --tiny" in done.stderr and not list(tmp_path.iterdir())
+def test_a_machine_without_a_gpu_is_told_of_the_tiny_networks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["gpu", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "torch finds no GPU; --tiny" in capsys.readouterr().err and not list(tmp_path.iterdir())

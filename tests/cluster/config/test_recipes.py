@@ -157,19 +157,21 @@ def test_a_recipe_of_the_paper_is_its_models_chain_with_deqa_and_has_no_problems
 
 def test_the_settings_of_each_task_on_the_papers_page_fit_its_recipes_and_pictures() -> None:
     text = (CONFIGS.parent / "docs" / "paper.md").read_text()
-    rows = re.findall(r"^\| Table \d \| ([^|]+) \| [^|]+ \| `([^`]+)`", text, flags=re.M)
+    rows = re.findall(r"^\| Table \d \| ([^|]+) \| ([^|]+) \| `([^`]+)`", text, flags=re.M)
     sizes = {
         "SID, SMID": (512, 960),
         "deraining": (321, 481),
         "motion blur": (512, 512),
         "defocus, one picture": (512, 512),
     }
-    assert len(rows) == 6 and sizes.keys() <= {task for task, _ in rows}
-    for task, settings in rows:
-        config = load_config(RunConfig, CONFIGS / "paper" / "diffbir.yaml", settings.split())
+    assert len(rows) == 6 and sizes.keys() <= {task for task, _, _ in rows}
+    for task, models, settings in rows:
         pictures = [sizes.get(task, LOL[0] if "real" in task else (384, 384))] * 100
-        assert Checked.of(of_config(config, Machine(8))) == Checked((), ()), task
-        assert Checked.of(of_model(config, Facts(), Pictures(pictures, pictures))) == Checked((), ()), task
+        for kind in ("diffbir", "tsdsr") if models == "all eight" else models.lower().split(", "):
+            config = load_config(RunConfig, CONFIGS / "paper" / f"{kind}.yaml", settings.split())
+            facts = Facts(kind, latent_channels=16 if kind == "tsdsr" else 4)
+            assert Checked.of(of_config(config, Machine(8))) == Checked((), ()), task
+            assert Checked.of(of_model(config, facts, Pictures(pictures, pictures))) == Checked((), ()), (task, kind)
     switches = re.findall(r"^\| [^|]+ \| \d+\.\d+ \| `([^`/]+=[^`]+)` \|$", text, flags=re.M)
     assert len(switches) == 6
     for switch in switches:
