@@ -153,7 +153,7 @@ def costs(name: str, mode: Mode, tiny: bool, device: str) -> Iterator[Row]:
         subject = Subject.made(name, mode, tiny, device)
     pictures, rounds = subject.pictures(), 1 if tiny else 5
     with peak(device, found, "condition_peak_gb"):
-        took = seconds(lambda: subject.condition(pictures), device, rounds)
+        took = seconds(lambda: subject.condition(pictures), device, rounds, warm=int(rounds > 1))
     trained = sum(p.numel() for p in trained_parameters(subject.model).values())
     guidance = subject.sampler.guidance_scale
     yield {
@@ -198,7 +198,7 @@ def _costs(subject: Subject, pictures: Tensor, rows: int, rounds: int) -> Row:
     took: dict[str, float] = {}
     for name, work in works.items():
         with peak(device, found, f"{name}_peak_gb"):
-            took[name] = seconds(work, device, rounds)
+            took[name] = seconds(work, device, rounds, warm=int(rounds > 1))
     model.policy.zero_grad(set_to_none=True)
     speeds = {f"{name}_rows_per_s": rows / s for name, s in took.items()}
     return speeds | {"recompute_of_replay": took["recompute"] / took["replay"]} | found

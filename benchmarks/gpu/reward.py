@@ -93,9 +93,12 @@ def deqa_compiled(tiny: bool, device: str, batch: int) -> Iterator[Row]:
     how: dict[str, Any] = {"mode": "reduce-overhead"} if device == "cuda" else {"backend": "eager"}
     compiled = torch.compile(scoring.reader, fullgraph=True, dynamic=False, **how)
     scoring.read = lambda pixels: compiled(pixels).clone()  # a graph's output is overwritten by its next run
-    first = seconds(lambda: scoring.scores(0, batch), device, rounds=1, warm=0)
-    yield {"compile": next(iter(how.values())), "batch": batch, "first_pass_s": first}
-    yield throughput(scoring, batch, reference, scoring.product_flops())
+    try:
+        first = seconds(lambda: scoring.scores(0, batch), device, rounds=1, warm=0)
+        yield {"compile": next(iter(how.values())), "batch": batch, "first_pass_s": first}
+        yield throughput(scoring, batch, reference, scoring.product_flops())
+    finally:
+        torch.compiler.reset()  # graphs keep memory of their own
 
 
 def throughput(scoring: Scoring, batch: int, reference: Tensor, reached: float) -> Row:

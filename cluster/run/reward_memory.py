@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,18 @@ def reward_memory(reward: RewardSettings) -> RoleMemory | None:
     usual = torch.bfloat16 if reward.num_gpus else torch.float32
     dtype = TYPES.get(params.get("dtype", AUTO), usual)
     batch = int(params.get("batch", BATCH))
-    parameters = sum(p.numel() for p in empty(lambda: Owl2(config)).parameters())
     work = work_bytes(config, dtype, batch)
-    kept = {"weights": weights_bytes(parameters, dtype)}
+    kept = {"weights": weights_bytes(_parameters(config), dtype)}
     return RoleMemory("reward", kept, {f"a pass of {batch} pictures": work})
 
 
+@lru_cache(maxsize=4)
+def _parameters(config: OwlConfig) -> int:
+    return sum(p.numel() for p in empty(lambda: Owl2(config)).parameters())
+
+
 def _config(params: dict[str, Any]) -> OwlConfig:
-    file = Path(params.get("base") or params.get("weights") or "") / CONFIG
+    file = Path(params.get("weights") or "") / CONFIG
     try:
         return read_config(file) if file.is_file() else OwlConfig()
     except CheckpointError:  # told when it is loaded

@@ -9,12 +9,14 @@ from cluster.config.recipe import RunConfig
 from cluster.config.tree import Problem
 from cluster.jobs import effective_address
 
-BROUGHT: Mapping[str, Mapping[str, str]] = {
+BROUGHT: Mapping[str, dict[str, str]] = {
     "deqa": {"weights": "the folder of DeQA-Score-Mix3, or of its LoRA with reward.params.base"},
     "qalign": {"weights": "the folder of one-align"},
     "clip_iqa": {"model": "OpenAI's RN50.pt, or its tensors as .safetensors"},
 }
 """Scorer -> what it can't do without, by parameter."""
+BESIDE: dict[str, str] = {"base": "the folder of mplug-owl2-llama2-7b, which the LoRA was trained on"}
+"""What some releases need besides."""
 
 
 def scorer_files(config: RunConfig) -> Iterator[Problem]:
@@ -22,8 +24,9 @@ def scorer_files(config: RunConfig) -> Iterator[Problem]:
     if effective_address(config.cluster) != "local":
         return
     reward = config.reward
-    for name, what in BROUGHT.get(reward.scorer, {}).items():
+    needed = BROUGHT.get(reward.scorer, {})
+    for name, what in (needed | BESIDE if needed else {}).items():
         given = reward.params.get(name)
-        if not given or not Path(given).exists():
+        if (not given and name in needed) or (given and not Path(given).exists()):
             found = "not given" if not given else f"{given} is not there"
             yield Problem(f"reward.params.{name}", found, f"give {what} (docs/reward.md says where to get it)")

@@ -153,8 +153,8 @@ def test_memory_of_each_role_is_computed_for_a_shape_without_weights_and_data(mo
 def test_the_plan_of_a_shape_has_the_reward_and_asks_for_no_weights_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dry_run, "stock", {"sd21": describe(DEMO).skeleton}.__getitem__)
     monkeypatch.setattr("cluster.cli.plan.memory_plan", lambda *_: [])  # of the others, which takes seconds
-    given = ("sampler.guidance_scale=1", "data.root=/nowhere", "reward.num_gpus=0.2", "--dry-run", "--shape", "sd21")
-    result = run(ROOT / "configs" / "one_gpu.yaml", *given)
+    small = ("rollout.crop=64", "sampler.guidance_scale=1", "data.root=/nowhere")
+    result = run(ROOT / "configs" / "one_gpu.yaml", *small, "reward.num_gpus=0.2", "--dry-run", "--shape", "sd21")
     assert result.exit_code == 0, result
     table = rows_of(result.stdout, "reward")
     assert table["weights"] == pytest.approx(16.4e9 / 2**30, rel=0.01)

@@ -21,6 +21,13 @@ def test_weights_that_are_not_there_are_told_with_what_to_supply(scorer: str, tm
     assert [*scorer_files(config_of(f"reward.scorer={scorer}", f"{key}={tmp_path}"))] == []
 
 
+def test_the_network_below_a_lora_is_looked_for_where_one_is_named(tmp_path: Path) -> None:
+    there = ("reward.scorer=deqa", f"reward.params.weights={tmp_path}")
+    (problem,) = scorer_files(config_of(*there, "reward.params.base=/nowhere/base"))
+    assert problem.key == "reward.params.base" and "mplug-owl2-llama2-7b" in str(problem)
+    assert [*scorer_files(config_of(*there, f"reward.params.base={tmp_path}"))] == []
+
+
 def test_other_scorers_need_nothing_and_of_other_machines_nothing_is_known() -> None:
     assert BROUGHT.keys() <= SCORERS.keys()
     assert [*scorer_files(config_of())] == []
