@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -59,8 +60,12 @@ class Report:
         return self.parts[part.name]
 
     def write(self) -> None:
-        write(self.json, {**self.about, "parts": self.parts})
-        self.markdown.write_text(tables(self.about, self.parts))
+        """Each file is the old or the new one whole, also of a process that is killed here."""
+        json_part, markdown_part = (file.with_name(file.name + ".part") for file in (self.json, self.markdown))
+        write(json_part, {**self.about, "parts": self.parts})
+        markdown_part.write_text(tables(self.about, self.parts))
+        os.replace(json_part, self.json)
+        os.replace(markdown_part, self.markdown)
 
 
 def run(parts: Sequence[Part], until: float, report: Report, clock: Callable[[], float] = time.monotonic) -> None:

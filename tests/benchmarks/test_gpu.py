@@ -114,6 +114,20 @@ def test_what_was_found_is_on_disk_before_the_next_row_is_measured(report: Repor
     assert "| 1 | 0.1235 |\n| 2 | 1 |" in report.markdown.read_text()
 
 
+def test_a_run_that_is_killed_while_it_writes_leaves_what_was_whole(
+    report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path, _: object) -> None:
+        path.write_text('{"parts"')
+        raise KeyboardInterrupt
+
+    run([Part("part", 1, lambda: iter([{"a": 1}]))], time.monotonic() + 9, report)
+    monkeypatch.setattr("benchmarks.gpu.parts.write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        report.write()
+    assert written(report)["part"]["rows"] == [{"a": 1}]
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """All parts with tiny networks, where nothing of a cluster can be imported."""
