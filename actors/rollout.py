@@ -27,7 +27,7 @@ from restoration.transition import (
     gaussian_log_prob,
     transition,
 )
-from trajectories.schema import STORAGE_DTYPES, RecordMeta, Trajectories
+from trajectories.record import STORAGE_DTYPES, RecordMeta, Trajectories
 
 
 @dataclass(frozen=True)

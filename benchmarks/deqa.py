@@ -59,9 +59,16 @@ HEAVY = OwlConfig(
 SIDE, AT_LEAST, AT_MOST = 64, 3.0, 1.2
 
 
-def random_network(config: OwlConfig) -> Owl2:
+def random_network(config: OwlConfig, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Owl2:
+    """Made where and as it stays: at full size another copy would not fit."""
     torch.manual_seed(0)
-    network = Owl2(config).eval().requires_grad_(False)
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            network = Owl2(config).eval().requires_grad_(False)
+    finally:
+        torch.set_default_dtype(usual)
     for value in network.state_dict().values():
         if value.ndim > 1:
             value.normal_(std=value[0].numel() ** -0.5)

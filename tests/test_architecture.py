@@ -90,7 +90,13 @@ RULES = (
     ),
     Rule(
         "what can be known before a start needs nothing that starts",
-        ("cluster.run.preflight", "cluster.run.checks.*", "cluster.run.flow", "cluster.run.memory_plan"),
+        (
+            "cluster.run.preflight",
+            "cluster.run.checks.*",
+            "cluster.run.flow",
+            "cluster.run.memory_plan",
+            "cluster.run.reward_memory",
+        ),
         ("ray", "redis", "deepspeed"),
     ),
     Rule(

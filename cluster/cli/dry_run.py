@@ -15,6 +15,7 @@ from cluster.models import load_run_config
 from cluster.run.checks.model import facts_of
 from cluster.run.checks.pictures import Pictures
 from cluster.run.checks.roles import as_here, number_types
+from cluster.run.checks.scorer_files import scorer_files
 from cluster.run.machine import this_machine
 from cluster.run.preflight import examine
 from restoration.base_models import ModelFacts
@@ -37,7 +38,8 @@ def show_plan(config: RunConfig, shape: str | None = None, resumed: Path | None 
     pictures = _pictures(config, assumed=shape is not None)
     machine = this_machine()
     found = examine(config, pictures, facts, machine)
-    problems, told = list(found.problems), list(found.warnings)
+    brought = [] if shape else [*scorer_files(config)]  # a shape is planned for before anything is downloaded
+    problems, told = [*found.problems, *brought], list(found.warnings)
     if resumed is not None:
         try:
             told += check_resume(load_run_config(resumed), config)

@@ -10,6 +10,7 @@ from cluster.run.checks.resources import demands
 from cluster.run.checks.roles import NumberType
 from cluster.run.flow import GPU, Flow, Size, flow, rolled_sizes
 from cluster.run.memory_plan import CONTEXT, RoleMemory, memory_plan
+from cluster.run.reward_memory import reward_memory
 from restoration.base_models import ModelFacts
 
 GIB = 2**30
@@ -33,12 +34,15 @@ def plan_of(
     schedule = facts.schedule(config.sampler)
     largest = rolled_sizes(config, train, facts.size_multiple)[-1]
     moved = flow(config, largest, facts.vae_factor, facts.latent_channels, len(schedule.decisions))
-    roles = memory_plan(config, facts, moved, heldout)
+    services = {config.reward.key(term): of for term, of in config.reward.services.items() if of.app is None}
+    replicas = [reward_memory(of, key) for key, of in services.items()]
+    roles = [*memory_plan(config, facts, moved, heldout), *filter(None, replicas)]
     count = "of the size of a crop" if assumed else f"{len(train)} to train on, {len(heldout)} held out"
     parts = [[*_model(config, facts, moved, count), _types(types)], _roles(config), _flow(config, moved)]
     text = "\n\n".join("\n".join(lines) for lines in (*parts, *map(_memory, roles), [NOTE]))
-    shares = (config.actors.num_gpus, config.ranks.num_gpus)
-    return text, [w for w in map(too_large, roles, shares) if w]
+    shares = {"actor": config.actors.num_gpus, "rank": config.ranks.num_gpus}
+    shares |= {key: of.num_gpus for key, of in services.items()}
+    return text, [w for role in roles if (w := too_large(role, shares[role.role]))]
 
 
 NOTE = (

@@ -17,6 +17,7 @@ from cluster.run.checks.model import Facts, chain, conditions, facts_of, idle_ke
 from cluster.run.checks.pictures import Pictures, crops, damaged, embeddings
 from cluster.run.checks.reward_trust import reward_trust
 from cluster.run.checks.roles import feeding, placement, precision
+from cluster.run.checks.scorer_files import scorer_files
 from cluster.run.checks.small_pictures import small_pictures
 from cluster.run.flow import flow, rolled_sizes
 from cluster.run.machine import Machine, this_machine
@@ -42,7 +43,7 @@ def before_start(
         ConfigError: with all problems.
     """
     found = examine(config, Pictures.of(train, heldout), facts_of(config), machine or this_machine())
-    if problems := (*found.problems, *damaged(config, heldout)):
+    if problems := (*found.problems, *scorer_files(config), *damaged(config, heldout)):
         raise ConfigError(problems)
     return [*found.warnings, *reward_trust(config, heldout.image_ids)]
 

@@ -107,6 +107,14 @@ def test_a_pass_waits_for_nothing_asks_for_no_words_and_embeds_no_question(netwo
     assert {"nonzero", "embedding"} <= control.operations and WORDS in control.widths
 
 
+def test_a_weight_is_multiplied_once_a_batch_and_not_row_by_row(network: Owl2, pixels: Tensor) -> None:
+    """Keys and values of slices in place were products of a row each, of 65 and 12 tokens, which fill no GPU's tile."""
+    reader = LevelReader(network, QUESTION, LEVELS)
+    with torch.no_grad(), watched() as seen:
+        reader(pixels)
+    assert {"mm", "addmm"} <= seen.operations and not seen.operations & {"bmm", "baddbmm"}
+
+
 @pytest.mark.slow
 def test_at_full_size_a_picture_takes_the_arithmetic_that_is_needed() -> None:
     full = empty(lambda: Owl2(OwlConfig()))

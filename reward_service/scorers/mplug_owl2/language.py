@@ -6,6 +6,7 @@ rows, so that nothing in a pass waits for the device. Modules and parameters are
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -17,6 +18,8 @@ from reward_service.scorers.mplug_owl2.config import OwlConfig
 Span = tuple[int, int]
 """Where the picture's tokens begin and end in the sequence that is computed; equal where there are none."""
 NO_IMAGE: Span = (0, 0)
+Kind = tuple[bool, Tensor]
+"""Neighbouring tokens of one kind [B, n, width], and whether they are the picture's."""
 KeysValues = tuple[Tensor, Tensor]
 """Of one layer, turned to their places: [B, heads, tokens, channels] each."""
 
@@ -49,6 +52,16 @@ def causal(queries: int, keys: int, device: torch.device) -> Tensor:
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
+def kinds(x: Tensor, image: Span) -> list[Kind]:
+    """Tokens [B, N, width] by their kinds, each copied together.
+
+    A slice in place would be multiplied row by row of the batch, of 65 or 12 tokens each: a GPU's tiles have 128.
+    """
+    start, stop = image
+    parts = [(False, x[:, :start]), (True, x[:, start:stop]), (False, x[:, stop:])]
+    return [(picture, part.contiguous()) for picture, part in parts if part.shape[1]]
+
+
 class RMSNorm(nn.Module):
     def __init__(self, config: OwlConfig) -> None:
         super().__init__()
@@ -65,13 +78,10 @@ class MultiwayLinear(nn.Module):
         super().__init__()
         self.multiway = nn.ModuleList([nn.Linear(inputs, outputs, bias=False) for _ in range(2)])
 
-    def forward(self, x: Tensor, image: Span) -> Tensor:
-        text, picture = self.multiway
-        start, stop = image
-        if start == stop:
-            return text(x)  # type: ignore[no-any-return]
-        parts = [(text, x[:, :start]), (picture, x[:, start:stop]), (text, x[:, stop:])]
-        return torch.cat([layer(part) for layer, part in parts if part.shape[1]], 1)
+    def forward(self, parts: Sequence[Kind]) -> Tensor:
+        """Of `kinds`."""
+        done = [self.multiway[picture](part) for picture, part in parts]
+        return done[0] if len(done) == 1 else torch.cat(done, 1)
 
 
 class MultiwayNorm(nn.Module):
@@ -106,7 +116,8 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, image: Span, turned: Rotation, mask: Tensor, past: KeysValues | None, last: bool
     ) -> tuple[Tensor, KeysValues]:
-        k, v = turned.turn(self._split(self.k_proj(x, image))), self._split(self.v_proj(x, image))
+        parts = kinds(x, image)
+        k, v = turned.turn(self._split(self.k_proj(parts))), self._split(self.v_proj(parts))
         if past is not None:
             k, v = (torch.cat([p.expand(len(x), -1, -1, -1), t], 2) for p, t in zip(past, (k, v), strict=True))
         if last:  # which sees everything

@@ -102,6 +102,19 @@ def test_a_model_or_data_that_are_not_there_are_problems_beside_the_others(tmp_p
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize("name", ["diffbir", "rap", "tsdsr"])
+def test_a_recipe_of_the_paper_says_which_folders_to_supply(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(ROOT / "configs" / "paper" / f"{name}.yaml", "--dry-run")
+    assert result.exit_code == 2
+    problems = [line for line in result.stdout.splitlines() if line.startswith("problem: ")]
+    assert [p.split(":")[1].strip() for p in problems] == ["model", "data", "reward.params.weights"]
+    for problem, folder in zip(problems, (f"models/{name}_lol_real", "data/LOLv2/Real_captured", "DeQA"), strict=True):
+        assert folder in problem and "; give " in problem
+
+
 def test_data_that_are_not_there_are_told_beside_what_a_model_tells_without_pictures(tmp_path: Path) -> None:
     result = run(OURS, f"model={DEMO}", f"data.root={tmp_path}/none", "sampler.steps=1", "--dry-run")
     assert result.exit_code == 2, result
@@ -135,6 +148,19 @@ def test_memory_of_each_role_is_computed_for_a_shape_without_weights_and_data(mo
         worst = max(gib for name, gib in table.items() if name.startswith(passes))
         assert table["frozen weights"] == pytest.approx(frozen, abs=0.005)
         assert worst > 0.1 and table["device, at most"] == pytest.approx(frozen + worst, abs=0.02)
+
+
+def test_the_plan_of_a_shape_has_the_reward_and_asks_for_no_weights_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dry_run, "stock", {"sd21": describe(DEMO).skeleton}.__getitem__)
+    monkeypatch.setattr("cluster.cli.plan.memory_plan", lambda *_: [])  # of the others, which takes seconds
+    small = ("rollout.crop=64", "sampler.guidance_scale=1", "data.root=/nowhere")
+    result = run(ROOT / "configs" / "one_gpu.yaml", *small, "reward.num_gpus=0.2", "--dry-run", "--shape", "sd21")
+    assert result.exit_code == 0, result
+    table = rows_of(result.stdout, "reward")
+    assert table["weights"] == pytest.approx(16.4e9 / 2**30, rel=0.01)
+    work = table["a pass of 32 pictures (the worst)"]
+    assert table["device, at most"] == pytest.approx(table["weights"] + work, abs=0.02)
+    assert "warning: reward: about 17.99 GiB at its worst" in result.stdout and "num_gpus=0.2 of" in result.stdout
 
 
 @pytest.mark.slow

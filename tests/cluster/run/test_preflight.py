@@ -66,6 +66,17 @@ def test_a_folder_that_is_no_model_is_told_beside_the_other_problems(pairs: Pair
     assert "/nowhere is not a folder; give the folder that holds restorl_model.json" in str(caught.value)
 
 
+def test_weights_that_a_scorer_lacks_stop_a_run_before_its_replicas_look_for_them(pairs: PairedFolder) -> None:
+    with pytest.raises(ConfigError, match=r"reward\.params\.weights: weights/x is not there") as caught:
+        before_start(
+            config_of("model=models/demo", "rollout.crop=40", "reward.scorer=deqa", "reward.params.weights=weights/x"),
+            pairs,
+            pairs,
+            Machine(),
+        )
+    assert len(caught.value.problems) == 1
+
+
 def test_a_held_out_picture_that_is_damaged_in_its_middle_is_told_before_the_start(tmp_path: Path) -> None:
     for kind in ("input", "target"):
         (tmp_path / "train" / kind).mkdir(parents=True)
