@@ -43,6 +43,13 @@ def placement(config: RunConfig, machine: Machine) -> Iterator[Finding]:
         )
     used = [key for key, role in roles.items() if role.num_gpus]
     own = effective_address(config.cluster) == "local"
+    for term, service in config.reward.services.items():
+        if own and service.app is not None:
+            yield Problem(
+                f"{config.reward.key(term)}.app",
+                f"{service.app}: a service that stands alone is on a cluster, and this run starts a Ray of its own",
+                "give cluster.address, or leave app out",
+            )
     if own:
         yield from _own_machine(config, machine, used)
     if used and config.ranks.num_gpus == 0:

@@ -37,6 +37,7 @@ def test_actors_without_a_second_item_are_told_apart_from_idle_ones() -> None:
             "rollout.denoise_dtype, learner.dtype float32: products",
         ),
         (["rollout.condition_dtype=bfloat16"], "rollout.condition_dtype", "in adapt.frozen_dtype=float32: its replay"),
+        (["reward.terms=[{}, {scorer: piqe, app: shared}]"], "reward.terms[1].app", "stands alone is on a cluster"),
     ],
 )
 def test_roles_that_cannot_be_are_refused(overrides: list[str], key: str, said: str) -> None:

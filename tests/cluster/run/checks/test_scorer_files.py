@@ -8,7 +8,7 @@ from cluster.run.checks.scorer_files import BROUGHT, scorer_files
 from reward_service.scorers import SCORERS
 from tests.cluster.run.checks.cases import config_of
 
-FOLDERS = {"deqa": "weights", "qalign": "weights", "clip_iqa": "model"}
+FOLDERS = {"deqa": "weights", "qalign": "weights", "level_tokens": "weights", "clip_iqa": "model"}
 
 
 @pytest.mark.parametrize("scorer", FOLDERS)
