@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY := PASSIVE
 # A run starts a dozen processes, each of which would compile all of torch's modules anew (10 s).
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup lock test test-services test-runs lint style types
+.PHONY: setup lock test test-unit test-services test-runs test-learner lint style types
 setup: $(STAMP)
 
 # DS_BUILD_OPS=0: DeepSpeed ships as source; build no native operator.
@@ -38,14 +38,20 @@ types: setup
 	nice -n 19 $(BIN)/mypy
 
 # One process for each part that starts Ray: a process keeps the authentication of its first cluster. What starts none,
-# many tiny models, takes two processes of one thread each. Whole runs mostly wait, so that the services and the types fit
-# beside them.
+# many tiny models, takes two processes of one thread each; files in the order of their names, since those of trajectories/
+# are quick and leave neither process waiting. Whole runs mostly wait, so that the services, and the types and then the
+# learner, fit beside them.
 test: setup
 	$(MAKE) style
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 \
+	$(MAKE) test-unit
+	$(MAKE) -j 3 -O test-services test-runs test-learner
+
+test-unit: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15 \
 	  --ignore=tests/learner --ignore=tests/reward_service --ignore=tests/system
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=5 tests/learner
-	$(MAKE) -j 3 -O test-services test-runs types
+
+test-learner: types
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=5 tests/learner
 
 test-services: setup
 	$(BIN)/python -m pytest --durations=5 tests/reward_service

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from restoration.file_kinds import WEIGHTS_SUFFIXES, first, head_of, kind_of, not_fetched, told
 from restoration.state_dicts import CheckpointError, unprefixed, unwrap
@@ -229,9 +230,20 @@ def _shapes_in(file: Path) -> dict[str, Tensor]:
         }
 
 
+class _Uninitialised(TorchFunctionMode):
+    """Nothing is drawn for tensors without values, which would take a third of the time of building a network."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.uniform_, Tensor.normal_) or getattr(func, "__module__", "") == nn.init.__name__:
+            given = args[0] if args else kwargs["tensor"]
+            if given.is_meta:
+                return given
+        return func(*args, **(kwargs or {}))
+
+
 def empty(build: Callable[[], Network]) -> Network:
     """What `build` makes, without memory or initialisation for its weights; `load_strict` fills it."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Uninitialised():
         return build()
 
 

@@ -17,7 +17,7 @@ from restoration.base_models.networks import text
 from restoration.base_models.networks.diffusers_folder import WEIGHTS_FILE
 from restoration.base_models.networks.text import TextConfig, TextEncoder
 from tests.golden.case import Golden
-from tests.golden.one_step import pisa_file
+from tests.restoration import attended_files
 from tests.restoration.ldm_keys import diffusion_keys, vae_keys
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -34,20 +34,19 @@ def write_network(folder: Path, config: Any, state: dict[str, Tensor]) -> None:
     save_file({k: v.contiguous() for k, v in state.items()}, folder / WEIGHTS_FILE)
 
 
-def write_golden_networks(name: str, folder: Path) -> Path:
-    """The networks of a golden file as diffusers folders."""
-    case = golden(name)
-    for part, config in case.config.items():
-        write_network(folder / part, config, case.state(part))
+def write_attended(name: str, folder: Path) -> Path:
+    """The networks of PASD, XPSR or SeeSR as diffusers folders."""
+    for part, (config, state) in attended_files.attended(golden(name)).items():
+        write_network(folder / part, config, state)
     return folder
 
 
 def write_pisa(folder: Path) -> tuple[Path, Path]:
     """The folder of Stable Diffusion 2.1, and PiSA-SR's own file."""
-    case = golden("pisa")
+    config, state, content = attended_files.pisa(golden("pisa"))
     base = write_pipeline(folder / "base")
-    write_network(base / "unet", case.config["unet"], case.state("unet"))
-    torch.save(pisa_file(case), folder / "pisa_sr.pkl")
+    write_network(base / "unet", config, state)
+    torch.save(content, folder / "pisa_sr.pkl")
     return base, folder / "pisa_sr.pkl"
 
 

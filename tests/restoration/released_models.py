@@ -16,12 +16,13 @@ from diffusers import (
     SD3Transformer2DModel,
     UNet2DConditionModel,
 )
+from torch import Tensor
 
 from restoration.base_models.diffbir import DiffBIR
 from restoration.base_models.faithdiff import FaithDiff
 from restoration.base_models.flow_flux import FluxControl, FluxControlSettings
 from restoration.base_models.flow_sd3 import SD3Control
-from restoration.base_models.interface import BaseModel
+from restoration.base_models.interface import BaseModel, SamplerSettings
 from restoration.base_models.networks import text
 from restoration.base_models.networks.stablesr_released import STRUCTURE_PREFIX
 from restoration.base_models.networks.text import TextConfig, TextEncoder
@@ -33,8 +34,9 @@ from restoration.base_models.stablesr import StableSR
 from restoration.base_models.tsdsr import TSDSR
 from restoration.base_models.xpsr import XPSR
 from restoration.ldm_layout import UNET_PREFIX, VAE_PREFIX
+from restoration.restore import sample
 from tests.golden.case import recipe_tensor
-from tests.restoration import faithdiff_files
+from tests.restoration import attended_files, faithdiff_files
 from tests.restoration import released_folders as files
 from tests.restoration.ldm_keys import diffusion_keys, structure_keys, vae_keys, with_fusions, with_spade
 
@@ -79,30 +81,29 @@ def stock(folder: Path, base: Path, config: dict[str, Any]) -> BaseModel:
 
 def pasd(folder: Path) -> BaseModel:
     base = files.write_pipeline(folder / "base")
-    checkpoint = files.write_golden_networks("pasd", folder / "checkpoint")
+    checkpoint = files.write_attended("pasd", folder / "checkpoint")
     return PASD.from_released(base, checkpoint, files.write_cleaner(folder / "cleaner.pth"))
 
 
 def xpsr(folder: Path) -> BaseModel:
     base = files.write_pipeline(folder / "base")
-    checkpoint = files.write_golden_networks("xpsr", folder / "checkpoint")
+    checkpoint = files.write_attended("xpsr", folder / "checkpoint")
     embeddings = files.write_embeddings(folder / "e.safetensors", low=(1, 9, 24), negative_low=(1, 9, 24))
     return XPSR.from_released(base, checkpoint, files.write_cleaner(folder / "cleaner.pth"), embeddings=embeddings)
 
 
 def seesr(folder: Path) -> BaseModel:
     base = files.write_pipeline(folder / "base")
-    checkpoint = files.write_golden_networks("seesr", folder / "checkpoint")
+    checkpoint = files.write_attended("seesr", folder / "checkpoint")
     embeddings = files.write_embeddings(folder / "e.safetensors", image=(1, 5, 512))
     return SeeSR.from_released(base, checkpoint, files.write_cleaner(folder / "cleaner.pth"), embeddings=embeddings)
 
 
 def rap(folder: Path) -> BaseModel:
     base = files.write_pipeline(folder / "base")
-    checkpoint = files.write_golden_networks("seesr", folder / "checkpoint")
-    case = files.golden("seesr")
-    own = {k: v * 0.9 for k, v in case.state("unet").items() if ".image_attentions." not in k}
-    files.write_network(folder / "unet", case.config["unet"], own)
+    checkpoint = files.write_attended("seesr", folder / "checkpoint")
+    config, state = attended_files.attended(files.golden("seesr"))["unet"]
+    files.write_network(folder / "unet", config, attended_files.another(state))
     embeddings = files.write_embeddings(folder / "e.safetensors", image=(1, 5, 512))
     return RAP.from_released(
         base, checkpoint, files.write_cleaner(folder / "cleaner.pth"), embeddings=embeddings, unet=folder / "unet"
@@ -240,6 +241,21 @@ MODELS: dict[str, Callable[[Path], BaseModel]] = {
     "sd3": sd3,
     "flux": flux,
 }
+
+
+def short(model: BaseModel) -> SamplerSettings:
+    """A short chain."""
+    return SamplerSettings(steps=min(2, model.sampler.steps))
+
+
+def picture(count: int = 2) -> Tensor:
+    return torch.rand(count, 3, 32, 64, generator=torch.Generator().manual_seed(0))
+
+
+def restored(model: BaseModel) -> Tensor:
+    """What the model makes of `picture()`."""
+    return sample(model, picture(), short(model), torch.Generator().manual_seed(0))
+
 
 AS_ANOTHER = ("rap", "controlnet_sdxl")  # of the same code as seesr and controlnet
 EACH = [pytest.param(name, marks=pytest.mark.slow if name in AS_ANOTHER else ()) for name in MODELS]

@@ -9,6 +9,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from restoration.base_models.networks.attended import Contexts, build_attended, skips_of
+from tests.restoration import attended_files
+from tests.restoration import released_folders as files
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -69,3 +71,18 @@ def test_each_up_block_looks_at_the_residual_of_its_skip() -> None:
     )
     assert [float(tokens[0, 0, 0]) for tokens in seen.values()] == pytest.approx(list(range(11, -1, -1)))
     assert [tokens.shape[1] for tokens in seen.values()] == [s * s for s in reversed(sides)]
+
+
+@pytest.mark.parametrize("name", ["pasd", "xpsr", "seesr", "pisa"])
+def test_the_small_networks_of_other_tests_have_every_kind_of_layer_that_the_golden_ones_have(name: str) -> None:
+    golden = files.golden(name)
+    if name == "pisa":
+        _, unet, content = attended_files.pisa(golden)
+        small: dict[str, dict[str, Tensor]] = {"unet": unet, "lora": content["state_dict_unet"]}
+        assert all(content[listed] for listed in golden.meta["module_lists"])
+    else:
+        small = {part: state for part, (_, state) in attended_files.attended(golden).items()}
+    assert small.keys() == golden.keys.keys()
+    for part, state in small.items():
+        ours, theirs = ({attended_files.kind_of(key) for key in keys} for keys in (state, golden.keys[part]))
+        assert ours == theirs, ours ^ theirs

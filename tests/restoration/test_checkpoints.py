@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from restoration.base_models.networks.released import (
     controlnet_from_released,
@@ -19,7 +20,7 @@ from restoration.base_models.networks.released import (
     unet_from_released,
     vae_from_released,
 )
-from restoration.checkpoints import CheckpointError, check_fit, load_strict, read_json, read_state
+from restoration.checkpoints import CheckpointError, check_fit, empty, load_strict, read_json, read_state
 from restoration.ldm_layout import controlnet_layout, unet_layout, vae_layout
 from tests.restoration.ldm_keys import Shapes, diffusion_keys, vae_keys
 
@@ -37,6 +38,35 @@ DIFFUSION_VARIANTS: list[dict[str, Any]] = [
 def random_state(shapes: Shapes) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     return {k: torch.randn(v, generator=generator) for k, v in shapes.items()}
+
+
+class Drawn(TorchDispatchMode):
+    """Devices of the tensors that random numbers are drawn for inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.devices: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in ("uniform_", "normal_"):
+            self.devices.append(args[0].device.type)
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_is_drawn_for_an_empty_network_and_what_has_values_is_initialised_as_ever() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(2, 3), nn.Conv2d(1, 2, 3), nn.Embedding(3, 2), nn.LayerNorm(2))
+            self.own = nn.Parameter(nn.init.normal_(torch.empty(2, 2)))
+            self.scale = nn.init.constant_(torch.empty(2, device="cpu"), 3.0)
+            self.spread = torch.zeros(50, device="cpu").uniform_()
+
+    with Drawn() as drawn:
+        network = empty(Network)
+    assert all(p.is_meta for p in network.parameters()) and len(list(network.parameters())) == 8
+    assert network.scale.tolist() == [3.0, 3.0] and network.spread.std() > 0.1
+    assert drawn.devices == ["cpu"]
 
 
 @pytest.mark.parametrize("variant", DIFFUSION_VARIANTS)

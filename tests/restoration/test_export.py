@@ -6,6 +6,8 @@ import argparse
 import inspect
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,33 @@ from tests.restoration.released_models import EACH, MODELS
 Arguments = dict[str, Any]
 
 
-@pytest.fixture
-def released(monkeypatch: pytest.MonkeyPatch) -> list[Arguments]:
-    """Grows by the arguments, by name, of each call of a `from_released`."""
+@dataclass
+class Released:
+    """A model of files in `folder`, and the arguments, by name, of its `from_released`. Neither is to be changed."""
+
+    name: str
+    folder: Path
+    model: BaseModel
+    given: Arguments
+
+    def copied(self, to: Path) -> Arguments:
+        """The arguments for a copy of the files."""
+        shutil.copytree(self.folder, to)
+        return {k: to / v.relative_to(self.folder) if isinstance(v, Path) else v for k, v in self.given.items()}
+
+
+@pytest.fixture(scope="module", params=EACH)
+def released(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Released:
     calls: list[Arguments] = []
+    folder = tmp_path_factory.mktemp(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        spy_on_releases(patch, calls)
+        model = MODELS[request.param](folder)
+    return Released(request.param, folder, model, calls[-1])
+
+
+def spy_on_releases(monkeypatch: pytest.MonkeyPatch, calls: list[Arguments]) -> None:
+    """`calls` grows by the arguments of each call of a `from_released`."""
     for cls in {cls for kind in KINDS for cls in class_of(kind).__mro__}:
         if "from_released" not in vars(cls):
             continue
@@ -36,7 +61,6 @@ def released(monkeypatch: pytest.MonkeyPatch) -> list[Arguments]:
             return _original(cls, *args, **kwargs)
 
         monkeypatch.setattr(cls, "from_released", classmethod(spy))
-    return calls
 
 
 def over_folders(given: Arguments, exported: Path) -> Arguments:
@@ -85,17 +109,16 @@ def tuned(model: BaseModel, settings: AdaptSettings) -> list[str]:
 
 
 @pytest.mark.parametrize("mode", ["full", "lora"])
-@pytest.mark.parametrize("name", EACH)
 def test_the_export_of_a_tuned_model_is_read_as_a_release_and_is_it(
-    name: str, mode: Any, tmp_path: Path, released: list[Arguments]
+    released: Released, mode: Any, tmp_path: Path
 ) -> None:
-    (tmp_path / "released").mkdir()
-    model = MODELS[name](tmp_path / "released")
-    before = {k: v.clone() for k, v in model.policy.state_dict().items()}
+    name = released.name
+    before, model = released.model.policy.state_dict(), deepcopy(released.model)
+    files = released.copied(tmp_path / "released")
     names = tuned(model, AdaptSettings(mode=mode, rank=2))
     over = tmp_path / "released" / "stablesr.ckpt" if name == "stablesr" else None
     model.export(tmp_path / "exported", names, over)  # type: ignore[attr-defined]
-    given = LAID.get(name, over_folders)(dict(released[-1]), tmp_path / "exported")
+    given = LAID.get(name, over_folders)(files, tmp_path / "exported")
     again = given.pop("cls").from_released(**given)
     expected = model.policy.state_dict()
     found = again.policy.state_dict()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,37 +26,48 @@ from restoration.base_models.pisa import PisaSettings, PiSASR
 from restoration.base_models.tsdsr import TSDSR
 from restoration.restore import sample
 from tests.restoration import released_folders as files
-from tests.restoration.released_models import MODELS
 
 ONE = SamplerSettings(steps=1)
 STOCK: dict[str, Any] = {"unet": UNet2DConditionModel, "transformer": SD3Transformer2DModel, "vae": AutoencoderKL}
 
 
 @pytest.fixture(scope="module", params=["pisa", "tsdsr"])
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Released files, and in model/ what `save` makes of them."""
-    place = tmp_path_factory.mktemp(request.param)
-    MODELS[request.param](place).save(place / "model")
-    return place
+def folder(request: pytest.FixtureRequest, place_of: Callable[[str], Path]) -> Path:
+    return place_of(request.param)
 
 
-@pytest.fixture
-def model(folder: Path) -> Any:
+@pytest.fixture(scope="module")
+def place_of(made: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A folder of released files, and in model/ what `save` makes of them; not to be changed."""
+
+    @cache
+    def of(name: str) -> Path:
+        place = tmp_path_factory.mktemp(name)
+        for path in (*(made(name) / "released").iterdir(), made(name) / "model"):
+            (place / path.name).symlink_to(path)
+        return place
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> Any:
     return load(folder / "model")
 
 
-@pytest.fixture(scope="module")
-def tsdsr_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("tsdsr")
-    MODELS["tsdsr"](place).save(place / "model")
-    return place
+@pytest.fixture
+def model(loaded: Any) -> Any:
+    return deepcopy(loaded)
 
 
-@pytest.fixture(scope="module")
-def pisa_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("pisa")
-    MODELS["pisa"](place).save(place / "model")
-    return place
+@pytest.fixture
+def tsdsr_folder(place_of: Callable[[str], Path]) -> Path:
+    return place_of("tsdsr")
+
+
+@pytest.fixture
+def pisa_folder(place_of: Callable[[str], Path]) -> Path:
+    return place_of("pisa")
 
 
 def picture(count: int = 1, width: int = 64) -> Tensor:

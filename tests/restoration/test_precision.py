@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from restoration.backbones.snr import SNRAware, SNRConfig
-from restoration.base_models.interface import SamplerSettings
+from restoration.base_models import load
 from restoration.precision import AUTO, multiplies_bf16, resolve, set_precision, slow_here
 from restoration.restore import restore, seeded_generator
 from restoration.tiling import Tiling
-from tests.restoration.released_models import MODELS
+from tests.restoration.released_models import short
 from tests.restoration.tiny_model import TinyModel
 
 LQ = torch.rand(3, 70, 64, generator=torch.Generator().manual_seed(0))
@@ -23,20 +23,20 @@ LQ = torch.rand(3, 70, 64, generator=torch.Generator().manual_seed(0))
 @pytest.mark.parametrize(("dtype", "near"), [(torch.bfloat16, 0.02), (torch.float16, 0.002)])
 @pytest.mark.parametrize("name", ["controlnet", "faithdiff", "pisa", "tsdsr", "sd3", "flux"])
 def test_a_cast_model_restores_nearly_the_same_picture(
-    tmp_path: Path, name: str, dtype: torch.dtype, near: float
+    model_folder: Callable[[str], Path], name: str, dtype: torch.dtype, near: float
 ) -> None:
-    model = MODELS[name](tmp_path)
-    tiling = Tiling(model.size_multiple * 2, model.size_multiple)
-    sampler = SamplerSettings(steps=min(2, model.sampler.steps))
-    exact = restore(model, LQ, sampler, seeded_generator("x", 0), tiling=tiling)
+    model = load(model_folder(name))
+    exact = restore(model, LQ, short(model), seeded_generator("x", 0), tiling=Tiling(64, 32))
     set_precision(model, dtype)
-    cast = restore(model, LQ, sampler, seeded_generator("x", 0), tiling=tiling)
+    cast = restore(model, LQ, short(model), seeded_generator("x", 0), tiling=Tiling(64, 32))
     assert {p.dtype for p in model.policy.parameters()} == {dtype} and cast.dtype == torch.float32
     assert 0 < (cast - exact).abs().mean() < near
 
 
-def test_float16_leaves_the_cleaner_and_a_vae_that_overflows_in_float32(tmp_path: Path) -> None:
-    model = MODELS["controlnet"](tmp_path)
+def test_float16_leaves_the_cleaner_and_a_vae_that_overflows_in_float32(
+    model_folder: Callable[[str], Path],
+) -> None:
+    model = load(model_folder("controlnet"))
     for force, expected in ((True, torch.float32), (False, torch.float16)):
         model.vae.register_to_config(force_upcast=force)  # type: ignore[attr-defined]
         set_precision(model, torch.float16)

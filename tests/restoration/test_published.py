@@ -13,7 +13,7 @@ import pytest
 import torch
 from torchvision.models import alexnet
 
-from restoration.checkpoints import CheckpointError
+from restoration.checkpoints import CheckpointError, empty
 from restoration.evaluate import Row
 from restoration.metrics.fid import WEIGHTS, Fid, inception
 from restoration.metrics.lpips import BACKBONE, CHANNELS, HEADS, Lpips
@@ -40,15 +40,21 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write(folder: Path) -> None:
-    trunk = {k: recipe_tensor(k, list(v.shape)) for k, v in alexnet(weights=None).state_dict().items()}
-    torch.save(trunk, folder / BACKBONE)
+    trunk = empty(lambda: alexnet(weights=None)).state_dict()
+    # the classifier, most of the file, has no part in LPIPS: one number stands for all of it
+    torch.save(
+        {k: recipe_tensor(k, list(v.shape)) if "features" in k else torch.ones(1) for k, v in trunk.items()},
+        folder / BACKBONE,
+    )
     heads = {f"lin{i}.model.1.weight": recipe_tensor(f"lin{i}", [1, c, 1, 1]).abs() for i, c in enumerate(CHANNELS)}
     torch.save(heads, folder / HEADS)
-    state = {k: v for k, v in inception().state_dict().items()}
+    state = dict(empty(inception).state_dict())
     for key, value in state.items():
         if value.is_floating_point():
             drawn = recipe_tensor(key, list(value.shape))
             state[key] = drawn.abs() + 0.5 if key.endswith(("running_var", "bn.weight")) else drawn
+        else:
+            state[key] = torch.zeros(value.shape, dtype=value.dtype)
     torch.save(state, folder / WEIGHTS)
 
 

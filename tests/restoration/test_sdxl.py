@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from restoration.base_models import load
 from restoration.base_models.interface import Condition
 from restoration.base_models.latent import LatentDiffusion
 from restoration.base_models.networks.diffusers_folder import embed, embed_prompts
 from restoration.base_models.networks.sdxl import time_ids
 from restoration.checkpoints import CheckpointError
 from tests.restoration import released_folders as files
-from tests.restoration.released_models import MODELS
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +64,10 @@ def test_time_ids_are_the_sizes_of_a_whole_picture() -> None:
 
 @pytest.mark.parametrize("name", ["controlnet_sdxl", "faithdiff"])
 @torch.no_grad()
-def test_pooled_text_and_size_reach_the_networks_in_both_branches(name: str, tmp_path: Path) -> None:
-    model = MODELS[name](tmp_path)
+def test_pooled_text_and_size_reach_the_networks_in_both_branches(
+    name: str, model_folder: Callable[[str], Path]
+) -> None:
+    model = load(model_folder(name))
     assert isinstance(model, LatentDiffusion)
     condition = model.condition(torch.rand(1, 3, 64, 128, generator=torch.Generator().manual_seed(0)))
     changed = condition.map(torch.clone)
@@ -89,8 +92,10 @@ def test_pooled_text_and_size_reach_the_networks_in_both_branches(name: str, tmp
 
 @pytest.mark.parametrize("name", ["controlnet_sdxl", "faithdiff"])
 @pytest.mark.parametrize("absent", ["pooled", "negative_pooled"])
-def test_a_prompt_without_its_pooled_embedding_is_refused(name: str, absent: str, tmp_path: Path) -> None:
-    model = MODELS[name](tmp_path)
+def test_a_prompt_without_its_pooled_embedding_is_refused(
+    name: str, absent: str, model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = load(model_folder(name))
     assert isinstance(model, LatentDiffusion)
     del model.embeddings[absent]
     model.save(tmp_path / "model")

@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ from restoration.pretrain.sft import (
 from restoration.pretrain.sft_data import SftData, held_out, training_pairs
 from restoration.restore import sample
 from tests.restoration.released_folders import write_embeddings
-from tests.restoration.released_models import EACH, MODELS
+from tests.restoration.released_models import EACH
 from tests.restoration.tiny_model import TinyModel
 
 DEMO = Path(__file__).resolve().parents[2] / "models" / "demo"
@@ -69,11 +70,9 @@ def pairs(tmp_path_factory: pytest.TempPathFactory, photo_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(model_folder: Callable[[str], Path]) -> Path:
     """A tiny ControlNet of Stable Diffusion."""
-    place = tmp_path_factory.mktemp("controlnet")
-    MODELS["controlnet"](place).save(place / "model")
-    return place / "model"
+    return model_folder("controlnet")
 
 
 def stage(**settings: Any) -> DiffusionStage:
@@ -202,11 +201,18 @@ def test_the_merged_lora_gives_the_pictures_that_the_adapter_gave(folder: Path, 
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_every_model_takes_two_steps(name: str, pairs: Path, tmp_path: Path) -> None:
-    before = MODELS[name](tmp_path)
-    before.save(tmp_path / "model")
+def test_every_model_takes_two_steps(
+    name: str, model_folder: Callable[[str], Path], pairs: Path, tmp_path: Path
+) -> None:
+    before = load(model_folder(name))
     after = fine_tune(
-        recipe(tmp_path / "model", pairs, diffusion=stage(crop=64, batch_size=1, adapt=LORA)), tmp_path / "out"
+        recipe(
+            model_folder(name),
+            pairs,
+            diffusion=stage(crop=32, batch_size=1, adapt=LORA),
+            validation=replace(ENDS, crop=32),
+        ),
+        tmp_path / "out",
     )
     assert all(math.isfinite(loss) and loss > 0 for loss in log_of(tmp_path / "out", "diffusion", "loss"))
     old, new = before.policy.state_dict(), after.policy.state_dict()
@@ -362,11 +368,13 @@ def test_a_training_that_diverges_stops_and_says_so(folder: Path, pairs: Path, t
         fine_tune(recipe(folder, pairs, diffusion=stage(iterations=4, lr=1e30, grad_clip=0)), tmp_path)
 
 
-def test_embeddings_of_single_pictures_are_found_by_the_ids_of_the_pairs(pairs: Path, tmp_path: Path) -> None:
-    MODELS["seesr"](tmp_path).save(tmp_path / "model")
+def test_embeddings_of_single_pictures_are_found_by_the_ids_of_the_pairs(
+    model_folder: Callable[[str], Path], pairs: Path, tmp_path: Path
+) -> None:
+    model = model_folder("seesr")
     (tmp_path / "each").mkdir()
-    data = replace(recipe(tmp_path / "model", pairs).data, embeddings=tmp_path / "each")
-    short = replace(recipe(tmp_path / "model", pairs, diffusion=stage(crop=64, batch_size=1, adapt=LORA)), data=data)
+    data = replace(recipe(model, pairs).data, embeddings=tmp_path / "each")
+    short = replace(recipe(model, pairs, diffusion=stage(batch_size=1, adapt=LORA)), data=data)
     with pytest.raises(CheckpointError, match=r"each/.*safetensors is missing"):
         fine_tune(short, tmp_path / "none")
     for folder in ("train", "test"):
@@ -378,14 +386,10 @@ def test_embeddings_of_single_pictures_are_found_by_the_ids_of_the_pairs(pairs: 
 
 
 def test_heads_teach_the_controlnet_go_on_after_an_interruption_and_are_not_part_of_the_model(
-    pairs: Path, tmp_path: Path
+    model_folder: Callable[[str], Path], pairs: Path, tmp_path: Path
 ) -> None:
-    MODELS["xpsr"](tmp_path).save(tmp_path / "model")
-
     def told(iterations: int, heads: float) -> SftRecipe:
-        return recipe(
-            tmp_path / "model", pairs, diffusion=stage(iterations=iterations, heads=heads, crop=64, batch_size=1)
-        )
+        return recipe(model_folder("xpsr"), pairs, diffusion=stage(iterations=iterations, heads=heads, batch_size=1))
 
     fine_tune(told(2, 0.0), tmp_path / "plain")
     fine_tune(told(1, 1.0), tmp_path / "parts")

@@ -72,6 +72,13 @@ def test_the_plan_of_a_run_is_shown_and_nothing_is_started_or_written(data: Path
     assert [p.name for p in data.parent.iterdir()] == ["data"]
 
 
+@pytest.fixture
+def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan leaves out what takes it seconds, the memory of each role, which other tests are about."""
+    monkeypatch.setattr("cluster.cli.plan.memory_plan", lambda *_: [])
+
+
+@pytest.mark.usefixtures("no_memory")
 def test_the_plan_says_what_auto_is_on_this_processor(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fast = (TAKES_SMALL, "rollout.decode_dtype=auto", "evaluation.dtype=auto", "rollout.crop=40", "--dry-run")
     for bf16 in (True, False):
@@ -122,6 +129,7 @@ def test_data_that_are_not_there_are_told_beside_what_a_model_tells_without_pict
     assert [p.split(":")[1].strip() for p in problems] == ["sampler.steps", "data"] and "none" in problems[1]
 
 
+@pytest.mark.usefixtures("no_memory")
 def test_a_resumed_run_is_checked_against_what_it_was(tmp_path: Path, data: Path) -> None:
     config = load_config(RunConfig, OURS, [f"model={DEMO}", f"data.root={data}", "rollout.crop=40", TAKES_SMALL])
     with RunState(config, tmp_path / "run", resume=False):
