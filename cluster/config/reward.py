@@ -82,6 +82,8 @@ class RunReward(RewardSettings):
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
             raise ValueError(f"{where}.weight={weight!r}: a finite number, 0 or above (scores are better when higher)")
         served = scorer not in FULL_REFERENCE
+        if not served and not weight:
+            raise ValueError(f"{where}.weight=0: evaluations have {scorer} or not whether it is a term; leave it out")
         params = given.get("params", {} if "scorer" in given else self.params)
         if not isinstance(params, Mapping):
             raise ValueError(f"{where}.params={params!r}: a mapping of the scorer's arguments")

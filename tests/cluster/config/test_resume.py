@@ -87,6 +87,8 @@ def test_a_change_that_makes_old_figures_incomparable_is_told() -> None:
     (warning,) = check_resume(config_of(), config_of("reward.scorer=piqe"))
     assert "the base model's reward is the old scorer's" in warning
     assert check_resume(config_of(), config_of("iterations=9", "actors.count=2", "rollout.storage_dtype=float16")) == []
+    (warning,) = check_resume(config_of(), config_of("reward.terms=[{}, {scorer: psnr}]"))
+    assert "tracks end" in warning
 
 
 def test_trajectories_are_not_left_behind_in_another_store_and_no_password_is_shown() -> None:

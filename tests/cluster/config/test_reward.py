@@ -65,6 +65,7 @@ def test_each_service_asks_for_its_own_place() -> None:
         ("[{scorer: ''}]", r"terms\[0\].scorer=''"),
         ("[{max_batch: 0}]", r"terms\[0\].*max_batch=0"),
         ("[{deadline_s: soon}]", r"terms\[0\].deadline_s"),
+        ("[{}, {scorer: lpips, weight: 0}]", r"terms\[1\].weight=0: evaluations have lpips or not"),
         ("[{scorer: psnr, replicas: 2}]", r"terms\[0\].replicas: psnr is computed by the actors"),
         ("[{params: 3}]", r"terms\[0\].params=3"),
         (f"[{{name: {'n' * 33}}}]", "at most 32 characters"),
