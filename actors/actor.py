@@ -15,6 +15,7 @@ import ray
 import torch
 
 from actors.rollout import PairBatch, Rollout, RolloutSettings, complete, rollout
+from actors.scoring import Scores, score_rollout
 from actors.terms import RewardTerms
 from actors.work import Quarantined, WorkItem, WorkReport
 from restoration.acceleration import accelerate
@@ -31,13 +32,13 @@ from restoration.base_models.interface import SamplerSettings
 from restoration.datasets.paired import PairedFolder, crop_pair, random_crop
 from restoration.degradations import seeded_rng
 from restoration.evaluate import Row, ScoreFunction, evaluate_pairs
-from restoration.images import ImageError, to_uint8
+from restoration.images import ImageError
 from restoration.metrics.appearance import APPEARANCE
 from restoration.metrics.full_reference import full_reference
 from restoration.precision import enable_tf32, resolve, set_frozen_dtype, trainable
 from restoration.tiling import Tiling
 from restoration.weights import WeightsMessage, from_bytes, require_epoch
-from reward_service.client import RewardClient, RewardResult, RewardTicket
+from reward_service.client import RewardClient
 from reward_service.errors import InvalidBlock, InvalidReward, RewardError, ScorerFailed
 from reward_service.settings import RewardApp
 from trajectories.schema import RecordMeta
@@ -260,39 +261,8 @@ class RolloutActor:
         on_device = replace(batch, lq=batch.lq.to(self.spec.device), gt=batch.gt.to(self.spec.device))
         return rollout(self.model, on_device, self.spec.sampler, self.spec.rollout, generator)
 
-    def _score(self, rolled: Rollout) -> tuple[dict[str, dict[int, np.ndarray]], np.ndarray | None, str]:
-        """Scores of each trained term and decision, the first term's of the ground truth, and their version.
-
-        Raises:
-            RewardError: of any term; the message names it.
-        """
-        terms, gt = self.spec.terms, to_uint8(rolled.batch.gt)
-        blocks = dict(rolled.blocks)
-        served = {term.name: self.clients[term.name] for term in terms.trained if term.served}
-        tickets = {(name, i): client.submit(block) for name, client in served.items() for i, block in blocks.items()}
-        first, gt_scores = terms.trained[0].name, None
-        gt_ticket = served[first].submit(gt) if self.spec.score_gt and first in served else None
-        scores: dict[str, dict[int, np.ndarray]] = {term.name: {} for term in terms.trained}
-        versions: dict[str, set[str]] = {term.name: set() for term in terms.trained}
-        truths = gt.repeat(self.spec.rollout.rollouts_per_image, axis=0)
-        for name, metric in self.references.items():  # while the services work
-            versions[name].add(metric.version)
-            for i, block in blocks.items():
-                scores[name][i] = _finite(metric.score(block, truths), name)
-            if name == first and self.spec.score_gt:
-                gt_scores = metric.score(gt, gt)
-        for (name, i), ticket in tickets.items():
-            result = _named(ticket, name, len(terms.trained) > 1)
-            scores[name][i] = result.scores
-            versions[name].add(result.reward_version)
-        if gt_ticket is not None:
-            result = _named(gt_ticket, first, len(terms.trained) > 1)
-            gt_scores = result.scores
-            versions[first].add(result.reward_version)
-        for name, found in versions.items():
-            if len(found) > 1:
-                raise RewardError(f"one rollout was scored by several versions of {name}: {sorted(found)}")
-        return scores, gt_scores, terms.version({name: found.pop() for name, found in versions.items()})
+    def _score(self, rolled: Rollout) -> tuple[Scores, np.ndarray | None, str]:
+        return score_rollout(rolled, self.spec.terms, self.clients, self.references, self.spec.score_gt)
 
     def _metas(self, item: WorkItem, rolled: Rollout, version: int, epoch: int, reward: str) -> list[RecordMeta]:
         return [
@@ -312,24 +282,6 @@ class RolloutActor:
             )
             for n, place in enumerate(rolled.batch.places)
         ]
-
-
-def _named(ticket: RewardTicket, term: str, several: bool) -> RewardResult:
-    """Its result; an error says which of several terms it is of."""
-    try:
-        return ticket.result()
-    except RewardError as error:
-        if several:
-            raise type(error)(f"reward term {term!r}: {error.message}", error.indexes) from error
-        raise
-
-
-def _finite(scores: np.ndarray, term: str) -> np.ndarray:
-    bad = np.flatnonzero(~np.isfinite(scores))
-    if len(bad):
-        message = f"reward term {term!r} gave {scores[bad[0]]} for {len(bad)} of {len(scores)} images"
-        raise InvalidReward(message, bad.tolist())
-    return scores
 
 
 def seed_of(seed: int, index: int) -> int:

@@ -28,9 +28,10 @@ def load_run_config(run: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
     """
     if not (run / CONFIG_FILE).is_file():
         raise ConfigError.of(f"{run} is no run: there is no {CONFIG_FILE} in it; give the folder of a run")
+    from cluster.config.earlier import translate
     from cluster.config.recipe import RunConfig
 
-    return load_config(RunConfig, run / CONFIG_FILE, overrides)
+    return load_config(RunConfig, run / CONFIG_FILE, overrides, translate)
 
 
 def load_policy(

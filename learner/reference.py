@@ -59,7 +59,7 @@ class Group:
         states: x_t; targets: the action to learn; float32 [K, S, C, h, w].
         log_probs: float32 [K, S], of the targets under the policy that acted.
         rewards: float32 [K, S]; NaN where a step was not scored.
-        scores: float32 [K], of the final output by the first term alone.
+        scores: float32 [K], of the final output by the first term alone; terms: by each.
         gt_reward: of the ground truth by the first term, None if it was not scored.
         errors: float32 [K, 2], L1 and L2 norm of the final output minus GT.
     """
@@ -76,6 +76,7 @@ class Group:
     scores: Tensor
     gt_reward: float | None
     errors: Tensor
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Reference:
@@ -177,7 +178,8 @@ class Reference:
         for n, (name, image_id) in enumerate(zip(names, image_ids, strict=True)):
             pair, r = (lq[n : n + 1], gt[n : n + 1]), slice(n * k, (n + 1) * k)
             rows = (x_t[r], target[r], logp[r], rewards[r], torch.from_numpy(scores[first])[r])
-            groups.append(Group(name, image_id, *pair, trained, *rows, gt_rewards[n], errors[r]))
+            terms = {term: torch.from_numpy(values)[r] for term, values in scores.items()}
+            groups.append(Group(name, image_id, *pair, trained, *rows, gt_rewards[n], errors[r], terms))
         return groups
 
     def mean_and_x0(self, step: Step, x: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ from reward_service.scorers.interface import Scorer, check_block
 
 Reply = dict[str, Any]  # {"scores": float32 [N], "scorer": str, "version": str} or RewardError.to_data()
 Shape = tuple[int, ...]  # of one image
+PASSING_S = 300.0
 AHEAD = 2  # batches that the scorer's thread has at most: one at work, one ready
 
 logger = logging.getLogger(__name__)
@@ -127,6 +128,9 @@ class Batcher:
         self.scorer, self.max_batch, self.max_wait_s, self.observe = scorer, max_batch, max_wait_s, observe
         self.probe = probe
         self.refused: str | None = None  # why nothing is scored any more
+        self.probe_s = 0.0  # that the last probe took
+        self._busy_since: float | None = None  # time.monotonic, in one call of the scorer or of the probe
+        self._failed_since: float | None = None  # of probes that failed for want of memory or of a connection
         self.limits: dict[Shape, int] = {}  # where memory allows less than `max_batch`
         self.batches = 0  # that were answered
         self.ongoing: Counter[str] = Counter()  # "images" and "requests" (blocks) without an answer
@@ -167,6 +171,11 @@ class Batcher:
         """
         await asyncio.get_running_loop().run_in_executor(self.thread, self._refuse_if_broken)
         self.changed.set()
+
+    def busy_s(self) -> float:
+        """For how long the scorer has been at the call that it is at; 0 if it is at none."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def limit(self, shape: Shape) -> int:
         """Images of that size that the scorer gets at once."""
@@ -307,13 +316,26 @@ class Batcher:
         return _Scored(found, began, time.perf_counter() - began)
 
     def _broken(self) -> str | None:
-        """Why the scorer can't score even its probe; None if it can, or if there is none."""
+        """Why the scorer can't score even its probe; None if it can, if there is none, or if that may pass.
+
+        Memory that others hold, or a server that is away, may come back within `PASSING_S`; other scores than the
+        stored ones are wrong at once.
+        """
         if self.probe is None:
             return None
+        began = self._busy_since = time.monotonic()
         try:
             self.probe()
         except Exception as error:
+            since = self._failed_since = self._failed_since or began
+            passing = isinstance(cause := error.__cause__ or error, OSError) or is_out_of_memory(cause)
+            if passing and time.monotonic() - since < PASSING_S:
+                logger.warning("the probe of scorer %s failed, and is tried again: %s", self.scorer.name, error)
+                return None
             return str(error)
+        finally:
+            self.probe_s, self._busy_since = time.monotonic() - began, None
+        self._failed_since = None
         return None
 
     def _refuse_if_broken(self) -> None:
@@ -342,6 +364,7 @@ class Batcher:
 
     def _once(self, images: np.ndarray) -> np.ndarray | None:
         """float32 [N]; None if there was no memory for so many. Raises ScorerFailed."""
+        self._busy_since = time.monotonic()
         try:
             scores = np.asarray(self.scorer.score(images), dtype=np.float32)
         except Exception as error:
@@ -350,6 +373,8 @@ class Batcher:
             raise ScorerFailed(
                 f"scorer {self.scorer.name} raised {type(error).__name__}: {error}{_memory_advice(error, images)}"
             ) from error
+        finally:
+            self._busy_since = None
         if scores.shape != (len(images),):
             raise ScorerFailed(
                 f"scorer {self.scorer.name} returned shape {list(scores.shape)} for {len(images)} images, not [N]"

@@ -95,7 +95,7 @@ class _Request:
                     f"reward service {self._app.name!r} gave no reply in {attempts} attempts: {error}"
                 ) from error
             longest = NO_ROOM_PAUSE_S if isinstance(error, serve_exceptions.BackPressureError) else LONGEST_PAUSE_S
-            pause = min(FIRST_PAUSE_S * 2 ** (attempts + waits - 1), longest) * random.uniform(0.75, 1.25)
+            pause = min(FIRST_PAUSE_S * 2 ** min(attempts + waits - 1, 10), longest) * random.uniform(0.75, 1.25)
             if pause >= self._left():
                 raise self._late(error) from error
             time.sleep(pause)
@@ -159,6 +159,11 @@ class RewardTicket:
             _Request(client, images[start : start + size], expires) for start in range(0, len(images), size)
         ]
         self._size = size
+
+    def cancel(self) -> None:
+        """Nobody wants its scores any more."""
+        for request in self._requests:
+            request.cancel()
 
     def result(self) -> RewardResult:
         """Wait for the scores; for synchronous code (Serve refuses to block an event loop).

@@ -195,7 +195,9 @@ def write_probe(probe: Probe, force: bool = False) -> tuple[Path, Stored]:
 
 
 def _file_of(name: str, params: Mapping[str, Any]) -> Path | None:
-    """Where the scores of a scorer lie."""
+    """Where the scores of a scorer lie; None for a server elsewhere, whose files aren't ours."""
+    if name.startswith(("http://", "https://")):
+        return None
     if places := _places(params):
         first = Path(params[places[0]])
         return first / FILE if first.is_dir() else first.with_name(FILE)

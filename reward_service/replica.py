@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 from ray import serve
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
 from ray.util import metrics
 
 from reward_service import ownership
@@ -30,6 +28,7 @@ from reward_service.settings import RewardSettings, run_of_app
 
 DEPLOYMENT = "reward"
 OWNER_LOOK_S = 10.0
+PROBE_SHARE = 10  # a probe that takes long is made as seldom as it must be to take a tenth of the scorer's time
 BATCH_BUCKETS = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0]
 FILL_BUCKETS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0]
 SECOND_BUCKETS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0]
@@ -85,7 +84,6 @@ class RewardReplica:
         self.probe.check()
         self.probed = time.monotonic()
         self.probing: asyncio.Task[None] | None = None
-        self.answered = 0  # batches, at the last health check
         app = serve.get_replica_context().app_name
         self.metrics, self.figures = _Metrics(scorer.name, scorer.version, run_of_app(app)), Figures()
         self.batcher = Batcher(
@@ -108,18 +106,23 @@ class RewardReplica:
     async def check_health(self) -> None:
         """Serve replaces a replica whose check raises, or takes too long, some times in a row.
 
-        A busy scorer that answers batches is well: its probe waits between them.
+        A scorer that is busy is well, for as long as one call of it may last: its probe waits between two batches.
 
         Raises:
-            ScorerBroken: the scorer failed at its probe, now or before.
+            ScorerBroken: the scorer failed at its probe, now or before, or one call of it has no end.
         """
         self.metrics.ongoing.set(self.batcher.ongoing[IMAGES])  # which falls without a batch, too
-        if self.probing is None and time.monotonic() - self.probed >= self.settings.probe_every_s:
+        pause = max(self.settings.probe_every_s, PROBE_SHARE * self.batcher.probe_s)
+        if self.probing is None and time.monotonic() - self.probed >= pause:
             self.probing = asyncio.get_running_loop().create_task(self.batcher.check())
-        answers, self.answered = self.batcher.batches > self.answered, self.batcher.batches
-        if self.probing is not None and not (answers and not self.probing.done()):
-            await asyncio.shield(self.probing)
-            self.probing, self.probed = None, time.monotonic()
+        if (probing := self.probing) is not None:
+            # It may stand behind long batches: a check that waits for them would be too late for Serve.
+            await asyncio.wait({probing}, timeout=self.settings.health_check_timeout_s / 3)
+            if probing.done() and self.probing is probing:
+                probing.result()
+                self.probing, self.probed = None, time.monotonic()
+        if (lasts := self.batcher.busy_s()) > self.settings.stuck_after_s:
+            raise ScorerBroken(f"a call of the scorer lasts for {lasts:.0f} s, longer than reward.stuck_after_s")
         if self.batcher.refused is not None:
             logger.error("%s; this replica scores nothing more", self.batcher.refused)
             raise ScorerBroken(self.batcher.refused)
@@ -140,7 +143,7 @@ class RewardReplica:
             "range": scorer.range,
             "figures": self.figures.summary(),
             "ongoing": self.batcher.ongoing[IMAGES],
-            "limits": {"x".join(map(str, shape[:2])): limit for shape, limit in self.batcher.limits.items()},
+            "limits": {"x".join(map(str, shape[:2])): limit for shape, limit in dict(self.batcher.limits).items()},
         }
 
 
@@ -160,7 +163,7 @@ def _end_with_owner(name: str) -> None:
                 logger.warning("%s: its owner is gone (%s); deleting it", name, owner)
                 serve.delete(name, _blocking=False)
             before = (dead, owner)
-        except (RayError, RayServeException, RuntimeError):  # the controller or the store is away for a moment
+        except Exception:  # the controller or the store is away for a moment
             continue
 
 

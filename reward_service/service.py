@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import ActorAlreadyExistsError, RayActorError, RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -26,11 +27,15 @@ from reward_service.settings import RewardApp, RewardSettings
 
 CALL_S = 30.0  # for a question to Serve or to the cluster
 POLL_S = 0.2
+START_ATTEMPTS = 4  # of Ray Serve
 PLACE_GRACE_S = 5.0  # nodes of a cluster that is just starting may still come
+_STARTING = threading.Lock()  # serve.start isn't thread-safe
 _ERROR_LINE = re.compile(r"^\s*[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit): ?")
 
 
-def deploy(settings: RewardSettings, name: str, stands_alone: bool = False) -> RewardApp:
+def deploy(
+    settings: RewardSettings, name: str, stands_alone: bool = False, given_up: threading.Event | None = None
+) -> RewardApp:
     """Start the service, or change a running one of this job; returns once its replicas have built their scorers.
 
     Needs a connected Ray. Running replicas stay if only settings changed that they don't see (`code_version`).
@@ -38,6 +43,7 @@ def deploy(settings: RewardSettings, name: str, stands_alone: bool = False) -> R
 
     Args:
         stands_alone: the service belongs to no job and stays until it is stopped (`standing`).
+        given_up: once it is set, what was begun is taken back; for calls in other threads than the main one.
 
     Raises:
         RewardUnavailable: the name belongs to another job that runs, or the replicas don't start within
@@ -48,7 +54,7 @@ def deploy(settings: RewardSettings, name: str, stands_alone: bool = False) -> R
         before = bounded(lambda: ownership.owner_of(name), CALL_S, "asking whose the service is")
         stood = before is not None and before.stands_alone  # and stays if it can't be changed
         bounded(lambda: ownership.claim(name, stands_alone), CALL_S, "asking whose the service is")
-        app = _put(settings, name)
+        app = _put(settings, name, given_up)
     except RewardUnavailable:
         _take_back(name, stands_alone, stood)
         raise
@@ -61,27 +67,43 @@ def deploy(settings: RewardSettings, name: str, stands_alone: bool = False) -> R
     return app
 
 
-def _put(settings: RewardSettings, name: str) -> RewardApp:
-    """Give the application to Serve and wait until all replicas run."""
+def _start_serve() -> None:
+    """Where Serve runs already, for somebody else's applications too, it stays as it is."""
+    with _STARTING:
+        for left in range(START_ATTEMPTS - 1, -1, -1):
+            try:
+                serve.start(proxy_location="Disabled")
+                return
+            except (ActorAlreadyExistsError, RayActorError):  # another driver starts it, too
+                if not left:
+                    raise
+            time.sleep(POLL_S * 5)
+
+
+def _put(settings: RewardSettings, name: str, given_up: threading.Event | None = None) -> RewardApp:
+    """Give the application to Serve and wait until all replicas run, or nobody wants it any more."""
+    given_up = given_up or threading.Event()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ends = time.monotonic() + settings.start_timeout_s
     target = serve.RunTarget(application(settings), name=name, route_prefix=None)
 
     def begin() -> None:
-        # Where Serve runs already, for somebody else's applications too, it stays as it is.
-        serve.start(proxy_location="Disabled")
-        serve.run_many([target], wait_for_applications_running=False)
+        _start_serve()
+        if not given_up.is_set():
+            serve.run_many([target], wait_for_applications_running=False)
 
     bounded(begin, settings.start_timeout_s, "starting Ray Serve")
-    _wait_until_running(settings, name, ends)
+    _wait_until_running(settings, name, ends, given_up)
     found = describe(name, max(ends - time.monotonic(), CALL_S))
     return RewardApp(name, found["scorer"], found["version"], settings.deadline_s, settings.retries, settings.max_batch)
 
 
-def _wait_until_running(settings: RewardSettings, name: str, ends: float) -> None:
+def _wait_until_running(settings: RewardSettings, name: str, ends: float, given_up: threading.Event) -> None:
     """Raises RewardUnavailable as soon as it is clear that they never will, or at `ends`."""
     began, seen = time.monotonic(), dict[str, Any]()
     while True:
+        if given_up.is_set():
+            raise RewardUnavailable(f"reward service {name!r} is not wanted any more")
         try:
             seen = status(name)
         except RewardUnavailable:  # the controller is away for a moment
@@ -101,7 +123,7 @@ def _wait_until_running(settings: RewardSettings, name: str, ends: float) -> Non
                 raise RewardUnavailable(f"reward service {name!r} has no place: {lacking}")
         if time.monotonic() > ends:
             raise RewardUnavailable(_too_late(settings, name, seen))
-        time.sleep(POLL_S)
+        given_up.wait(POLL_S)
 
 
 def _too_late(settings: RewardSettings, name: str, seen: Mapping[str, Any]) -> str:

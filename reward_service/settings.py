@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 NOT_IN_REPLICAS = (
     *("replicas", "min_replicas", "max_replicas", "ongoing_images", "scale_up_s", "scale_down_s"),
     *("deadline_s", "retries", "start_timeout_s", "health_check_timeout_s", "app"),
-    "probe_every_s",  # which a replica is told of without a restart
+    *("probe_every_s", "stuck_after_s"),  # which a replica is told of without a restart
 )
 _PREFIX, _TERM = "reward-", ".term."
 
@@ -41,6 +42,7 @@ class RewardSettings:
             from network storage.
         health_check_timeout_s: a replica that doesn't answer for so long is replaced. Checks begin when the scorer
             is built, so that loading doesn't count. A scorer that keeps Python's lock needs more than one call takes.
+        stuck_after_s: so is one whose scorer has been at one call for so long; a first call may compile for minutes.
         probe_every_s: how often a replica scores its probe pictures, between two batches; one whose scores changed is
             replaced.
         app: name of a service that stands alone (`restorl reward serve`) to use instead of one of the run's own.
@@ -64,6 +66,7 @@ class RewardSettings:
     resources: dict[str, float] = field(default_factory=dict)
     start_timeout_s: float = 600.0
     health_check_timeout_s: float = 30.0
+    stuck_after_s: float = 1800.0
     probe_every_s: float = 30.0
     app: str | None = None
     min_replicas: int | None = None
@@ -81,7 +84,10 @@ class RewardSettings:
         for name in ("max_wait_s", "num_cpus", "num_gpus", "scale_down_s"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name}={getattr(self, name)}: must be a finite number >= 0")
-        for name in ("deadline_s", "start_timeout_s", "health_check_timeout_s", "scale_up_s", "probe_every_s"):
+        for name in (
+            *("deadline_s", "start_timeout_s", "health_check_timeout_s"),
+            *("stuck_after_s", "scale_up_s", "probe_every_s"),
+        ):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"{name}={getattr(self, name)}: must be a finite number above 0")
         for name, amount in self.resources.items():
@@ -124,6 +130,12 @@ class RewardSettings:
 def reward_app_name(run_id: str, term: str = "") -> str:
     """The name of a run's service, or of that of one of its terms: runs on one cluster never share one."""
     return _PREFIX + run_id + (_TERM + term if term else "")
+
+
+def terms_of(run_app: str, names: Iterable[str]) -> dict[str, str]:
+    """Term -> service among `names`, of the run whose only service would be `run_app`; that one is the term ""."""
+    found = {name[len(run_app) :]: name for name in names if name == run_app or name.startswith(run_app + _TERM)}
+    return {term.removeprefix(_TERM): name for term, name in found.items()}
 
 
 def check_name(name: str) -> None:

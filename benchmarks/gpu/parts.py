@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import math
@@ -127,7 +128,8 @@ def _give_back() -> None:
     """What a GPU holds that nothing names any more."""
     if torch.cuda.is_available():
         gc.collect()
-        torch.cuda.empty_cache()
+        with contextlib.suppress(RuntimeError):  # after some errors CUDA does nothing more in this process
+            torch.cuda.empty_cache()
 
 
 @contextmanager

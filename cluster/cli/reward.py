@@ -55,7 +55,8 @@ def serve(
             app = standing.stand(settings, service)
             print(
                 f"{service}: {app.scorer}, version {app.version}\n"
-                f"  a run uses it by reward.app={service}; it ends by: restorl reward stop {service}"
+                f"  a run uses it by reward.app={service} reward.scorer={settings.scorer}; it ends by: "
+                f"restorl reward stop {service}"
             )
 
 
@@ -97,10 +98,13 @@ def scale(
     run: Run = None,
     address: Address = "auto",
     app_name: Annotated[str | None, typer.Option("--app", help="Name of the service at --address.")] = None,
+    term: Annotated[str | None, typer.Option(help="Of the run's reward, where several have a service.")] = None,
 ) -> None:
     """Change the number of replicas of a service, while runs use it.
 
     restorl reward scale 3 --run runs/demo
+
+    restorl reward scale 3 --run runs/mine --term deqa
 
     restorl reward scale --min 1 --max 4 --address 10.0.0.1:6379 --app iqa
     """
@@ -111,7 +115,7 @@ def scale(
     with _connected(run, address):
         from reward_service import service
 
-        wanted = app_name or _app_of(run)
+        wanted = app_name or _service_of(run, term)
         with as_mistake(ValueError):
             if replicas is not None:
                 service.scale(wanted, replicas)
@@ -174,6 +178,8 @@ def named_services(words: Sequence[str], name: str | None) -> dict[str, RewardSe
     found: dict[str, RewardSettings] = {}
     for section in sections:
         params = {**section.get("params", {}), **given.get("params", {})}
+        # A replica works in another folder.
+        params |= {k: str(Path(v).absolute()) for k, v in params.items() if isinstance(v, str) and Path(v).exists()}
         settings = build_config(RewardSettings, {**section, **given, "params": params, "app": None})
         plain = settings.scorer.rpartition(":")[2]
         service = plain if name is None else name if len(sections) == 1 else f"{name}-{plain}"
@@ -216,6 +222,21 @@ def _connected(run: Path | None, address: str) -> Connection:
     from cluster.jobs import ClusterSettings, attach, connect
 
     return attach(run) if run is not None else connect(ClusterSettings(address))
+
+
+def _service_of(run: Path | None, term: str | None) -> str:
+    """The service of a run, or of one of its terms."""
+    from reward_service import standing
+    from reward_service.settings import terms_of
+
+    own = _app_of(run)
+    terms = terms_of(own, standing.names())
+    if term is None and len(terms) == 1:
+        return next(iter(terms.values()))
+    if term in terms:
+        return terms[term]
+    there = ", ".join(sorted(terms)) or "none"
+    raise UserMistake(f"{run}: which service? its reward has these terms with one: {there}; name it by --term")
 
 
 def _app_of(run: Path | None) -> str:

@@ -10,7 +10,7 @@ import dataclasses
 import enum
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,7 +38,12 @@ class ConfigError(ValueError):
         return cls([Problem("", what, action)])
 
 
-def load_config(model: type[M], path: Path | str, overrides: Sequence[str] = ()) -> M:
+def load_config(
+    model: type[M],
+    path: Path | str,
+    overrides: Sequence[str] = (),
+    translate: Callable[[dict[str, Any]], None] | None = None,
+) -> M:
     """Read a recipe.
 
     Args:
@@ -46,12 +51,15 @@ def load_config(model: type[M], path: Path | str, overrides: Sequence[str] = ())
         path: a YAML file; its `extends: other.yaml` names a parent (or a list of them, later ones win) relative to
             the file itself, which it overrides key by key.
         overrides: `a.b=value`, the value in YAML.
+        translate: changes what an earlier version wrote to the file, in place.
 
     Raises:
         ConfigError: anything wrong with the file, the keys or the values.
     """
     origins: dict[Key, str] = {}
     data = _read(Path(path), origins, ())
+    if translate is not None:
+        translate(data)
     problems = unknown_keys(model, data, origins)
     for text in overrides:
         try:

@@ -182,6 +182,13 @@ class RunConfig(BaseModel):
                 "advantage.clamp_to_gt with several reward.terms, or with a weight: the bound is the ground truth's "
                 "score by one scorer, which such a reward is not comparable with; use one of them"
             )
+        for term in self.reward.resolved.terms if self.reward.terms else ():
+            other = term.scorer != term.name or self.reward.services.get(term.name, self.reward).params
+            if term.served and term.name in self.evaluation.scorers and other:
+                raise ValueError(
+                    f"evaluation.scorers has {term.name}, which is the name of another scorer in reward.terms; give "
+                    "that term another name"
+                )
         if self.reward.combine == "gdpo" and self.rollout.rollouts_per_image < 2:
             raise ValueError(
                 "reward.combine=gdpo with rollout.rollouts_per_image=1: there is no other rollout of an image to "

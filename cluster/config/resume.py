@@ -37,6 +37,7 @@ TOLD = {
     "sampler": "the base model's figures are those of the old sampler, and groups rolled out with it are dropped",
     "reward.scorer": "the base model's reward is the old scorer's, whose groups are dropped and whose tracks end",
     "reward.params": "the base model's reward is the old scorer's, whose groups are dropped and whose tracks end",
+    "reward.app": "if it is of another version, groups of the old one are dropped, and tracks end",
     "reward.terms": "groups under the old ones are dropped, tracks end, and the base model has their figures",
     "reward.combine": "groups under the old one are dropped, and tracks end",
     "evaluation.dtype": "the base model's figures are those of the old one",

@@ -11,11 +11,14 @@ from typing import Any
 import pydantic
 
 from actors.terms import RewardTerms, Term
+from restoration.metrics.appearance import APPEARANCE
 from restoration.metrics.full_reference import FULL_REFERENCE
 from reward_service.settings import RewardSettings
 
 SERVICE = tuple(f.name for f in dataclasses.fields(RewardSettings))
 OF_TERM = ("name", "weight")
+RESERVED = {"reward", "psnr", "ssim", "lpips", "fid", "image_id", "missing", "kind", "iteration", "who", *APPEARANCE}
+"""Columns and keys of evaluations, among which served terms stand by their names."""
 LONGEST_NAME, MOST_TERMS = 32, 8  # they all stand in the version that records carry
 
 
@@ -74,14 +77,16 @@ class RunReward(RewardSettings):
             known = ", ".join((*OF_TERM, *SERVICE))
             raise ValueError(f"{where}: unknown key {unknown[0]!r}; there are {known}")
         scorer = given.get("scorer", self.scorer)
+        served = scorer not in FULL_REFERENCE
         name, weight = given.get("name", scorer), given.get("weight", 1.0)
         if not isinstance(scorer, str) or not scorer:
             raise ValueError(f"{where}.scorer={scorer!r}: name a scorer")
         if not isinstance(name, str) or not name or not name.isprintable() or (self.terms and len(name) > LONGEST_NAME):
             raise ValueError(f"{where}: give it a `name` of at most {LONGEST_NAME} characters, not {name!r}")
+        if self.terms and served and (name in RESERVED or name.startswith(("input_", "gt_")) or "#" in name):
+            raise ValueError(f"{where}: {name!r} is the name of another figure; give it a `name` of its own")
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
             raise ValueError(f"{where}.weight={weight!r}: a finite number, 0 or above (scores are better when higher)")
-        served = scorer not in FULL_REFERENCE
         if not served and not weight:
             raise ValueError(f"{where}.weight=0: evaluations have {scorer} or not whether it is a term; leave it out")
         params = given.get("params", {} if "scorer" in given else self.params)

@@ -140,7 +140,7 @@ def _note(comparisons: list[Comparison], run: RunData) -> str:
 
 def _distance(run: RunData) -> str:
     truth = [v for v in run.base.get("gt_reward", []) if v == v]
-    if not truth or not run.tuned:
+    if not truth or not run.tuned.get("reward"):
         return ""
     before, after = (wasserstein([v for v in s.get("reward", []) if v == v], truth) for s in (run.base, run.tuned))
     moved = "nearer to" if after < before else "further from"

@@ -153,7 +153,9 @@ class HeldOut:
         elif whole.who == "now":
             self.now_rows = rows
             self._strips(whole.images, self.folder / "strips" / f"iter_{whole.iteration:06d}.png")
-            for sign in alarms(self.base_rows, rows):
+            # What nobody trains on, or only the ground truth can raise, isn't bought with anything.
+            optimised = any(term.served for term in self.config.reward.resolved.trained)
+            for sign in alarms(self.base_rows, rows) if optimised else ():
                 self.log.append({"kind": "alarm", "iteration": whole.iteration, "sign": sign})
                 self.display.note(f"ALARM: {sign}; look at the strips, and lower objective.rl_coef or optimiser.lr")
             self.display.update(max(whole.iteration, self.display.done), psnr=means["psnr"])

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
@@ -93,6 +94,7 @@ def keep_handlers() -> Iterator[None]:
     from ray._private import utils
 
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    (left_s, every_s), began = signal.getitimer(signal.ITIMER_REAL), time.monotonic()
     setter = getattr(utils, "set_sigterm_handler", None)
     if setter is not None:
         utils.set_sigterm_handler = _set_nothing
@@ -104,7 +106,9 @@ def keep_handlers() -> Iterator[None]:
         for number, handler in before.items():
             if handler is not None:  # None: set by other than Python, which can't set it again
                 signal.signal(number, handler)
-        signal.alarm(0)
+        # An alarm that somebody else had set goes on.
+        left_s = max(left_s - (time.monotonic() - began), 0.001) if left_s else 0.0
+        signal.setitimer(signal.ITIMER_REAL, left_s, every_s)
 
 
 def _set_nothing(handler: Any) -> None:

@@ -35,7 +35,7 @@ def reward_memory(reward: RewardSettings, role: str = "reward") -> RoleMemory | 
     config = _config(params)
     usual = torch.bfloat16 if reward.num_gpus else torch.float32
     dtype = TYPES.get(params.get("dtype", AUTO), usual)
-    batch = int(params.get("batch", BATCH))
+    batch = int(params.get("batch") or BATCH)
     work = work_bytes(config, dtype, batch)
     kept = {"weights": weights_bytes(_parameters(config), dtype)}
     return RoleMemory(role, kept, {f"a pass of {batch} pictures": work})

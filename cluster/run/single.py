@@ -159,6 +159,10 @@ def step(config: RunConfig, runner: Reference, train: PairedFolder, work: WorkSe
     rolled = time.monotonic()
     scores = torch.stack([g.scores for g in groups]).double()
     metrics = runner.step(groups)
+    for name in groups[0].terms if len(groups[0].terms) > 1 else ():
+        of_term = torch.stack([g.terms[name] for g in groups]).double()
+        metrics[f"term_{name}_mean"] = float(of_term.mean())
+        metrics[f"term_{name}_std_within"] = float(of_term.std(1, correction=0).mean())
     return metrics | {
         "reward_mean": float(scores.mean()),
         "reward_std_within": float(scores.std(1, correction=0).mean()),

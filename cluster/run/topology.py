@@ -42,6 +42,7 @@ from trajectories.stream import TrajectoryStream
 
 POLL_S = 0.05
 WATCH_S = 0.5
+END_S = 60.0  # for services that are given up while they start
 TICK_S = 1.0  # the loop looks after admission at least so often: the learner's refusals make room, too
 
 
@@ -192,22 +193,27 @@ class Topology:
         services = self.config.reward.services
         if len(services) == 1:
             return {name: self._serve(name, settings) for name, settings in services.items()}
-        calls = {name: in_thread(partial(self._serve, name, settings)) for name, settings in services.items()}
-        failed = wait(calls.values(), return_when=FIRST_EXCEPTION).done
-        for call in failed:
-            call.result()
+        given_up = threading.Event()
+        calls = {name: in_thread(partial(self._serve, name, of, given_up)) for name, of in services.items()}
+        try:
+            for call in wait(calls.values(), return_when=FIRST_EXCEPTION).done:
+                call.result()
+        except BaseException:
+            given_up.set()  # the others take back what they have begun, while Ray is there
+            wait(calls.values(), timeout=END_S)
+            raise
         return {name: call.result() for name, call in calls.items()}
 
-    def _serve(self, term: str, settings: RewardSettings) -> RewardApp:
+    def _serve(self, term: str, settings: RewardSettings, given_up: threading.Event | None = None) -> RewardApp:
         if settings.app is not None:  # it stands alone: never changed, never ended by a run
             return attach(settings.app, settings.deadline_s, settings.retries, settings.scorer)
-        return deploy(settings, self._app(term))
+        return deploy(settings, self._app(term), given_up=given_up)
 
     def _app(self, term: str) -> str:
         return reward_app_name(self.run_id, term if self.config.reward.terms else "")
 
     def _end_rewards(self) -> None:
-        for term in self.config.reward.services:
+        for term in (name for name, of in self.config.reward.services.items() if of.app is None):
             # It must not hide why the run ends; an ownerless service ends itself.
             with contextlib.suppress(RewardError):
                 shutdown(self._app(term))

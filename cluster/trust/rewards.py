@@ -76,7 +76,8 @@ def _part(config: RunConfig, term: Term, place: str) -> Reward:
             found = full_reference(term.scorer, place, **term.params)
             return Reward(term.name, found.score, 32, found.version, found.least_side, referenced=True)
         service = config.reward.services[term.name]
-        scorer = make_scorer(term.scorer, place, **service.params)
+        elsewhere = term.scorer.startswith(("http://", "https://"))
+        scorer = make_scorer(term.scorer, None if elsewhere else place, **service.params)
         said = traits(scorer)
     except ValueError as error:
         raise ConfigError.of(f"{key}.scorer: {error}") from error

@@ -21,7 +21,7 @@ from restoration.images import write_image
 from restoration.metrics.full_reference import full_reference
 from restoration.weights import StaleEpoch, WeightsInfo, WeightsMessage, to_bytes
 from reward_service.client import RewardResult
-from reward_service.errors import InvalidReward, RewardError, RewardTimeout
+from reward_service.errors import InvalidBlock, InvalidReward, RewardError, RewardTimeout
 from reward_service.settings import RewardApp
 from tests.learner.fakes import FakeModel
 
@@ -141,7 +141,7 @@ class Service:
     """A reward client whose tickets are answered with what the test says."""
 
     def __init__(self, answers: list[RewardResult | RewardError]) -> None:
-        self.answers = answers
+        self.answers, self.cancelled = answers, list[RewardResult | RewardError]()
 
     def submit(self, images: np.ndarray) -> SimpleNamespace:
         answer = self.answers.pop(0)
@@ -152,7 +152,7 @@ class Service:
             assert len(answer.scores) == len(images)
             return answer
 
-        return SimpleNamespace(result=result)
+        return SimpleNamespace(result=result, cancel=lambda: self.cancelled.append(answer))
 
 
 def scored(value: float, version: str, rows: int = 4) -> RewardResult:
@@ -163,7 +163,7 @@ def scored(value: float, version: str, rows: int = 4) -> RewardResult:
 def two_terms(bare: RolloutActor) -> RolloutActor:
     """Terms deqa and psnr of two images with two rollouts each, scored at decisions 0 and 1."""
     terms = RewardTerms((Term("deqa"), Term("psnr", 0.5, "psnr", served=False)))
-    bare.spec = SimpleNamespace(terms=terms, score_gt=False, rollout=SimpleNamespace(rollouts_per_image=2))  # type: ignore[assignment]
+    bare.spec = SimpleNamespace(terms=terms, score_gt=False)  # type: ignore[assignment]
     bare.references = {"psnr": full_reference("psnr")}
     return bare
 
@@ -171,7 +171,8 @@ def two_terms(bare: RolloutActor) -> RolloutActor:
 def rolled_blocks(offset: int = 10) -> SimpleNamespace:
     gt = torch.full((2, 3, 8, 8), 100 / 255)
     blocks = {i: np.full((4, 8, 8, 3), 100 + offset + i, np.uint8) for i in (0, 1)}
-    return SimpleNamespace(batch=SimpleNamespace(gt=gt), blocks=blocks)
+    settings = SimpleNamespace(rollouts_per_image=2)
+    return SimpleNamespace(batch=SimpleNamespace(gt=gt), blocks=blocks, settings=settings)
 
 
 def test_each_term_is_scored_at_each_decision_and_the_version_is_of_all(two_terms: RolloutActor) -> None:
@@ -193,10 +194,11 @@ def test_a_term_whose_version_changes_within_a_rollout_is_refused_by_name(two_te
 def test_a_term_that_is_missing_is_a_missing_reward_of_that_kind_and_names_the_term(
     two_terms: RolloutActor, error: RewardError
 ) -> None:
-    two_terms.clients = {"deqa": Service([scored(3.0, "deqa-1"), error])}  # type: ignore[dict-item]
+    service = Service([error, scored(3.0, "deqa-1")])
+    two_terms.clients = {"deqa": service}  # type: ignore[dict-item]
     with pytest.raises(type(error), match=f"reward term 'deqa': {error.message}") as raised:
         two_terms._score(rolled_blocks())  # type: ignore[arg-type]
-    assert raised.value.indexes == error.indexes
+    assert raised.value.indexes == error.indexes and len(service.cancelled) == 2  # nobody waits for the other
 
 
 def test_a_term_of_the_actor_that_is_not_finite_is_no_reward(two_terms: RolloutActor) -> None:
@@ -206,3 +208,10 @@ def test_a_term_of_the_actor_that_is_not_finite_is_no_reward(two_terms: RolloutA
     with pytest.raises(InvalidReward, match="reward term 'psnr' gave inf for 1 of 4") as raised:
         two_terms._score(rolled_blocks())  # type: ignore[arg-type]
     assert raised.value.indexes == (1,)
+
+
+def test_pictures_too_small_for_a_term_of_the_actor_are_a_block_that_it_can_not_take(two_terms: RolloutActor) -> None:
+    two_terms.spec.terms = RewardTerms((Term("ssim", 1.0, "ssim", served=False),))  # type: ignore[misc]
+    two_terms.references, two_terms.clients = {"ssim": full_reference("ssim")}, {}
+    with pytest.raises(InvalidBlock, match="reward term 'ssim': pictures of 8x8 are too small: sides of 11 at least"):
+        two_terms._score(rolled_blocks())  # type: ignore[arg-type]

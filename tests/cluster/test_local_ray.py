@@ -19,6 +19,7 @@ from cluster.processes import marked
 DRIVER = """
 import sys
 from cluster.cli.errors import guarded
+from cluster.cli.leaving import leaving
 from cluster.jobs import ClusterSettings, connect
 from cluster.run.interrupts import Interrupts, Stopped
 
@@ -42,7 +43,8 @@ def sleep(seconds):
     import time
     time.sleep(seconds)
 
-main()
+with leaving():
+    main()
 """
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from reward_service import batching
 from reward_service.batching import Batcher, BatchReport, Reply
-from reward_service.errors import from_data
+from reward_service.errors import ScorerFailed, from_data
 from tests.reward_service.fakes import NAN, RAISE, SLOW, Ordered, block
 
 
@@ -248,3 +249,40 @@ class Narrow(Ordered):
         if images[..., 0].size > self.room:
             raise self.kind("no room")
         return scores
+
+
+def test_a_probe_that_lacks_memory_or_a_connection_for_a_while_condemns_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    passing: list[Exception] = [OSError("the server restarts"), MemoryError("the learner holds it")]
+
+    def probe() -> None:
+        if passing:
+            raise ScorerFailed("the probe raised") from passing[0]
+
+    async def run() -> None:
+        batcher = Batcher(Ordered(), 8, 0.0, probe=probe)
+        while passing:
+            await batcher.check()
+            assert batcher.refused is None and "scores" in await batcher.score(block([1]), 5)
+            passing.pop(0)
+        await batcher.check()  # well again: the time starts anew
+        passing.append(OSError("away for good"))
+        await batcher.check()
+        assert batcher.refused is None
+        monkeypatch.setattr(batching, "PASSING_S", 0.0)
+        await batcher.check()
+        assert batcher.refused is not None and "the probe raised" in batcher.refused
+
+    asyncio.run(run())
+
+
+def test_how_long_the_scorer_has_been_at_one_call_is_known_from_outside() -> None:
+    async def run() -> None:
+        batcher = Batcher(Ordered(pause_s=0.5), 8, 0.0)
+        assert batcher.busy_s() == 0
+        waiting = asyncio.create_task(batcher.score(block([1]), 5))
+        await asyncio.sleep(0.1)
+        assert 0 < batcher.busy_s() < 5
+        await waiting
+        assert batcher.busy_s() == 0
+
+    asyncio.run(run())

@@ -102,7 +102,9 @@ def test_a_single_process_gives_what_a_synchronous_run_of_the_system_gives(start
         for name in names:
             assert ours[name] == pytest.approx(reference[name], rel=1e-4, abs=1e-5), (ours["iteration"], name)
     # Two terms, each told by its name.
-    last = read_metrics(synchronous.folder, "train")[-1]
+    last, alone = (read_metrics(run.folder, "train")[-1] for run in (synchronous, single))
+    told = {name: value for name, value in last.items() if name.startswith("term_")}
+    assert len(told) == 4 and told == pytest.approx({name: alone[name] for name in told}, rel=1e-4, abs=1e-5)
     assert last["reward_mean"] == pytest.approx(last["term_contrast_mean"], rel=1e-5)
     assert 5 < last["term_psnr_mean"] < 60 and last["term_psnr_std_within"] > 0
     assert "Terms of the reward" in (synchronous.folder / "report.html").read_text()
@@ -124,6 +126,23 @@ def test_a_scorer_that_gives_nan_ends_the_run_with_its_reason_and_no_reward_of_0
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_terms_with_a_service_each_start_side_by_side_and_a_run_is_scored_by_both(start: Start) -> None:
+    second = "{scorer: tests.system.scorers:Percent, name: percent, weight: 0.01}"
+    run = start("two", f"reward.terms=[{{name: contrast}}, {second}]", "iterations=1", "evaluation.every=0")
+    assert run.wait() == 0, run.output()
+    (record,) = read_metrics(run.folder, "train")
+    assert record["term_percent_mean"] == pytest.approx(30 + 10 * record["term_contrast_mean"], rel=1e-4)
+    assert {"reward", "percent"} <= read_metrics(run.folder, "eval")[-1].keys()
+
+
+@pytest.mark.slow
+def test_a_service_that_can_not_start_ends_the_others_and_the_run(start: Start) -> None:
+    wrong = "{scorer: tests.system.scorers:Percent, name: percent, params: {nonsense: 1}}"
+    run = start("wrong", f"reward.terms=[{{name: contrast}}, {wrong}]")
+    assert run.wait() == 2 and "nonsense" in run.output() and "Traceback" not in run.output()
+
+
 def test_an_unreachable_store_is_told_without_a_stack_trace(start: Start) -> None:
     run = start("mistake", "store.url=redis://127.0.0.1:1", "store.reconnect_timeout_s=2")
     assert run.wait() == 2, run.output()

@@ -34,6 +34,12 @@ def idle_keys(config: RunConfig) -> Iterator[str]:
             ("unscored",),
             "every decision has a reward",
         ),
+        (
+            bool(config.reward.terms) and all("scorer" in term for term in config.reward.terms),
+            "reward",
+            ("scorer", "params", "app"),
+            "each of reward.terms names a scorer of its own",
+        ),
         (not local, "cluster", OF_LOCAL, f"cluster.address={config.cluster.address} is a cluster that runs already"),
         (local, "cluster", ("token_path",), "a local cluster makes its own token"),
         (not config.optimiser.zero_stage, "optimiser", ("bucket_mb",), "optimiser.zero_stage=0 sends nothing by ZeRO"),

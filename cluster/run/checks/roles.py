@@ -21,7 +21,7 @@ CLIP_OF_BF16 = 1e-3  # ε below which rounding to bfloat16 shows in the ratio
 
 def placement(config: RunConfig, machine: Machine) -> Iterator[Finding]:
     """GPUs that the roles reserve, and what this machine has, if the cluster is this machine's own."""
-    services = {config.reward.key(term): of for term, of in config.reward.services.items()}
+    services = {config.reward.key(term): of for term, of in config.reward.services.items() if of.app is None}
     roles: dict[str, Any] = {"actors": config.actors, "ranks": config.ranks, **services}
     for key, role in roles.items():
         gpus = role.num_gpus

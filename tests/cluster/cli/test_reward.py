@@ -29,10 +29,32 @@ def scaled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     return calls
 
 
-def test_the_service_is_that_of_the_runs_own_id(scaled: list[tuple[str, Any]], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("there", "words", "wanted"),
+    [
+        (["reward-demo-1a2b", "reward-demo-1a2b9", "iqa"], [], "reward-demo-1a2b"),
+        (["reward-demo-1a2b.term.lite0_levels"], [], "reward-demo-1a2b.term.lite0_levels"),
+        (["reward-demo-1a2b.term.a", "reward-demo-1a2b.term.b"], ["--term", "b"], "reward-demo-1a2b.term.b"),
+        (["reward-demo-1a2b.term.a", "reward-demo-1a2b.term.b"], [], "these terms with one: a, b; name it by --term"),
+        (["reward-demo-1a2b.term.a"], ["--term", "b"], "these terms with one: a; name it by --term"),
+        ([], [], "these terms with one: none"),
+    ],
+)
+def test_the_service_is_that_of_the_runs_own_id_and_of_the_named_term(
+    scaled: list[tuple[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    there: list[str],
+    words: list[str],
+    wanted: str,
+) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"run_id": "demo-1a2b"}))
-    result = CliRunner().invoke(app, ["reward", "scale", "3", "--run", str(tmp_path)])
-    assert (result.exit_code, scaled) == (0, [("reward-demo-1a2b", 3)])
+    monkeypatch.setattr(standing, "names", lambda: there)
+    result = CliRunner().invoke(app, ["reward", "scale", "3", "--run", str(tmp_path), *words])
+    if wanted.startswith("reward-"):
+        assert (result.exit_code, scaled) == (0, [(wanted, 3)])
+    else:
+        assert result.exit_code == 2 and wanted in " ".join(result.output.split()) and not scaled
 
 
 def test_on_a_cluster_the_service_is_named(scaled: list[tuple[str, Any]]) -> None:
