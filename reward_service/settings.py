@@ -48,8 +48,8 @@ class RewardSettings:
         app: name of a service that stands alone (`restorl reward serve`) to use instead of one of the run's own.
 
     The defaults of `max_batch` and `deadline_s` suit a small scorer. A large one (billions of parameters) wants a
-    `max_batch` that fits its memory, 1 to 8, and a `deadline_s` of several times what its whole queue takes: a rollout
-    sends all its blocks at once, so the last waits for all before it.
+    `max_batch` that fits its memory (32 in configs/rewards), and a `deadline_s` of several times what its whole queue
+    takes: a rollout sends all its blocks at once, so the last waits for all before it.
     """
 
     scorer: str = "lite0_levels"

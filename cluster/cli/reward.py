@@ -40,7 +40,7 @@ def serve(
 
     restorl reward serve deqa,weights=weights/DeQA-Score-Mix3 num_gpus=1 min_replicas=1 max_replicas=4 --name iqa
 
-    restorl reward serve configs/ours.yaml --address 10.0.0.1:6379
+    restorl reward serve configs/rewards/deqa.yaml --address 10.0.0.1:6379
     """
     from cluster.jobs import ClusterSettings, connect
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config.configure import ConfigError, load_config, plain, save_config
+from cluster.config.earlier import translate
 from cluster.config.recipe import RunConfig
 from cluster.config.tree import Problem
 
@@ -87,7 +88,7 @@ def keep_config(folder: Path, config: RunConfig) -> list[str]:
         ConfigError: see `check_resume`; the folder is as it was then.
     """
     path = folder / CONFIG_FILE
-    old = load_config(RunConfig, path)
+    old = load_config(RunConfig, path, translate=translate)
     warnings = check_resume(old, config)
     if changes(old, config):
         number = 1
