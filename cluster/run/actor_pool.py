@@ -45,8 +45,7 @@ class ActorPool:
         """Wait until all have built themselves.
 
         Raises:
-            ClusterError: not all of them within `timeout_s`.
-            ray.exceptions.RayError: one can't be built; its cause is in it.
+            ClusterError: not all of them within `timeout_s`, or one can't be built.
         """
         deadline = time.monotonic() + timeout_s
         asked = {actor.ready.remote(): actor for actor in self.actors}
@@ -57,7 +56,8 @@ class ActorPool:
                     ray.get(ref, timeout=60)
                 except ray.exceptions.RayActorError as error:
                     if _given_up(error):
-                        raise
+                        cause = str(error).strip().splitlines()[-1]
+                        raise ClusterError(f"a rollout actor can't be built: {cause}") from error
                     time.sleep(0.2)  # its process died while it started: Ray starts it again
                     asked[actor.ready.remote()] = actor
         if asked:

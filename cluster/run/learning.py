@@ -103,8 +103,17 @@ class Learning:
         except (LearnerDied, LearnerFailed) as error:
             if self._closing.is_set():
                 raise
-            time.sleep(self.patience.failed(classify(error)))
+            self._pause(error)
             self.recover(resume)
+
+    def _pause(self, error: Exception) -> None:
+        """Before another try; a run that ends meanwhile has none.
+
+        Raises:
+            Fatal: there were too many.
+        """
+        if self._closing.wait(self.patience.failed(classify(error))):
+            raise error
 
     def start(self, resume: bool) -> None:
         """Start the ranks, from the last checkpoint if there is one.
@@ -166,7 +175,7 @@ class Learning:
             except Exception as error:
                 if self._closing.is_set():
                     raise
-                time.sleep(self.patience.failed(classify(error)))
+                self._pause(error)
 
     def close(self) -> None:
         """End the ranks; a checkpoint that is being written gets a moment to finish."""
@@ -174,17 +183,20 @@ class Learning:
         if self._writing is not None:
             with suppress(Exception):
                 self._writing.result(timeout=CLOSE_S)
-        self._quiesce()
+        self._quiesce(self._starting)
         self.pool.shutdown(wait=True, cancel_futures=True)
         self.reading.close()
         self.settling.close()
 
-    def _quiesce(self) -> None:
-        """No rank, no gathering and no writing is left; what they had is found again in the store or on disk."""
+    def _quiesce(self, starting: Future[None] | None = None) -> None:
+        """No rank, no gathering and no writing is left; what they had is found again in the store or on disk.
+
+        Args:
+            starting: a start in the background that is waited for, too; not by itself.
+        """
         self._stop.set()
         if self.group is not None:
             self.group.close()
-        starting = self._starting if self._closing.is_set() else None  # else it may be what calls this
         for future in (starting, self._gathering, self._writing):
             if future is not None:
                 with suppress(Exception):
@@ -303,7 +315,8 @@ class Learning:
             self._stop.set()
             with suppress(Stopped):
                 self.source.refuse(following.result(timeout=self.config.stall_timeout_s), ())
-            self._stop = threading.Event()
+            if not self._closing.is_set():
+                self._stop = threading.Event()
         # What is left of this batch comes before what was gathered for the next.
         self.source.refuse(batch, [Refused(group_id, "batch", str(error)) for group_id in blamed])
         return self._batch(version)

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 import uuid
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ from learner.objective import ratio_alarm
 from restoration.evaluate import mean_values
 
 MAX_FAILURES = 20  # of rollouts or of parts of evaluations, in a row; more where there are many actors
+DEADLY = ("process", "timeout", "memory")
+MOST_DEATHS = 5  # of the actors that an item was given to, one after the other
 QUARANTINE_FILE = "quarantine.jsonl"
 
 
@@ -74,6 +77,7 @@ class RunState:
         self.phase_s: dict[str, float] = {}  # seconds that actors spent since the last step
         self.exits = ExitStack()
         limit = max(MAX_FAILURES, 4 * config.actors.count)
+        self.deaths: Counter[int] = Counter()  # by item
         self.patience = {
             kind: Patience(name, limit) for kind, name in ((WorkItem, "rollouts"), (EvaluationPart, "evaluation"))
         }
@@ -104,9 +108,15 @@ class RunState:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.identity |= self._totals()
-        self._write_identity()
-        self.exits.close()
+        try:
+            self.identity |= self._totals()
+            self._write_identity()
+        except OSError:
+            if kind is None:
+                raise
+            # a full disk must not hide why the run ends
+        finally:
+            self.exits.close()
         if kind is not None and issubclass(kind, Exception) and not self.resume and not hasattr(self, "parts"):
             (self.folder / "run.json").unlink()  # nothing has begun: the same command may try again
 
@@ -166,6 +176,7 @@ class RunState:
             self._rolled(result)
 
     def _rolled(self, report: WorkReport) -> None:
+        self.deaths.pop(report.index, None)
         self._quarantine(report.quarantined)
         for phase, seconds in report.seconds.items():
             self.phase_s[f"{phase}_s"] = self.phase_s.get(f"{phase}_s", 0.0) + seconds
@@ -181,12 +192,22 @@ class RunState:
         self.parts.metrics.failed(failure.reason)
         if isinstance(task, EvaluationPart):
             self.heldout.failed(task, failure)
-        elif failure.kind is Kind.POISON:
+        elif failure.kind is Kind.POISON or self._kills_actors(task, failure):
             self._quarantine(Quarantined(g, failure.reason, failure.detail) for g in task.group_ids)
         else:
             self.work.put_back(task, pause)
             if failure.reason == "object":  # the weights were lost with a node
                 self.parts.learning.publish_again()
+
+    def _kills_actors(self, item: WorkItem, failure: Failure) -> bool:
+        """Whether one actor after the other has died or hung over this item: it would go on so for ever."""
+        if failure.reason not in DEADLY:
+            return False
+        self.deaths[item.index] += 1
+        if self.deaths[item.index] < MOST_DEATHS:
+            return False
+        del self.deaths[item.index]
+        return True
 
     def learned(self, learning: Future[StepResult | None]) -> None:
         """Record a learner step, or start the learner again if it died.
@@ -203,6 +224,7 @@ class RunState:
             time.sleep(self.parts.learning.patience.failed(failure))
             self.display.note(f"{failure.detail}; starting again from the last checkpoint")
             self.parts.learning.recover()
+            self.parts.event = time.monotonic()
             self.log.truncate_after(self.parts.version)
             self.heldout.rewind(self.parts.version)
             self.pace.interrupted(time.monotonic())

@@ -69,7 +69,7 @@ class StoreWatch:
     def _run(self) -> None:
         while not self._stop.wait(WATCH_S):
             if not self.server.alive():
-                with contextlib.suppress(StoreError):  # tried again at the next look
+                with contextlib.suppress(StoreError, OSError):  # such as a full disk; tried again at the next look
                     self.server.restart()
 
 
@@ -139,6 +139,7 @@ class Topology:
             shown.done(actors)
             learner.result()
             shown.done("learner")
+        self.event = time.monotonic()  # however long it took, that was no standstill
 
     def _open_store(self) -> Callable[[], TrajectoryStream]:
         """The store runs, this process is connected; returns what connects others."""

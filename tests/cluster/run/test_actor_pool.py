@@ -101,3 +101,11 @@ def test_actors_that_never_start_are_counted_and_named(fake: FakeRay) -> None:
     fake.results |= {1: True}
     with pytest.raises(ClusterError, match=r"2 of 3 rollout actors did not start within start_timeout_s=0.1 s"):
         pool.wait_ready(0.1)
+
+
+def test_an_actor_whose_constructor_raises_is_told_in_one_line(fake: FakeRay) -> None:
+    pool = ActorPool(fake.actor, count=1, slots=1, call_timeout_s=60)
+    why = "an error raised in its creation task\n  File actor.py\nValueError: no weights there"
+    fake.results[1] = ray.exceptions.RayActorError(error_msg=why)
+    with pytest.raises(ClusterError, match="a rollout actor can't be built: ValueError: no weights there"):
+        pool.wait_ready(5)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from cluster.run.learning import Learning
 from learner.batch import BatchError
+from learner.group import LearnerDied
 from learner.source import Batch, Stopped
 
 
@@ -36,7 +40,7 @@ class Source:
 def test_a_group_that_only_a_step_finds_unfit_is_refused_when_nobody_else_reads_the_stream() -> None:
     learning: Any = Learning.__new__(Learning)
     learning.source, learning.group, learning._stop = Source(), SimpleNamespace(), threading.Event()
-    learning.config = SimpleNamespace(stall_timeout_s=10.0)
+    learning.config, learning._closing = SimpleNamespace(stall_timeout_s=10.0), threading.Event()
     learning._batch = lambda version: ("the next batch", version)
     stop = learning._stop
     with ThreadPoolExecutor(1) as pool:
@@ -45,3 +49,27 @@ def test_a_group_that_only_a_step_finds_unfit_is_refused_when_nobody_else_reads_
         assert learning._refuse_named("this batch", BatchError("unfit", ["g1"]), 7) == ("the next batch", 7)
     assert learning.source.refused == [("this batch", ["g1"])]
     assert stop.is_set() and not learning._stop.is_set() and learning._gathering is None
+
+
+def test_ending_a_run_whose_learner_waits_for_its_next_try_to_start_takes_no_time() -> None:
+    learning: Any = Learning.__new__(Learning)
+    learning.config, learning.group, learning._stop = SimpleNamespace(stall_timeout_s=30.0), None, threading.Event()
+    learning.pool, learning._closing = ThreadPoolExecutor(1), threading.Event()
+    learning._gathering = learning._writing = learning._starting = None
+    learning.patience = SimpleNamespace(failed=lambda failure: 30.0)
+    learning.reading = learning.settling = SimpleNamespace(close=lambda: None)
+    tries: list[bool] = []
+
+    def start(resume: bool) -> None:
+        tries.append(resume)
+        raise LearnerDied(0, "killed")
+
+    learning.start = start
+    starting = learning.begin(resume=False)
+    while not tries:
+        time.sleep(0.01)
+    began = time.monotonic()
+    learning.close()
+    assert time.monotonic() - began < 5 and tries == [False]
+    with pytest.raises(LearnerDied):
+        starting.result(timeout=0)

@@ -17,7 +17,7 @@ from cluster.run.evaluations import EvaluationPart, Evaluations
 from cluster.run.failures import Failure, Fatal, Kind, Patience
 from cluster.run.learning import StepResult
 from cluster.run.pace import Pace
-from cluster.run.state import MAX_FAILURES, RunState
+from cluster.run.state import MAX_FAILURES, MOST_DEATHS, RunState
 from cluster.run.work_queue import WorkQueue
 from learner.batch import Refused
 from learner.group import LearnerDied, LearnerFailed
@@ -86,6 +86,19 @@ def test_an_item_whose_actor_died_is_rolled_out_again(state: RunState) -> None:
     state.ended(item, Failure(Kind.TRANSIENT, "process", "killed"))
     state.work.again[0] = (0.0, state.work.again[0][1])  # its pause has passed
     assert state.work.take() == item
+
+
+def test_an_item_that_ends_one_actor_after_the_other_is_quarantined_though_others_succeed(state: RunState) -> None:
+    died, bad, others = Failure(Kind.TRANSIENT, "process", "killed by signal 11"), state.work.take(), 0
+    for n in range(1, MOST_DEATHS):
+        state.ended(bad, died)
+        state.ended(WorkItem(100 + n, ("a", "b")), died)  # once each: a node that was lost
+        state.ended(WorkItem(100 + n, ("a", "b")), WorkReport(100 + n, 0, published=2))
+        others += 1
+    assert not state.counts and len(state.work.again) == 2 * others
+    state.ended(bad, died)
+    assert state.counts == {"process": 2} and "killed by signal 11" in state.notes[0]  # type: ignore[attr-defined]
+    assert len(state.work.again) == 2 * others
 
 
 def test_a_late_reward_is_borne_so_often_without_progress_and_ends_the_run_then(state: RunState) -> None:
