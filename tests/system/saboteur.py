@@ -21,6 +21,7 @@ import psutil
 
 import cluster.run.actor_pool as actor_pool
 import learner.group as group
+from actors.terms import recorded_version
 from cluster.config.configure import load_config
 from cluster.config.recipe import RunConfig
 from cluster.run import driver, state, topology
@@ -96,7 +97,8 @@ def main() -> None:
     watched(state.RunState, "finish", lambda *_: "finish")
     if "--stand-ins" in rest:
         schedule = describe(config.model).schedule(config.sampler)
-        topology.remote_actor = remote_stand_in(schedule.fingerprint, "contrast-1")
+        version = recorded_version(config.reward.resolved, {"contrast": "contrast-1"})
+        topology.remote_actor = remote_stand_in(schedule.fingerprint, version)
         VICTIMS["actor"] = "ray::StandIn"
     driver.train(config, Path(folder))
 

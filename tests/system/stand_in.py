@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ class StandIn:
     def ready(self) -> int:
         return os.getpid()
 
-    def roll(self, item: WorkItem, weights: WeightsMessage, rewards: RewardApp) -> WorkReport:
+    def roll(self, item: WorkItem, weights: WeightsMessage, rewards: Mapping[str, RewardApp]) -> WorkReport:
         assert len(ray.get(weights.ref)) > 0
         time.sleep(0.1)
         for group_id, image_id in zip(item.group_ids, item.image_ids, strict=True):
@@ -58,7 +58,7 @@ class StandIn:
         weights: WeightsMessage | None,
         known: Sequence[Row],
         keep: Sequence[str],
-        rewards: RewardApp,
+        rewards: Mapping[str, RewardApp],
     ) -> tuple[list[Row], dict[str, np.ndarray]]:
         time.sleep(0.1)
         names = ("psnr", "ssim", "reward", "input_psnr", "input_ssim", "input_reward", "gt_reward")
