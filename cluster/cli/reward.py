@@ -76,11 +76,12 @@ def status(
     """
     with _connected(run, address):
         from reward_service import standing
+        from reward_service.settings import terms_of
 
         wanted = [name] if name else standing.names()
         if run is not None:
             own = _app_of(run)
-            wanted = [n for n in wanted if n == own or n.startswith(f"{own}.term.")] or [own]
+            wanted = [*terms_of(own, wanted).values()] or [own]
         found = [standing.overview(service) for service in wanted]
     if as_json:
         print(json.dumps(found))
