@@ -236,9 +236,8 @@ class Learning:
         if self.version < self.config.iterations:
             if wait and not any(map(has_failed, self._beside())):
                 return None
-            step: Future[StepResult | None] = self.pool.submit(self._step)
-            self._stepping = step
-            return self.pool.submit(watched, step, self._beside)
+            self._stepping = self.pool.submit(self._step)
+            return self.pool.submit(watched, self._stepping, self._beside)
         return self.pool.submit(self._finish_writing) if self._writing is not None else None
 
     def _beside(self) -> tuple[Future[Any] | None, ...]:
