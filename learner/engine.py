@@ -1,4 +1,4 @@
-"""The part of the learner that knows DeepSpeed: start, gradients that add up, full state in and out.
+"""The part of the learner that knows DeepSpeed: gradients that add up, full state in and out.
 
 DeepSpeed averages gradients over ranks; the learner's losses already hold the division by the whole batch and must be
 summed. So each micro-batch's loss is multiplied by the number of ranks and not divided by accumulation steps, and the
@@ -7,12 +7,9 @@ accumulation boundary is set by hand, since batches may have any number of micro
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import os
-import socket
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -22,44 +19,6 @@ from torch import Tensor, nn
 from learner.settings import OptimiserSettings
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-def join(rank: int, world: int, address: str, port: int, device: torch.device, timeout_s: float) -> None:
-    """Join the process group of the learner ranks (gloo on CPU, nccl on GPU); again in the same process is free.
-
-    Rank 0 listens on `address` only, where torch would listen on every interface; where that is the loopback, so do
-    the collectives.
-    """
-    os.environ.setdefault("DS_ACCELERATOR", device.type)
-    deepspeed = without_compiler()
-    if dist.is_initialized():
-        return
-    os.environ["LOCAL_RANK"] = str(device.index or 0)
-    if ipaddress.ip_address(address).is_loopback:
-        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-            os.environ.setdefault(name, _loopback())
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    backend, timeout = "nccl" if device.type == "cuda" else "gloo", timedelta(seconds=timeout_s)
-    listener = _listen(address, port) if rank == 0 else None
-    store = dist.TCPStore(address, port, world, rank == 0, timeout, master_listen_fd=listener)
-    # As DeepSpeed would: a device lets NCCL connect at once, and a single rank has nobody to connect to.
-    place = device if device.type == "cuda" and world > 1 else None
-    dist.init_process_group(backend, timeout=timeout, world_size=world, rank=rank, store=store, device_id=place)
-    deepspeed.init_distributed(
-        dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False, rank=rank, world_size=world
-    )
-
-
-def _listen(address: str, port: int) -> int:
-    """A listening socket's number, which its taker closes."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    return socket.create_server((address, port), family=family).detach()
-
-
-def _loopback() -> str:
-    """The name of the loopback interface: lo on Linux, lo0 on macOS."""
-    return next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
 
 
 def without_compiler() -> Any:

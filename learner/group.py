@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import socket
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from learner import checkpoint
 from learner.batch import BatchError, PairLoader, Refused
-from learner.learner import LearnerRank, Snapshot
+from learner.process import load_model, remote_rank
 from learner.settings import LearnerSettings
 from restoration.base_models.interface import BaseModel
 from restoration.weights import WeightsMessage
@@ -30,6 +29,8 @@ PING_S = 20.0
 PLACE_LOOK_S = 1.0
 # What gloo and NCCL say when the other end is gone, though its process may live on, cut off.
 LOST_CONNECTION = ("Connection closed by peer", "Connection reset", "Broken pipe", "Timed out waiting", "NCCL error")
+# Said of a port that somebody else was quicker to take: another try has another.
+TAKEN_PORT = ("EADDRINUSE", "Address already in use", "address already in use")
 
 
 class LearnerDied(RuntimeError):
@@ -44,7 +45,7 @@ class LearnerFailed(RuntimeError):
     """A rank raised `cause`, so that starting it again would end the same; the group is closed."""
 
     def __init__(self, rank: int, method: str, cause: BaseException) -> None:
-        super().__init__(f"learner rank {rank} failed in {method}: {type(cause).__name__}: {_first_lines(cause)}")
+        super().__init__(f"learner rank {rank} failed in {method}: {type(cause).__name__}: {cause}")
         self.rank, self.cause = rank, cause
 
 
@@ -84,74 +85,6 @@ class GroupSettings:
                 raise ValueError(f"learner.{name}={getattr(self, name)}: above 0")
 
 
-class _RankProcess:
-    """One rank in its own process. The model is made there: only its maker crosses the border.
-
-    Collectives run one after the other; intake and writing have threads of their own ("io"), beside a step.
-    """
-
-    def __init__(self, make_model: Callable[[], BaseModel], make_pairs: Callable[[], PairLoader]) -> None:
-        self._make_model, self._make_pairs = make_model, make_pairs
-        self._rank: LearnerRank | None = None
-        self._stream: TrajectoryStream | None = None
-        self._snapshots: dict[int, Snapshot] = {}
-
-    def address(self) -> tuple[str, int]:
-        """This node's IP and a port that is free there now."""
-        with socket.socket() as listener:
-            listener.bind((address := ray.util.get_node_ip_address(), 0))
-            return address, listener.getsockname()[1]
-
-    @ray.method(concurrency_group="io")
-    def ping(self) -> bool:
-        return True
-
-    def start(self, settings: LearnerSettings, rank: int, world: int, address: str, port: int, device: str) -> str:
-        """Returns the fingerprint of the schedule that is replayed."""
-        model, pairs = self._make_model(), self._make_pairs()
-        self._rank = LearnerRank(settings, model, pairs, rank, world, address, port, device)
-        return self._rank.schedule.fingerprint
-
-    def open_stream(self, make_stream: Callable[[], TrajectoryStream]) -> None:
-        self._stream = make_stream()
-
-    @ray.method(concurrency_group="io")
-    def prepare(self, summaries: list[Summary]) -> list[Refused]:
-        assert self._stream is not None, "open_stream() comes first"
-        return self._started().prepare(summaries, self._stream.fetch)
-
-    def step(self, summaries: list[Summary]) -> dict[str, float | None]:
-        """Learn from what was prepared."""
-        return self._started().step(summaries)
-
-    def step_records(self, records: list[ray.ObjectRef]) -> dict[str, float | None]:
-        return self._started().step([memoryview(r) for r in ray.get(records)])
-
-    def weights(self, epoch: int, run_id: str, averaged: bool) -> np.ndarray | None:
-        """On rank 0 the published bytes as uint8, which readers on a node share instead of copying."""
-        data = self._started().trainable_bytes(epoch, run_id, averaged)
-        return None if data is None else np.frombuffer(data, np.uint8)
-
-    def snapshot(self) -> None:
-        rank = self._started()
-        if (taken := rank.snapshot()) is not None:
-            self._snapshots[rank.iteration] = taken
-
-    @ray.method(concurrency_group="io")
-    def write(self, root: Path, iteration: int, keep: int, extra: dict[str, bytes], protect: tuple[int, ...]) -> Path:
-        files = {**self._snapshots.pop(iteration).files(), **extra}
-        return checkpoint.write(root, iteration, files, keep, protect)
-
-    def load(self, folder: Path) -> tuple[int, int]:
-        rank = self._started()
-        rank.load(folder)
-        return rank.iteration, rank.weights_version
-
-    def _started(self) -> LearnerRank:
-        assert self._rank is not None, "start() comes first"
-        return self._rank
-
-
 class LearnerGroup:
     """All ranks; every method acts on all of them and returns when they are done.
 
@@ -173,7 +106,7 @@ class LearnerGroup:
         self.settings, self.group, self.epoch, self.run_id = settings, group, epoch, run_id
         self.iteration = self.weights_version = 0
         self.fingerprint = ""
-        self._make_model = model if callable(model) else functools.partial(_load_model, str(model))
+        self._make_model = model if callable(model) else functools.partial(load_model, str(model))
         self._make_pairs = make_pairs
         self._failure: Exception | None = None
         self._closed = False
@@ -199,7 +132,7 @@ class LearnerGroup:
             )
         if self._closed:
             raise LearnerDied(-1, "the group was closed")
-        process: Any = ray.remote(concurrency_groups={"io": 2})(_RankProcess)  # type: ignore[call-overload]
+        process = remote_rank()
         for rank in range(group.ranks):
             options = process.options(
                 num_cpus=group.cpus_per_rank,
@@ -211,7 +144,8 @@ class LearnerGroup:
             self._actors.append(options.remote(self._make_model, self._make_pairs))
         if self._closed:
             self.close()
-        address, port = self._call("address", timeout_s=group.start_timeout_s)[0]
+        self._call("ping", timeout_s=group.start_timeout_s)
+        address, port = self._call("address", timeout_s=group.start_timeout_s, ranks=1)[0]
         device = "cuda:0" if group.gpus_per_rank else "cpu"
         arguments = [(self.settings, rank, group.ranks, address, port, device) for rank in range(group.ranks)]
         self.fingerprint = self._call("start", each=arguments, timeout_s=group.start_timeout_s)[0]
@@ -374,17 +308,17 @@ class LearnerGroup:
         """Whether a process has ended (then other ranks' errors come from that) or the code failed."""
         rank = rank_of[reference]
         if not isinstance(error, ray.exceptions.RayTaskError):
-            return LearnerDied(rank, f"{method}: {_first_lines(error)}")
+            return LearnerDied(rank, f"{method}: {error}")
         deadline = time.monotonic() + GRACE_S
         while time.monotonic() < deadline and len(actors) > 1:
             for other, actor in enumerate(actors):
                 try:
                     ray.get(actor.ping.remote(), timeout=PING_S)
                 except ray.exceptions.RayError as death:
-                    return LearnerDied(other, f"{method}: {_first_lines(death)}")
+                    return LearnerDied(other, f"{method}: {death}")
             time.sleep(GRACE_S / 10)
-        if any(sign in str(error) for sign in LOST_CONNECTION):
-            return LearnerDied(rank, f"{method}: {_first_lines(error)}")
+        if any(sign in str(error) for sign in LOST_CONNECTION + TAKEN_PORT):
+            return LearnerDied(rank, f"{method}: {error}")
         cause = getattr(error, "cause", None)
         return LearnerFailed(rank, method, cause if isinstance(cause, BaseException) else error)
 
@@ -392,16 +326,3 @@ class LearnerGroup:
         self._failure = self._failure or failure
         self.close()
         return self._failure
-
-
-def _load_model(folder: str) -> BaseModel:
-    from restoration.base_models import load
-
-    return load(Path(folder))
-
-
-def _first_lines(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    return lines[0] if len(lines) < 2 else f"{lines[0]} ... {lines[-1]}"

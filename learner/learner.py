@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -19,9 +20,10 @@ from torch import Tensor
 from learner import checkpoint
 from learner.advantage import RewardTracks
 from learner.batch import BatchError, GlobalBatch, PairLoader, PolicyItem, Refused, SftItem, Work, assemble
-from learner.engine import Engine, allow_compile, join, send_bytes
+from learner.engine import Engine, allow_compile, send_bytes
 from learner.loader import Loader
 from learner.prepared import Fetch, Part, Preparation, parts_of, works_of
+from learner.rendezvous import join
 from learner.replay import PolicyMicro, Replay, SftMicro
 from learner.settings import LearnerSettings
 from learner.snapshot import AVERAGE_FILE, STATE_FILES, Snapshot
@@ -53,10 +55,12 @@ class LearnerRank:
         address: str = "127.0.0.1",
         port: int = 29500,
         device: torch.device | str = "cpu",
+        listener: socket.socket | None = None,
     ) -> None:
         """Collective. Joins the ranks at address:port and adapts `model`, whose folder is the same on every rank.
 
-        `model` is on the CPU, as loaded; it moves to `device` in the types it is trained in.
+        `model` is on the CPU, as loaded; it moves to `device` in the types it is trained in. `listener` is rank 0's own
+        of address:port, if it has one (`rendezvous.join`).
         """
         if settings.threads:
             torch.set_num_threads(settings.threads)
@@ -64,7 +68,7 @@ class LearnerRank:
         self.device = torch.device(device)
         if settings.compile != "none":
             allow_compile()
-        join(rank, world, address, port, self.device, settings.timeout_s)
+        join(rank, world, address, port, self.device, settings.timeout_s, listener)
         if settings.tf32 and self.device.type == "cuda":
             enable_tf32()
         self.model = model

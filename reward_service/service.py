@@ -29,6 +29,7 @@ CALL_S = 30.0  # for a question to Serve or to the cluster
 POLL_S = 0.2
 START_ATTEMPTS = 4  # of Ray Serve
 PLACE_GRACE_S = 5.0  # nodes of a cluster that is just starting may still come
+FAILURES = (RewardUnavailable, RayError, RayServeException, RuntimeError, TimeoutError)
 _STARTING = threading.Lock()  # serve.start isn't thread-safe
 _ERROR_LINE = re.compile(r"^\s*[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit): ?")
 
@@ -39,7 +40,8 @@ def deploy(
     """Start the service, or change a running one of this job; returns once its replicas have built their scorers.
 
     Needs a connected Ray. Running replicas stay if only settings changed that they don't see (`code_version`).
-    An interrupt at any time takes back what was begun.
+    A start that fails, or is interrupted, is taken back. So is a change: the service goes on with the settings it had,
+    after the time that replaced replicas take to start again; requests wait for them meanwhile.
 
     Args:
         stands_alone: the service belongs to no job and stays until it is stopped (`standing`).
@@ -47,24 +49,34 @@ def deploy(
 
     Raises:
         RewardUnavailable: the name belongs to another job that runs, or the replicas don't start within
-            `start_timeout_s`; the message holds the reason.
+            `start_timeout_s`; the message holds the reason, and what became of a running service.
     """
-    stood = False
+    given_up = given_up or threading.Event()
+    stood, former = False, None
     try:
         before = bounded(lambda: ownership.owner_of(name), CALL_S, "asking whose the service is")
         stood = before is not None and before.stands_alone  # and stays if it can't be changed
         bounded(lambda: ownership.claim(name, stands_alone), CALL_S, "asking whose the service is")
-        app = _put(settings, name, given_up)
-    except RewardUnavailable:
-        _take_back(name, stands_alone, stood)
-        raise
-    except (RayError, RayServeException, RuntimeError, TimeoutError) as error:
-        _take_back(name, stands_alone, stood)
-        raise RewardUnavailable(f"reward service {name!r} did not start: {error}") from error
+        if before is not None and (stood or before.job == ownership.this_job().job):
+            former = _running(name)
+        if former is not None and not _grows() and (lacking := shortage(settings, _nodes())):
+            raise RewardUnavailable(f"reward service {name!r} has no place: {lacking}")  # before a replica has gone
+        return _put(settings, name, given_up)
+    except FAILURES as error:
+        reason = (
+            str(error) if isinstance(error, RewardUnavailable) else f"reward service {name!r} did not start: {error}"
+        )
+        if former is None:
+            _take_back(name, stands_alone, stood)
+        else:
+            reason += "; " + _put_back(former, name, stands_alone, wait=not given_up.is_set())
+        raise RewardUnavailable(reason) from error
     except BaseException:
-        _take_back(name, stands_alone, stood)
+        if former is None:
+            _take_back(name, stands_alone, stood)
+        else:
+            _put_back(former, name, stands_alone, wait=False)
         raise
-    return app
 
 
 def _start_serve() -> None:
@@ -85,17 +97,21 @@ def _put(settings: RewardSettings, name: str, given_up: threading.Event | None =
     given_up = given_up or threading.Event()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ends = time.monotonic() + settings.start_timeout_s
-    target = serve.RunTarget(application(settings), name=name, route_prefix=None)
 
     def begin() -> None:
         _start_serve()
         if not given_up.is_set():
-            serve.run_many([target], wait_for_applications_running=False)
+            _hand_over(settings, name)
 
     bounded(begin, settings.start_timeout_s, "starting Ray Serve")
     _wait_until_running(settings, name, ends, given_up)
     found = describe(name, max(ends - time.monotonic(), CALL_S))
     return RewardApp(name, found["scorer"], found["version"], settings.deadline_s, settings.retries, settings.max_batch)
+
+
+def _hand_over(settings: RewardSettings, name: str) -> None:
+    target = serve.RunTarget(application(settings), name=name, route_prefix=None)
+    serve.run_many([target], wait_for_applications_running=False)
 
 
 def _wait_until_running(settings: RewardSettings, name: str, ends: float, given_up: threading.Event) -> None:
@@ -156,15 +172,17 @@ def scale(app: RewardApp | str, replicas: int | None = None, least: int | None =
     wanted = replace(before, replicas=replicas or before.replicas, min_replicas=least, max_replicas=most)
     try:
         _put(wanted, name)
-    except (RewardUnavailable, RayError, RayServeException, RuntimeError, TimeoutError) as error:
+    except FAILURES as error:
         # Else the new ones would stay wanted, and take the place as soon as there is some.
         old = before if before.autoscales else replace(before, replicas=max(running, 1))
-        back = serve.RunTarget(application(old), name=name, route_prefix=None)
-        with contextlib.suppress(RewardUnavailable, RayError, RayServeException, RuntimeError, TimeoutError):
-            bounded(lambda: serve.run_many([back], wait_for_applications_running=False), CALL_S, "scaling back")
-        if isinstance(error, RewardUnavailable):
-            raise
-        raise RewardUnavailable(f"reward service {name!r} was not scaled: {error}") from error
+        reason = (
+            str(error) if isinstance(error, RewardUnavailable) else f"reward service {name!r} was not scaled: {error}"
+        )
+        try:
+            bounded(lambda: _hand_over(old, name), CALL_S, "scaling back")
+        except FAILURES as back:
+            reason += f"; nor scaled back: {back}. Its replicas go on, others may start later: scale it again"
+        raise RewardUnavailable(reason) from error
 
 
 def describe(app: RewardApp | str, timeout_s: float = 60.0) -> dict[str, Any]:
@@ -262,6 +280,34 @@ def end(name: str, timeout_s: float = 60.0) -> None:
         bounded(delete, timeout_s, "stopping the service")
     except (RayServeException, RayError, TimeoutError) as error:
         raise RewardUnavailable(f"reward service {name!r} did not stop: {error}") from error
+
+
+def _running(name: str) -> RewardSettings | None:
+    """What the service of that name runs with; None if none answers, so that there is nothing to go back to."""
+    try:
+        return RewardSettings(**describe(name, CALL_S)["settings"])
+    except RewardUnavailable:
+        return None
+
+
+def _put_back(former: RewardSettings, name: str, stands_alone: bool, wait: bool) -> str:
+    """After a change that failed: let the service go on as before; returns what became of it.
+
+    Args:
+        wait: until it is known that it does, which takes as long as its replicas take to start.
+    """
+    try:
+        if wait:
+            _put(former, name)
+        else:
+            bounded(lambda: _hand_over(former, name), CALL_S, "changing the service back")
+    except FAILURES as error:
+        why = f"the settings it had before can't be put back: {error}"
+        if stands_alone:
+            return f"{why}; it is as the change left it: start it again"
+        _take_back(name, stands_alone=False, stood=False)
+        return f"{why}; so it was ended: start it again"
+    return "it goes on with the settings it had before"
 
 
 def _take_back(name: str, stands_alone: bool, stood: bool) -> None:

@@ -22,8 +22,7 @@ def stand(settings: RewardSettings, name: str) -> RewardApp:
 
     Raises:
         ValueError: no name for it.
-        RewardUnavailable: the name belongs to a run, or the replicas don't start; of a change that failed, replicas of
-            the service before may be gone already.
+        RewardUnavailable: the name belongs to a run, or the replicas don't start; a change that failed is taken back.
     """
     check_name(name)
     return deploy(settings, name, stands_alone=True)

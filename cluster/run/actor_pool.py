@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 from cluster.jobs import ClusterError
+from cluster.run.background import LOOK_S, raise_failed
 from cluster.run.failures import Failure, Kind, classify
 
 
@@ -41,16 +43,21 @@ class ActorPool:
         self.resting = [0.0] * count  # not before, on the monotonic clock
         self.failures = [0] * count  # in a row
 
-    def wait_ready(self, timeout_s: float) -> None:
+    def wait_ready(self, timeout_s: float, beside: Iterable[Future[Any]] = ()) -> None:
         """Wait until all have built themselves.
+
+        Args:
+            beside: what starts beside them.
 
         Raises:
             ClusterError: not all of them within `timeout_s`, or one can't be built.
+            Whatever something beside them has failed with.
         """
         deadline = time.monotonic() + timeout_s
         asked = {actor.ready.remote(): actor for actor in self.actors}
         while asked and (left := deadline - time.monotonic()) > 0:
-            for ref in ray.wait(list(asked), num_returns=1, timeout=left)[0]:
+            raise_failed(beside)
+            for ref in ray.wait(list(asked), num_returns=1, timeout=min(left, LOOK_S))[0]:
                 actor = asked.pop(ref)
                 try:
                     ray.get(ref, timeout=60)

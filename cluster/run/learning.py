@@ -8,6 +8,7 @@ checkpoint v            =====     (acknowledged when it is durable)
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -20,25 +21,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 
 from cluster.config.recipe import RunConfig
 from cluster.metrics import RunMetrics
+from cluster.run.background import has_failed, raise_failed, watched
+from cluster.run.checkpoint_weights import weights_of
 from cluster.run.failures import Fatal, Patience, classify
 from learner import checkpoint
 from learner.batch import BatchError, Refused
 from learner.group import GroupSettings, LearnerDied, LearnerFailed, LearnerGroup
-from learner.learner import AVERAGE_FILE, STATE_FILES
 from learner.source import Batch, BatchSource, BatchTimeout, Stopped
 from restoration.base_models import load
 from restoration.datasets.paired import PairedFolder
-from restoration.weights import WeightsInfo, WeightsMessage, to_bytes
+from restoration.weights import WeightsMessage
 from trajectories.errors import StaleEpoch
 from trajectories.stream import TrajectoryStream
 
 CONSUMED_FILE, RECORD_FILE = "consumed.json", "record.json"
 CLOSE_S = 20.0  # what the end of a run waits for a checkpoint that is being written
 DEATHS = 5  # of the learner, in a row without a step
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,13 +80,15 @@ class Learning:
         self.durable = -1  # the iteration of the last checkpoint that is on disk
         self.protected: set[int] = set()  # iterations whose checkpoints an evaluation still needs
         self.patience = Patience("the learner", DEATHS, pause_s=1.0)
-        self.pool = ThreadPoolExecutor(3, thread_name_prefix="learning")
+        self.pool = ThreadPoolExecutor(4, thread_name_prefix="learning")
         self.group: LearnerGroup | None = None
         self._closing = threading.Event()
         self._starting: Future[None] | None = None
         self._stop = threading.Event()  # nobody waits for the batch that is being gathered
+        self._stepping: Future[StepResult | None] | None = None
         self._gathering: Future[Batch] | None = None
         self._writing: Future[None] | None = None
+        self._publishing: Future[None] | None = None  # of weights that were lost, if it failed
         self._collective = threading.Lock()  # held while the ranks are in a step and what follows it
 
     # start and end
@@ -139,7 +144,7 @@ class Learning:
             config.learner_settings(),
             settings,
             partial(load, config.model, config.data.embeddings),
-            partial(_pairs, self.train),
+            partial(getattr, self.train, "load"),
             epoch=self.epoch,
             run_id=self.run_id,
         )
@@ -178,11 +183,15 @@ class Learning:
                 self._pause(error)
 
     def close(self) -> None:
-        """End the ranks; a checkpoint that is being written gets a moment to finish."""
+        """End the ranks; a checkpoint that is being written gets a moment to finish, and if it fails that is told."""
         self._closing.set()
-        if self._writing is not None:
-            with suppress(Exception):
+        if self._writing is not None and not self._writing.done():  # else its failure is why the run ends
+            try:
                 self._writing.result(timeout=CLOSE_S)
+            except FutureTimeout:
+                logger.warning("the last checkpoint was not written within %g s; the one before is whole", CLOSE_S)
+            except Exception as error:
+                logger.warning("the last checkpoint is not on disk: %s", classify(error))
         self._quiesce(self._starting)
         self.pool.shutdown(wait=True, cancel_futures=True)
         self.reading.close()
@@ -197,11 +206,16 @@ class Learning:
         self._stop.set()
         if self.group is not None:
             self.group.close()
-        for future in (starting, self._gathering, self._writing):
+        self._await(starting, self._stepping)
+        self._await(self._gathering, self._writing)  # last, as a step begins them
+        self._stepping = self._gathering = self._writing = self._publishing = None
+
+    def _await(self, *futures: Future[Any] | None) -> None:
+        """They have ended, however."""
+        for future in futures:
             if future is not None:
                 with suppress(Exception):
                     future.result(timeout=self.config.stall_timeout_s)
-        self._gathering = self._writing = None
 
     # steps
 
@@ -212,17 +226,27 @@ class Learning:
     def start_next(self, wait: bool) -> Future[StepResult | None] | None:
         """The next step in the background: gather a batch, learn from it, publish, take a snapshot.
 
-        Once all steps are done, what is left is to wait for the last checkpoint, which gives no result.
+        Once all steps are done, what is left is to wait for the last checkpoint, which gives no result. What fails
+        beside the step, a checkpoint or the batch after it, ends the result within seconds; the step itself then goes
+        on until `recover` or `close`.
 
         Args:
-            wait: start no step now.
+            wait: start no step now, unless to tell such a failure.
         """
         if self.version < self.config.iterations:
-            return None if wait else self.pool.submit(self._step)
+            if wait and not any(map(has_failed, self._beside())):
+                return None
+            self._stepping = self.pool.submit(self._step)
+            return self.pool.submit(watched, self._stepping, self._beside)
         return self.pool.submit(self._finish_writing) if self._writing is not None else None
+
+    def _beside(self) -> tuple[Future[Any] | None, ...]:
+        """What goes on beside a step."""
+        return self._writing, self._gathering, self._publishing
 
     def _step(self) -> StepResult:
         assert self.group is not None
+        raise_failed(self._beside())
         config, version = self.config, self.version
         began = time.monotonic()
         metrics: dict[str, float | None]
@@ -267,12 +291,15 @@ class Learning:
     def publish_again(self) -> None:
         """The weights were lost from the object store (a node died): once more.
 
-        While a step is under way that isn't needed, since new ones follow; nor when the ranks are gone, too.
+        While a step is under way that isn't needed, since new ones follow. Where the ranks are gone, too, the result of
+        `start_next` is that.
         """
         if self._collective.acquire(blocking=False):
             try:
-                with suppress(LearnerDied, LearnerFailed):
-                    self.publish()
+                self.publish()
+            except (LearnerDied, LearnerFailed) as error:
+                self._publishing = Future()
+                self._publishing.set_exception(error)
             finally:
                 self._collective.release()
 
@@ -369,29 +396,5 @@ class Learning:
         return [checkpoint.step_of(folder) for folder in checkpoint.checkpoints(self.root)]
 
     def weights_of(self, iteration: int) -> dict[str, WeightsMessage]:
-        """The weights in the checkpoint of an iteration, and their average if it has one, for actors to evaluate.
-
-        The driver owns them in the object store: they outlive the rank that made them.
-
-        Raises:
-            CheckpointError: no such checkpoint.
-        """
-        import safetensors.torch
-
-        folder = next((p for p in checkpoint.checkpoints(self.root) if checkpoint.step_of(p) == iteration), None)
-        if folder is None:
-            raise checkpoint.CheckpointError(f"{self.root} holds no checkpoint of iteration {iteration}")
-        info = WeightsInfo(iteration, self.epoch, self.run_id)
-        there = [f for f in (STATE_FILES[0], AVERAGE_FILE) if (folder / f).is_file()]
-        messages = {}
-        for name, content in checkpoint.read(folder, there).items():
-            data = to_bytes(safetensors.torch.load(content), info)
-            averaged = name == AVERAGE_FILE
-            messages["ema" if averaged else "now"] = WeightsMessage(
-                iteration, self.epoch, ray.put(np.frombuffer(data, np.uint8)), averaged
-            )
-        return messages
-
-
-def _pairs(data: PairedFolder) -> Any:
-    return data.load
+        """As `checkpoint_weights.weights_of`, of this run."""
+        return weights_of(self.root, iteration, self.epoch, self.run_id)

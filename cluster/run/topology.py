@@ -21,6 +21,7 @@ from cluster.config.recipe import RunConfig
 from cluster.jobs import connect
 from cluster.metrics import RunMetrics
 from cluster.run.actor_pool import ActorPool
+from cluster.run.background import has_failed, raise_failed
 from cluster.run.checks.resources import fits_cluster
 from cluster.run.evaluations import EvaluationPart
 from cluster.run.flow import SLOTS_PER_ACTOR
@@ -132,10 +133,10 @@ class Topology:
             learner = self.learning.begin(resume=self.resume)
             if not self.connection.local:  # else the service ends with its cluster
                 self._ends.append(self._end_rewards)
-            self.rewards = self._deploy()
+            self.rewards = self._deploy_beside(learner)
             self._deployed.set_result(self.rewards)
             shown.done("reward service")
-            self.actors.wait_ready(config.start_timeout_s)
+            self.actors.wait_ready(config.start_timeout_s, (learner,))
             shown.done(actors)
             learner.result()
             shown.done("learner")
@@ -185,16 +186,25 @@ class Topology:
             terms=config.reward.resolved,
         )
 
-    def _deploy(self) -> dict[str, RewardApp]:
+    def _deploy_beside(self, learner: Future[None]) -> dict[str, RewardApp]:
+        """As `_deploy`, which ends early if the learner can't start; the error is the learner's then."""
+        given_up = threading.Event()
+        learner.add_done_callback(lambda done: given_up.set() if has_failed(done) else None)
+        try:
+            return self._deploy(given_up)
+        except RewardError:
+            raise_failed((learner,))
+            raise
+
+    def _deploy(self, given_up: threading.Event) -> dict[str, RewardApp]:
         """The services of all terms that need one, by name, started side by side: a large scorer takes minutes to load.
 
         Raises:
-            RewardUnavailable: one of them did not start; the others are ended with the run.
+            RewardUnavailable: one of them did not start, or `given_up` is set; the others are ended with the run.
         """
         services = self.config.reward.services
         if len(services) == 1:
-            return {name: self._serve(name, settings) for name, settings in services.items()}
-        given_up = threading.Event()
+            return {name: self._serve(name, settings, given_up) for name, settings in services.items()}
         calls = {name: in_thread(partial(self._serve, name, of, given_up)) for name, of in services.items()}
         try:
             for call in wait(calls.values(), return_when=FIRST_EXCEPTION).done:
@@ -205,7 +215,7 @@ class Topology:
             raise
         return {name: call.result() for name, call in calls.items()}
 
-    def _serve(self, term: str, settings: RewardSettings, given_up: threading.Event | None = None) -> RewardApp:
+    def _serve(self, term: str, settings: RewardSettings, given_up: threading.Event) -> RewardApp:
         if settings.app is not None:  # it stands alone: never changed, never ended by a run
             return attach(settings.app, settings.deadline_s, settings.retries, settings.scorer)
         return deploy(settings, self._app(term), given_up=given_up)

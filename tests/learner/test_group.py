@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,11 +26,30 @@ from trajectories.schema import encode
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
 import ray  # noqa: E402
 
+from cluster.run.failures import Kind, classify  # noqa: E402
 from learner.group import GroupSettings, LearnerDied, LearnerFailed, LearnerGroup, LearnerUnplaced  # noqa: E402
+from learner.process import THREADS, RankProcess, remote_rank  # noqa: E402
 
 
 def give_pairs() -> PairLoader:
     return fake_pairs
+
+
+class Coveted(LearnerGroup):
+    """Somebody else wants the port where its ranks meet as soon as they have been told of it."""
+
+    def _call(self, method: str, *arguments: Any, **options: Any) -> list[Any]:
+        answers = super()._call(method, *arguments, **options)
+        if method == "address":
+            with pytest.raises(OSError, match="in use"):
+                socket.create_server(answers[0])
+        return answers
+
+
+class Busy(RankProcess):
+    @ray.method(concurrency_group="io")
+    def hold(self, seconds: float) -> None:
+        time.sleep(seconds)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +65,7 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def make_group(cluster: None) -> Callable[[int], LearnerGroup]:
-    return lambda ranks: LearnerGroup(
+    return lambda ranks: Coveted(
         replace(BASE, timeout_s=60.0),
         GroupSettings(ranks=ranks),
         functools.partial(FakeModel, 0),
@@ -55,7 +76,7 @@ def make_group(cluster: None) -> Callable[[int], LearnerGroup]:
 
 
 @pytest.mark.timeout(800)
-def test_a_group_learns_publishes_refuses_resumes_and_reports_a_killed_rank(
+def test_a_group_meets_where_nobody_else_can_learns_publishes_refuses_resumes_and_reports_a_killed_rank(
     make_group: Callable[[int], LearnerGroup], tmp_path: Path
 ) -> None:
     first, second, _ = batches("zero0")
@@ -122,3 +143,38 @@ def test_a_start_that_is_under_way_ends_when_the_group_is_closed(cluster: None) 
     with pytest.raises(LearnerDied, match="closed"):
         group.launch()
     assert time.monotonic() - began < 20
+
+
+def test_a_rank_whose_disk_takes_long_still_answers_whether_it_lives(cluster: None) -> None:
+    rank = remote_rank(Busy).options(num_cpus=0.1).remote(FakeModel, give_pairs)
+    try:
+        ray.get(rank.ping.remote(), timeout=120)
+        for _ in range(THREADS["io"]):
+            rank.hold.remote(60.0)
+        assert ray.get(rank.ping.remote(), timeout=10)
+    finally:
+        ray.kill(rank)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[Errno 98] Address already in use",
+        "The server socket has failed to listen on any local network address. code: -98, name: EADDRINUSE",
+        "Call to bind failed: Address already in use",
+    ],
+)
+def test_a_port_that_somebody_else_took_is_a_death_and_another_try_has_another(said: str) -> None:
+    group = LearnerGroup(BASE, GroupSettings(), FakeModel, give_pairs)
+    taken = ray.exceptions.RayTaskError("start", f"RuntimeError: {said}", RuntimeError(said)).as_instanceof_cause()
+    found = group._judge("start", {"call": 0}, "call", taken, ["a rank"])
+    assert isinstance(found, LearnerDied) and classify(found).kind is Kind.TRANSIENT
+    other = ray.exceptions.RayTaskError("start", "OSError: no such file", OSError("no such file"))
+    assert isinstance(
+        group._judge("start", {"call": 0}, "call", other.as_instanceof_cause(), ["a rank"]), LearnerFailed
+    )
+
+
+def test_what_a_process_said_in_many_lines_is_told_in_two() -> None:
+    told = classify(LearnerDied(0, "step: the first line\n\n  some frames\nthe last line")).detail
+    assert told.startswith("learner rank 0 died: step: the first line ... the last line; the group is closed")

@@ -169,6 +169,19 @@ def test_a_service_that_stands_alone_outlives_its_maker_is_shared_changed_in_pla
         standing.stop("iqa")
 
 
+def test_a_change_that_fails_leaves_a_running_service_with_the_settings_it_had() -> None:
+    app = service.deploy(ORDERED, "reward-changes")
+    first = service.describe(app)["pid"]
+    with pytest.raises(RewardUnavailable, match="wants 0.1 CPU, 3 GPU.*; it goes on with the settings it had before"):
+        service.deploy(replace(ORDERED, num_gpus=3), "reward-changes")
+    assert service.describe(app)["pid"] == first  # refused before a replica had gone
+    with pytest.raises(RewardUnavailable, match="weights .* are missing; it goes on with the settings it had before"):
+        service.deploy(replace(ORDERED, scorer="tests.reward_service.fakes:Unloadable"), "reward-changes")
+    assert RewardClient(app).submit(block([7])).result().scores.tolist() == [7]
+    assert service.status(app)["status"] == "RUNNING" and ownership.is_mine("reward-changes")
+    service.shutdown(app)
+
+
 @pytest.mark.slow
 def test_a_service_of_a_run_is_not_stopped_from_outside_and_one_that_stands_alone_never_ends_itself(
     cluster: str,

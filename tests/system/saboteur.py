@@ -31,7 +31,7 @@ from tests.system.stand_in import remote_stand_in
 VICTIMS = {
     "actor": "ray::RolloutActor",
     "reward": "ray::ServeReplica",
-    "rank": "ray::_RankProcess",
+    "rank": "ray::RankProcess",
     "store": "valkey-server",
 }
 # What begins a phase: the method called, and after how many times.

@@ -25,7 +25,7 @@ from cluster.config.configure import load_config, save_config
 from cluster.config.recipe import RunConfig
 from cluster.metrics import RunMetrics
 from cluster.models import load_policy
-from learner.group import _RankProcess
+from learner.process import RankProcess
 from learner.source import BatchSource
 from restoration.base_models import load
 from restoration.base_models.interface import SamplerSettings
@@ -63,7 +63,7 @@ class Rank:
     """A process that is one learner rank after the other."""
 
     def begin(self, config: RunConfig, make_stream: Any, train: Any) -> None:
-        self.rank = _RankProcess(partial(load, config.model), partial(getattr, train, "load"))
+        self.rank = RankProcess(partial(load, config.model), partial(getattr, train, "load"))
         host, port = self.rank.address()
         self.rank.start(config.learner_settings(), 0, 1, host, port, "cpu")
         self.rank.open_stream(make_stream)

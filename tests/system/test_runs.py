@@ -34,7 +34,7 @@ def trained(run: Path, file: str = "weights.safetensors") -> dict[str, torch.Ten
 @pytest.mark.slow
 def test_a_run_survives_the_kill_of_its_parts_and_uses_each_trajectory_once(start: Start) -> None:
     run = start("killed", "iterations=7", "source.max_staleness=1", "evaluation.every=0", "evaluation.strips=0")
-    victims = ("ray::RolloutActor", "ray::ServeReplica", "ray::_RankProcess", "valkey-server")
+    victims = ("ray::RolloutActor", "ray::ServeReplica", "ray::RankProcess", "valkey-server")
     for iteration, victim in enumerate(victims, 1):
         run.wait_for_iteration(iteration)
         run.kill(victim)
@@ -60,7 +60,7 @@ def test_a_local_run_with_dashboard_and_two_ranks_listens_on_loopback_only(start
     time.sleep(1)  # it stays: the kernel ends what it fears to be orphaned
     found = run.listening()
     told = " ".join(line for lines in found.values() for line in lines)
-    for part in ("gcs_server", "raylet", "dashboard", "ServeReplica", "_RankProcess", "valkey-server"):
+    for part in ("gcs_server", "raylet", "dashboard", "ServeReplica", "RankProcess", "valkey-server"):
         assert part in told
     assert "52365" not in str(found)  # the agent's of any other Ray
     assert found.keys() <= LOOPBACK, {k: v for k, v in found.items() if k not in LOOPBACK}

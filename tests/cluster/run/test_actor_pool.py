@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
@@ -53,6 +55,15 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     made = FakeRay()
     monkeypatch.setattr(actor_pool, "ray", made)
     return made
+
+
+def test_a_learner_that_fails_while_actors_are_built_ends_the_wait_for_them(fake: FakeRay) -> None:
+    learner = Future[None]()
+    threading.Timer(0.1, learner.set_exception, (OSError("no such model"),)).start()
+    began = time.monotonic()
+    with pytest.raises(OSError, match="no such model"):
+        ActorPool(fake.actor, count=1, slots=1, call_timeout_s=60).wait_ready(20.0, (learner,))
+    assert time.monotonic() - began < 10
 
 
 def test_slots_are_given_to_the_least_busy_first(fake: FakeRay) -> None:

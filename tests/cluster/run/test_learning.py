@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from cluster.run.failures import Kind, classify
 from cluster.run.learning import Learning
 from learner.batch import BatchError
+from learner.checkpoint import CheckpointError
 from learner.group import LearnerDied
 from learner.source import Batch, Stopped
+from trajectories.errors import StoreUnreachable
 
 
 class Source:
@@ -55,7 +61,7 @@ def test_ending_a_run_whose_learner_waits_for_its_next_try_to_start_takes_no_tim
     learning: Any = Learning.__new__(Learning)
     learning.config, learning.group, learning._stop = SimpleNamespace(stall_timeout_s=30.0), None, threading.Event()
     learning.pool, learning._closing = ThreadPoolExecutor(1), threading.Event()
-    learning._gathering = learning._writing = learning._starting = None
+    learning._gathering = learning._writing = learning._starting = learning._stepping = learning._publishing = None
     learning.patience = SimpleNamespace(failed=lambda failure: 30.0)
     learning.reading = learning.settling = SimpleNamespace(close=lambda: None)
     tries: list[bool] = []
@@ -73,3 +79,121 @@ def test_ending_a_run_whose_learner_waits_for_its_next_try_to_start_takes_no_tim
     assert time.monotonic() - began < 5 and tries == [False]
     with pytest.raises(LearnerDied):
         starting.result(timeout=0)
+
+
+class Group:
+    """Ranks whose checkpoint fails once they are told to, and whose steps last until they are closed."""
+
+    weights_version = 3
+
+    def __init__(self) -> None:
+        self.disk_full, self.stepping, self.closed = threading.Event(), threading.Event(), threading.Event()
+
+    def prepare(self, summaries: Any) -> list[Any]:
+        return []
+
+    def step(self, summaries: Any) -> Any:
+        self.stepping.set()
+        assert self.closed.wait(20)
+        raise LearnerDied(0, "the group was closed")
+
+    def write(self, *_: Any) -> None:
+        assert self.disk_full.wait(20)
+        raise CheckpointError("checkpoint 3 can't be written: No space left on device")
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+class Phase:
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def learning() -> Iterator[Any]:
+    """In the step after version 3, whose checkpoint is being written."""
+    made: Any = Learning.__new__(Learning)
+    made.config = SimpleNamespace(
+        iterations=9, stall_timeout_s=10.0, keep_checkpoints=3, source=SimpleNamespace(timeout_s=20.0)
+    )
+    made.metrics = SimpleNamespace(phase=lambda name: Phase())
+    made.group, made.source, made.root, made.protected, made.durable = Group(), Source(), Path("runs"), set(), 2
+    made.pool, made._collective = ThreadPoolExecutor(4), threading.Lock()
+    made._closing, made._stop = threading.Event(), threading.Event()
+    made._starting = made._stepping = made._gathering = made._publishing = None
+    made.reading = made.settling = SimpleNamespace(close=lambda: None)
+    made._writing = made.pool.submit(made._write, made.group, made.source, 3, {}, {})
+    yield made
+    made.group.disk_full.set()
+    made.close()
+
+
+def test_a_checkpoint_that_fails_ends_the_step_that_waits_for_its_batch_within_seconds(learning: Any) -> None:
+    step = learning.start_next(wait=False)
+    assert learning.source.entered.wait(10) and not step.done()
+    learning.group.disk_full.set()
+    with pytest.raises(CheckpointError, match="No space left") as raised:
+        step.result(timeout=5)
+    failure = classify(raised.value)
+    assert failure.kind is Kind.FATAL and "put it right, then go on with --resume" in failure.remedy
+    assert learning.durable == 2
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "next batch"])
+def test_what_fails_beside_a_step_on_the_ranks_ends_it_within_seconds(learning: Any, what: str) -> None:
+    learning._gathering = Future()
+    learning._gathering.set_result(SimpleNamespace(groups=[]))
+    step = learning.start_next(wait=False)
+    assert learning.group.stepping.wait(10)
+    if what == "checkpoint":
+        learning.group.disk_full.set()
+    else:
+        learning._gathering = failed = Future[Any]()
+        failed.set_exception(StoreUnreachable("redis://there: no answer"))
+    with pytest.raises((CheckpointError, StoreUnreachable), match="No space left" if what == "checkpoint" else "there"):
+        step.result(timeout=5)
+
+
+def test_a_checkpoint_that_fails_is_told_though_evaluations_hold_the_next_step_back(learning: Any) -> None:
+    assert learning.start_next(wait=True) is None
+    learning.group.disk_full.set()
+    wait([learning._writing], timeout=10)
+    with pytest.raises(CheckpointError, match="No space left"):
+        learning.start_next(wait=True).result(timeout=5)
+    assert not learning.source.entered.is_set()  # no step has begun
+
+
+def test_ranks_that_are_found_dead_when_lost_weights_are_to_be_published_again_are_told_too(learning: Any) -> None:
+    def publish() -> None:
+        raise LearnerDied(0, "its node is lost")
+
+    learning.group.publish = publish
+    learning.publish_again()
+    for held_back in (True, False):
+        with pytest.raises(LearnerDied, match="its node is lost"):
+            learning.start_next(wait=held_back).result(timeout=5)
+    assert not learning.source.entered.is_set()
+
+
+def test_a_step_that_was_given_up_has_ended_before_the_learner_starts_again(learning: Any) -> None:
+    seen: list[str] = []
+
+    def step() -> None:
+        learning.group.closed.wait(20)
+        time.sleep(0.2)
+        seen.append("the step has ended")
+
+    learning.start = lambda resume: seen.append("start")
+    learning._stepping = learning.pool.submit(step)
+    learning.group.disk_full.set()
+    learning.recover()
+    assert seen == ["the step has ended", "start"]
+
+
+def test_a_checkpoint_that_fails_while_a_run_ends_is_told(learning: Any, caplog: pytest.LogCaptureFixture) -> None:
+    threading.Timer(0.2, learning.group.disk_full.set).start()
+    with caplog.at_level(logging.WARNING):
+        learning.close()
+    assert "the last checkpoint is not on disk: checkpoint 3 can't be written: No space left" in caplog.text

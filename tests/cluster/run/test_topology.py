@@ -1,14 +1,19 @@
-"""The watch over the embedded store, without a server."""
+"""The watch over the embedded store, without a server; the start, without a cluster."""
 
 from __future__ import annotations
 
+import threading
 import time
+from concurrent.futures import Future
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from cluster.run import topology
-from cluster.run.topology import StoreWatch
+from cluster.run.topology import StoreWatch, Topology
+from reward_service.errors import RewardUnavailable
+from reward_service.settings import RewardSettings
 
 
 def test_a_restart_that_a_full_disk_refuses_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,3 +31,35 @@ def test_a_restart_that_a_full_disk_refuses_is_tried_again(monkeypatch: pytest.M
         while len(tries) < 3 and time.monotonic() < ends:
             time.sleep(0.01)
     assert len(tries) == 3
+
+
+def slow_deploy(settings: RewardSettings, name: str, given_up: threading.Event) -> Any:
+    assert given_up.wait(20), "nobody gave the service up"
+    raise RewardUnavailable(f"reward service {name!r} is not wanted any more")
+
+
+@pytest.mark.parametrize("terms", [("",), ("sharp", "true")])
+def test_a_learner_that_cannot_start_is_told_while_large_scorers_still_load(
+    monkeypatch: pytest.MonkeyPatch, terms: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(topology, "deploy", slow_deploy)
+    made: Any = Topology.__new__(Topology)
+    made.run_id = "run"
+    made.config = SimpleNamespace(
+        reward=SimpleNamespace(services={term: RewardSettings() for term in terms}, terms=terms[0])
+    )
+    learner = Future[None]()
+    threading.Timer(0.1, learner.set_exception, (OSError("no such model"),)).start()
+    with pytest.raises(OSError, match="no such model"):
+        made._deploy_beside(learner)
+
+
+def test_a_service_that_cannot_start_is_told_as_that_where_the_learner_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(settings: RewardSettings, name: str, given_up: threading.Event) -> Any:
+        raise RewardUnavailable("no weights")
+
+    monkeypatch.setattr(topology, "deploy", failing)
+    made: Any = Topology.__new__(Topology)
+    made.run_id, made.config = "run", SimpleNamespace(reward=SimpleNamespace(services={"": RewardSettings()}, terms=""))
+    with pytest.raises(RewardUnavailable, match="no weights"):
+        made._deploy_beside(Future())
