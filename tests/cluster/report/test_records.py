@@ -92,3 +92,26 @@ def test_tensorboard_holds_the_same_scalars_and_forgets_what_a_resume_repeats(tm
     assert [(e.step, e.value) for e in events.Scalars("train/reward")] == [(1, 1.0), (2, 20.0)]
     assert [e.value for e in events.Scalars("eval/base/psnr")] == [20.0]
     assert set(events.Tags()["scalars"]) == {"train/reward", "train/grad/rl", "eval/base/psnr"}
+
+
+def test_a_tensorboard_that_cannot_be_written_is_told_once_and_the_metrics_go_on(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").write_text("a file where the folder should be")
+    lost: list[Exception] = []
+    with MetricsLog(tmp_path, lost=lost.append) as log:
+        for i in (1, 2):
+            log.append(train(i, reward=1.0))
+    assert len(lost) == 1 and isinstance(lost[0], OSError) and len(read_metrics(tmp_path)) == 2
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.warns(UserWarning, match="no figures for TensorBoard any more: .*File exists"), MetricsLog(tmp_path) as log:
+        log.append(train(1, reward=1.0))
+
+
+def test_a_tensorboard_whose_disk_fills_up_meanwhile_is_given_up_and_closed(tmp_path: Path) -> None:
+    lost: list[Exception] = []
+    with MetricsLog(tmp_path, lost=lost.append) as log:
+        log.append(train(1, reward=1.0))
+        writer = log._writer
+        writer.close()  # whatever is written from here on is refused
+        log.append(train(2, reward=1.0))
+        log.append(train(3, reward=1.0))
+    assert len(lost) == 1 and [r["iteration"] for r in read_metrics(tmp_path)] == [1, 2, 3]
