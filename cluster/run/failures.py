@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 
@@ -45,13 +45,18 @@ class Failure:
     def __str__(self) -> str:
         return f"{self.detail}; {self.remedy}" if self.remedy else self.detail
 
+    def before_anything_began(self) -> Failure:
+        """The same of a start, which leaves nothing that could be resumed."""
+        return replace(self, remedy=self.remedy.replace(RESUME, "give the same command again"))
+
 
 P, T, F = Kind.POISON, Kind.TRANSIENT, Kind.FATAL
-_MEMORY = "lower rollout.images_per_batch, rollout.decode_batch or learner.micro_batch, then resume"
+RESUME = "go on with --resume"
+_MEMORY = f"lower rollout.images_per_batch, rollout.decode_batch or learner.micro_batch, then {RESUME}"
 _LOG = "look at its log, in the folder that was told at the start, or in the Ray dashboard"
-_RESUME = "put it right, then go on with --resume"
+_RESUME = f"put it right, then {RESUME}"
 SLOW = f"raise stall_timeout_s (start_timeout_s, if it was at its start) if its work may take so long; else {_LOG}"
-_TAKEN = "leave the run to that process, or stop it and go on with --resume"
+_TAKEN = f"leave the run to that process, or stop it and {RESUME}"
 _OBJECT = "look at the nodes in the Ray dashboard; was one lost, or its object store full (cluster.object_store_mb)?"
 
 # Number of a system's error about a file -> what to do about it.
@@ -99,14 +104,14 @@ POLICY: dict[str, tuple[Kind, str, str]] = {
     # configuration, data as a whole, code
     "MemoryError": (F, "memory", _MEMORY),
     "FloatingPointError": (F, "diverged", "resume with a lower optimiser.lr or objective.rl_coef"),
-    "ScorerBroken": (F, "reward:broken", "put the scorer right: its log is in the Ray dashboard; then resume"),
+    "ScorerBroken": (F, "reward:broken", f"put the scorer right: its log is in the Ray dashboard; then {RESUME}"),
     "WrongScorer": (F, "reward:version", "let each run have a reward service of its own"),
     "StoreAuthError": (F, "store", _RESUME),
     "StoreFull": (F, "store", _RESUME),
     "RecordTooLarge": (F, "store", _RESUME),
     "CheckpointError": (F, "checkpoint", _RESUME),
     "CheckpointOvertaken": (F, "epoch", _TAKEN),
-    "TimeoutError": (F, "timeout", f"{SLOW}; then go on with --resume"),
+    "TimeoutError": (F, "timeout", f"{SLOW}; then {RESUME}"),
     "OSError": (F, "file", _RESUME),
 }
 _GPU_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "NCCL out of memory")
@@ -126,7 +131,7 @@ def classify(error: BaseException) -> Failure:
             if cls.__name__ in POLICY:
                 kind, reason, remedy = POLICY[cls.__name__]
                 if cls is OSError and (known := file_remedy(source)):
-                    remedy = f"{known}, then go on with --resume"
+                    remedy = f"{known}, then {RESUME}"
                 return Failure(kind, reason, _first_lines(source), remedy, error)
     return Failure(F, "error", f"{type(error).__name__}: {_first_lines(error)}", "", error)
 
@@ -142,7 +147,7 @@ class Fatal(RuntimeError):
 
     def __init__(self, where: str, failure: Failure) -> None:
         super().__init__(f"{where}: {failure}")
-        self.failure = failure
+        self.where, self.failure = where, failure
 
 
 class Patience:

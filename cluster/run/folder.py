@@ -16,7 +16,7 @@ from cluster.config.recipe import RunConfig
 from cluster.config.resume import keep_config
 from cluster.files import JsonLines, read_json_lines, write_text
 from cluster.report.records import FILE_NAME, MetricsLog, read_metrics
-from cluster.run.failures import Failure, Fatal, Kind, classify, file_remedy
+from cluster.run.failures import RESUME, Failure, Fatal, Kind, classify, file_remedy
 from cluster.run.folder_lock import locked
 from cluster.run.looking import ForLooking
 from learner import checkpoint
@@ -105,7 +105,7 @@ class RunFolder:
         """
         if not self.guards():
             detail = f"{self.path} was removed, or another folder put in its place, while the run wrote to it"
-            raise Fatal("the run folder", Failure(Kind.FATAL, "folder", detail, "put it back, then go on with --resume"))
+            raise Fatal("the run folder", Failure(Kind.FATAL, "folder", detail, f"put it back, then {RESUME}"))
         try:
             checkpoint.require_epoch(self.path / "checkpoints", epoch)
         except checkpoint.CheckpointOvertaken as error:

@@ -15,7 +15,7 @@ from cluster.report.alarm import alarms
 from cluster.report.records import MetricsLog, read_metrics
 from cluster.report.strips import Strip, save_strips
 from cluster.run.evaluations import Evaluation, EvaluationPart, Evaluations
-from cluster.run.failures import Failure, Fatal, Kind
+from cluster.run.failures import RESUME, Failure, Fatal, Kind
 from cluster.run.learning import Learning
 from cluster.run.looking import ForLooking
 from cluster.run.progress import TrainingProgress
@@ -145,7 +145,7 @@ class HeldOut:
             self.display.note(f"held-out {one.what} is left out of evaluations ({one.reason}): {one.detail}")
         if not rows:
             reason = whole.left_out[0] if whole.left_out else Quarantined("", "batch", "there is none")
-            raise Fatal("no held-out picture can be evaluated", Failure(Kind.FATAL, reason.reason, reason.detail))
+            raise Fatal("no held-out picture can be evaluated", Failure(Kind.FATAL, reason.reason, reason.detail, f"mend the pictures, then {RESUME}"))
         for row in rows:
             for name, why in row.missing.items():
                 if (row.image_id, name) not in self.told:

@@ -18,7 +18,7 @@ from cluster.report.figures import load_libraries
 from cluster.report.records import read_metrics
 from cluster.report.report import write_report
 from cluster.run.evaluations import EvaluationPart
-from cluster.run.failures import Failure, Fatal, Kind, Patience, classify, file_remedy
+from cluster.run.failures import Failure, Fatal, Kind, Patience, classify
 from cluster.run.folder import QUARANTINE_FILE, RunFolder
 from cluster.run.heldout import HeldOut
 from cluster.run.interrupts import Interrupts, Stopped
@@ -109,7 +109,10 @@ class RunState:
             except OSError as failure:
                 cause = cause or failure
         if isinstance(cause, OSError) and cause.errno is not None:
-            raise Fatal("the driver", _of_file(cause, began)) from cause
+            failure = classify(cause)
+            raise Fatal("the driver", failure if began else failure.before_anything_began()) from cause
+        if isinstance(cause, Fatal) and not began:
+            raise Fatal(cause.where, cause.failure.before_anything_began()) from cause
 
     def _warn(self, text: str) -> None:
         if hasattr(self, "display"):
@@ -222,7 +225,7 @@ class RunState:
             if failure.kind is not Kind.TRANSIENT or failure.reason == "epoch":
                 raise Fatal("the learner", failure) from error
             time.sleep(self.parts.learning.patience.failed(failure))
-            self.display.note(f"{failure.detail}; starting again from the last checkpoint")
+            self.display.note(f"{failure}; starting again from the last checkpoint")
             self.parts.learning.recover()
             self.parts.event = time.monotonic()
             self._own()
@@ -328,11 +331,3 @@ class RunState:
             return
         if recorded := self.parts.learning.recorded_metrics():
             self.log.append({"kind": "train", "iteration": version, **recorded})
-
-
-def _of_file(error: OSError, began: bool) -> Failure:
-    """As the policy has it; a run that had not begun leaves nothing to resume."""
-    if began:
-        return classify(error)
-    remedy = f"{file_remedy(error) or 'put it right'}, then try again"
-    return Failure(Kind.FATAL, "file", str(error), remedy, error)

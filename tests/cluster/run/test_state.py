@@ -19,7 +19,7 @@ from cluster.cli.output import summary_text
 from cluster.config.recipe import RunConfig
 from cluster.report.records import read_metrics
 from cluster.run.evaluations import EvaluationPart, Evaluations
-from cluster.run.failures import Failure, Fatal, Kind, Patience
+from cluster.run.failures import Failure, Fatal, Kind, Patience, classify
 from cluster.run.learning import StepResult
 from cluster.run.pace import Pace
 from cluster.run.state import MAX_FAILURES, MOST_DEATHS, RunState
@@ -289,12 +289,28 @@ def test_a_full_disk_at_the_end_does_not_hide_why_a_run_ends(tmp_path: Path, mon
 
 def test_a_system_s_error_before_anything_has_begun_advises_to_try_again_and_not_to_resume(tmp_path: Path) -> None:
     with (
-        pytest.raises(Fatal, match="free space there, then try again$"),
+        pytest.raises(Fatal, match="free space there, then give the same command again$"),
         RunState(RunConfig(model=tmp_path), tmp_path / "run", resume=False),
     ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "ray_token")
     with RunState(RunConfig(model=tmp_path), tmp_path / "run", resume=False):
         pass
+
+
+def test_what_ends_a_start_advises_to_start_again_too(tmp_path: Path) -> None:
+    """It said "then resume", and --resume that there is no run."""
+    short = classify(MemoryError("no room"))
+    with (
+        pytest.raises(Fatal, match="^the learner: no room; lower .* then give the same command again$"),
+        RunState(RunConfig(model=tmp_path), tmp_path / "run", resume=False),
+    ):
+        raise Fatal("the learner", short)
+    with (
+        pytest.raises(Fatal, match="go on with --resume$"),
+        RunState(RunConfig(model=tmp_path), tmp_path / "run", resume=False) as state,
+    ):
+        _with_stand_ins(state)
+        raise Fatal("the learner", short)
 
 
 def test_run_json_tells_what_a_run_has_counted_and_cost_also_when_its_driver_is_killed(
