@@ -17,7 +17,7 @@ from cluster.config.resume import keep_config
 from cluster.files import JsonLines, read_json_lines, write_text
 from cluster.report.records import FILE_NAME, MetricsLog, read_metrics
 from cluster.run.failures import RESUME, Failure, Fatal, Kind, classify, file_remedy
-from cluster.run.folder_lock import locked
+from cluster.run.folder_lock import MOUNTS, locked, only_here
 from cluster.run.looking import ForLooking
 from learner import checkpoint
 
@@ -31,7 +31,7 @@ class RunFolder:
         identity: what run.json says of the run: run_id, versions, and what it has cost in earlier parts.
         log: its metrics.
         quarantined: (what, reason) of all that is in quarantine.jsonl.
-        warnings: about what a resumed run changes.
+        warnings: about what a resumed run changes, and about what its lock doesn't keep out.
 
     Raises (on entry):
         ConfigError: the folder holds a run already and `resume` is False, or holds none and it is True; another
@@ -50,7 +50,11 @@ class RunFolder:
         try:
             self._lock = self._exits.enter_context(locked(self.path))
             self._require_fitting()  # another process may have begun it, or ended its start, meanwhile
-            self._resume() if self.resume else self._begin()
+            if self.resume:
+                self._resume()
+            else:
+                self._begin()
+            self._warn_of_local_locks()
             self.log = self._exits.enter_context(MetricsLog(self.path, lost=self._lost_tensorboard))
         except OSError as error:
             if not self.resume:
@@ -153,6 +157,14 @@ class RunFolder:
             raise ConfigError.of(
                 f"{path} is damaged ({type(error).__name__}: {error}); put it back from a copy, or start another run"
             ) from error
+
+    def _warn_of_local_locks(self) -> None:
+        with suppress(FileNotFoundError):  # only Linux has that file
+            if option := only_here(self.path, MOUNTS.read_text(encoding="utf-8", errors="replace")):
+                self.warnings.append(
+                    f"{self.path} is mounted with {option}: its lock keeps out processes of this machine only, so never "
+                    "start or resume this run on two machines at once"
+                )
 
     def _lost_tensorboard(self, error: Exception) -> None:
         self.looking.lack("tensorboard", error)

@@ -16,6 +16,9 @@ from cluster.config.tree import Problem
 
 LOCK_FILE = "ray.lock"  # a name that earlier versions know, so that they and this one keep each other out
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
+_NFS = frozenset({"nolock", "local_lock=flock", "local_lock=all"})
+LOCAL_LOCKS = {"nfs": _NFS, "nfs4": _NFS, "lustre": frozenset({"localflock"})}  # file system -> mount options
+MOUNTS = Path("/proc/self/mountinfo")
 
 
 class FolderInUse(ConfigError):
@@ -23,17 +26,21 @@ class FolderInUse(ConfigError):
 
 
 class FolderLock:
-    """The lock of a run folder, held until it is closed; made by `locked`."""
+    """The lock of a run folder, made by `locked`."""
 
     def __init__(self, folder: Path, file: BinaryIO) -> None:
         self.folder, self._file = folder, file
 
     def guards(self) -> bool:
         """Whether the folder is still the one that was locked; not if it was removed, or another put in its place."""
+        if self._file.closed:
+            return False
         try:
             return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.folder / LOCK_FILE))
-        except FileNotFoundError:
-            return False
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
+                return False
+            raise
 
 
 @contextmanager
@@ -99,4 +106,29 @@ def _missing(path: Path) -> list[Path]:
 def _unmake(made: list[Path]) -> None:
     for path in made:
         with suppress(OSError):  # one that somebody has put something into meanwhile stays
-            path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+            if path.is_dir():
+                path.rmdir()
+            else:
+                path.unlink(missing_ok=True)
+
+
+def only_here(folder: Path, mounts: str) -> str:
+    """The mount option by which locks in `folder` hold on this machine only, so that another one isn't kept out.
+
+    Args:
+        mounts: the text of Linux's /proc/self/mountinfo.
+
+    Returns:
+        Empty if there is none.
+    """
+    path, nearest, found = str(folder.resolve()), "", ""
+    for line in mounts.splitlines():
+        place, _, rest = line.partition(" - ")
+        fields, system = place.split(), rest.split()
+        if len(fields) < 6 or len(system) < 3:
+            continue
+        point = fields[4].replace("\\040", " ")
+        if len(point) >= len(nearest) and f"{path}/".startswith(f"{point.rstrip('/')}/"):
+            options = {*fields[5].split(","), *system[2].split(",")}
+            nearest, found = point, next(iter(sorted(options & LOCAL_LOCKS.get(system[0], frozenset()))), "")
+    return found

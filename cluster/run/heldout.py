@@ -145,7 +145,9 @@ class HeldOut:
             self.display.note(f"held-out {one.what} is left out of evaluations ({one.reason}): {one.detail}")
         if not rows:
             reason = whole.left_out[0] if whole.left_out else Quarantined("", "batch", "there is none")
-            raise Fatal("no held-out picture can be evaluated", Failure(Kind.FATAL, reason.reason, reason.detail, f"mend the pictures, then {RESUME}"))
+            remedy = f"mend the pictures, then {RESUME}"
+            failure = Failure(Kind.FATAL, reason.reason, reason.detail, remedy)
+            raise Fatal("no held-out picture can be evaluated", failure)
         for row in rows:
             for name, why in row.missing.items():
                 if (row.image_id, name) not in self.told:
