@@ -4,8 +4,8 @@ A checkpoint is a few named files (safetensors and JSON, nothing that needs unpi
 sizes and SHA-256, written last. The folder is written under a hidden temporary name, flushed, and renamed. Contents
 are hashed while they are written, piece by piece, so nothing is held in memory a second time.
 
-Fencing: whoever takes a run over (`take_over`) leaves its epoch beside the checkpoints, and the writer of an earlier one,
-which may wake up long after it was believed dead, is refused.
+Fencing: whoever takes a run over (`take_over`) leaves its epoch beside the checkpoints, and the writer of an earlier
+one, which may wake up long after it was believed dead, is refused.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def take_over(root: Path, begin_epoch: Callable[[], int]) -> int:
     recorded = current_epoch(root)
     epoch = next((e for e in (begin_epoch() for _ in range(recorded + 1)) if e > recorded), recorded)
     if epoch <= recorded:
-        raise ValueError(f"begin_epoch gave {epoch}, and {root} has seen epoch {recorded}")
+        raise ValueError(f"{root} has seen epoch {recorded}, and begin_epoch gives no later one")
     try:
         root.mkdir(parents=True, exist_ok=True)
         (root / f"{_EPOCH}{epoch:06d}").touch()

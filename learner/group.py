@@ -294,7 +294,7 @@ class LearnerGroup:
             protect: steps whose checkpoints stay, whatever `keep` says.
 
         Raises:
-            learner.checkpoint.CheckpointError: it can't be written, or a later epoch writes there (CheckpointOvertaken);
+            checkpoint.CheckpointError: it can't be written, or a later epoch writes there (CheckpointOvertaken);
                 the previous one stays and the group goes on.
         """
         arguments = (root, iteration, keep, dict(extra or {}), tuple(protect), self.epoch)

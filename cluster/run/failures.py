@@ -63,7 +63,7 @@ _OBJECT = "look at the nodes in the Ray dashboard; was one lost, or its object s
 FILE_REMEDIES = {
     errno.ENOSPC: "free space there",
     errno.EDQUOT: "free space there, or have the quota raised",
-    errno.EROFS: "have that file system mounted writable (one that turned read-only has often met an error of its disk)",
+    errno.EROFS: "have that file system mounted writable (it may have met an error of its disk)",
     errno.EACCES: "let this user read and write there",
     errno.EPERM: "let this user read and write there",
     errno.EIO: "look at that disk, or at the connection to its file server",

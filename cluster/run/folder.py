@@ -162,8 +162,8 @@ class RunFolder:
         with suppress(FileNotFoundError):  # only Linux has that file
             if option := only_here(self.path, MOUNTS.read_text(encoding="utf-8", errors="replace")):
                 self.warnings.append(
-                    f"{self.path} is mounted with {option}: its lock keeps out processes of this machine only, so never "
-                    "start or resume this run on two machines at once"
+                    f"{self.path} is mounted with {option}: its lock keeps out processes of this machine only, so "
+                    "never start or resume this run on two machines at once"
                 )
 
     def _lost_tensorboard(self, error: Exception) -> None:

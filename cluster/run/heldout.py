@@ -120,6 +120,23 @@ class HeldOut:
         else:
             self.evaluations.again(part)
 
+    def _kept(self, name: str) -> list[Row]:
+        """The rows of an earlier part of the run; none if there is no such file, or none that can be read."""
+        try:
+            return read_csv(self.folder / "evaluation" / name)
+        except FileNotFoundError:
+            return []
+        except ValueError as error:
+            self.display.note(f"WARNING: {error}; it is made again")
+            return []
+
+    def _base_image(self, image_id: str) -> np.ndarray | None:
+        path = self.folder / "evaluation" / "base" / f"{image_id}.png"
+        if path.exists():
+            with self.looking.bearing("a strip"):
+                return np.asarray(read_pixels(path))
+        return None
+
     @property
     def _wanted(self) -> tuple[str, ...]:
         return ("now", "ema") if self.config.optimiser.ema else ("now",)
@@ -199,7 +216,9 @@ class HeldOut:
     def _strips(self, now: dict[str, np.ndarray], path: Path) -> None:
         base, rows = {r.image_id: r for r in self.base_rows}, {r.image_id: r for r in self.now_rows}
         strips = []
-        for image_id in (i for i in self._strip_ids() if all(i in those for those in (now, self.base_images, base, rows))):
+        for image_id in (
+            i for i in self._strip_ids() if all(i in those for those in (now, self.base_images, base, rows))
+        ):
             with self.looking.bearing("a strip"):  # of a picture that can't be read any more, or has another size
                 strips.append(self._strip(image_id, base[image_id], rows[image_id], now[image_id]))
         if strips:  # evaluation.strips may be 0

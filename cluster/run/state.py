@@ -98,7 +98,7 @@ class RunState:
             if not self.disk.guards():
                 pass  # the folder of another by now
             elif began:
-                self.disk.save(**self._totals())
+                self.disk.save(**self._totals(time.monotonic()))
             else:
                 self.disk.forget()
         except OSError as failure:
@@ -120,10 +120,10 @@ class RunState:
         else:
             self.warnings.append(text)
 
-    def _totals(self) -> dict[str, Any]:
+    def _totals(self, now: float) -> dict[str, Any]:
         """Of the whole run, its earlier parts included."""
         return {
-            "seconds": self.identity["seconds"] + time.monotonic() - self.began,
+            "seconds": self.identity["seconds"] + now - self.began,
             "peak_memory_mb": max(self.identity["peak_memory_mb"], self.memory.peak / 2**20),
             "dropped": self.counts,
             "not_written": dict(self.looking.missing),
@@ -260,7 +260,7 @@ class RunState:
         self.iteration_began = now
         self._quarantine(Quarantined(r.group_id, r.reason, r.detail) for r in step.refused)
         self.log.append(record)
-        self.disk.save(**self._totals())  # here, too, for a driver that is killed
+        self.disk.save(**self._totals(now))  # here, too, for a driver that is killed
         if (sign := ratio_alarm(step.metrics.get("ratio_first"), self.config.objective.clip)) is not None:
             self.log.append({"kind": "alarm", "iteration": step.version, "sign": sign})
             if not self.told_ratio:
@@ -312,7 +312,7 @@ class RunState:
         ledger = self.folder / "ledger.json"
         with naming(ledger):
             parts.stream.export_ledger(ledger, parts.learning.epoch)
-        totals = self._totals()
+        totals = self._totals(time.monotonic())
         self.disk.save(**totals)
         self.display.note("ending, and writing the report")
         pool = self.exits.enter_context(ThreadPoolExecutor(1, "report"))

@@ -31,9 +31,11 @@ class FullDisk:
 
 
 def test_an_error_names_the_file_and_not_a_temporary_one(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=r"No space left on device: '.*metrics\.jsonl'") as caught:
-        with naming(tmp_path / "metrics.jsonl"):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with (
+        pytest.raises(OSError, match=r"No space left on device: '.*metrics\.jsonl'") as caught,
+        naming(tmp_path / "metrics.jsonl"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert caught.value.errno == errno.ENOSPC
     with pytest.raises(FileNotFoundError, match=r"'.*gone/run\.json'"):
         write_text(tmp_path / "gone" / "run.json", "{}")

@@ -51,7 +51,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_and_nothing_else(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointError, match="No space left.*previous checkpoint is untouched: see that there is space"):
+    with pytest.raises(CheckpointError, match="No space left.*previous checkpoint is untouched"):
         checkpoint.write(tmp_path, 2, FILES, keep=1)
     monkeypatch.undo()
     assert [p.name for p in tmp_path.iterdir()] == [previous.name]
@@ -249,7 +249,8 @@ def test_the_writer_of_an_earlier_epoch_is_refused_and_leaves_what_the_later_one
 
 
 @pytest.mark.parametrize(
-    "when", ["while a file is written", "before the last look", "behind the last look", "behind it, over one that stands"]
+    "when",
+    ["while a file is written", "before the last look", "behind the last look", "over one that stands"],
 )
 def test_a_writer_that_is_overtaken_in_the_middle_finishes_nothing(
     when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -273,7 +274,7 @@ def test_a_writer_that_is_overtaken_in_the_middle_finishes_nothing(
     looks: list[int] = []
 
     def renamed(source: Path, target: Path) -> None:
-        if when.startswith("behind") and not begun and source.name.startswith((".writing", "step_")):
+        if when.startswith(("behind", "over")) and not begun and source.name.startswith((".writing", "step_")):
             successor()
         rename(source, target)
 
@@ -313,7 +314,7 @@ def test_a_store_that_counts_its_epochs_from_one_again_does_not_lock_its_run_out
     assert checkpoint.take_over(tmp_path, epochs(7)) == 7
     assert checkpoint.take_over(tmp_path, epochs()) == 8 == checkpoint.current_epoch(tmp_path)
     checkpoint.write(tmp_path, 1, FILES, epoch=8)
-    with pytest.raises(ValueError, match="begin_epoch gave 8"):
+    with pytest.raises(ValueError, match="has seen epoch 8, and begin_epoch gives no later one"):
         checkpoint.take_over(tmp_path, lambda: 1)
 
 

@@ -178,7 +178,10 @@ def test_a_batch_that_is_late_says_how_many_groups_came_also_while_the_ranks_che
     stream.read = lambda *_, **__: next(summaries)  # type: ignore[method-assign]
     assert gather.lack() == "0 of 2 groups came within source.timeout_s=900 s"
     batch = collect(gather, 7)
-    assert gather.lack() == "2 groups came, and the learner's ranks did not read and check them within source.timeout_s=900 s"
+    assert (
+        gather.lack()
+        == "2 groups came, and the learner's ranks did not read and check them within source.timeout_s=900 s"
+    )
     gather.refuse(batch, [Refused("g0", "picture", "gone")])
     assert gather.lack() == "1 of 2 groups came within source.timeout_s=900 s"
 

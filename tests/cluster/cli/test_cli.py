@@ -135,9 +135,12 @@ def test_a_partial_file_that_cannot_be_written_does_not_hide_why_a_command_ended
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("restoration.evaluate.write_csv", full)
-    with redirect_stderr(io.StringIO()) as shown, pytest.raises(ZeroDivisionError):
-        with partial_csv(tmp_path / "a.csv", [Row("a", {"psnr": 1.0})]):
-            raise ZeroDivisionError("ours")
+    with (
+        redirect_stderr(io.StringIO()) as shown,
+        pytest.raises(ZeroDivisionError),
+        partial_csv(tmp_path / "a.csv", [Row("a", {"psnr": 1.0})]),
+    ):
+        raise ZeroDivisionError("ours")
     assert "which can't be kept" in shown.getvalue() and "No space left" in shown.getvalue()
 
 

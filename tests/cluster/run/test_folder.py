@@ -101,7 +101,7 @@ def test_a_start_that_a_full_disk_ends_is_told_with_the_file_and_leaves_no_run(
 
     monkeypatch.setattr("cluster.run.folder.MetricsLog", full)
     with (
-        pytest.raises(ConfigError, match=r"No space left on device: '.*metrics.jsonl'; free space there, then try again"),
+        pytest.raises(ConfigError, match=r"No space left on device: '.*metrics.jsonl'; free space there, then try"),
         RunFolder(config, tmp_path, False, ForLooking(print)),
     ):
         raise AssertionError("entered")

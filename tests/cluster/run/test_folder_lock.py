@@ -17,10 +17,9 @@ from cluster.run.looking import ForLooking
 
 
 def test_a_folder_is_locked_until_its_holder_ends_and_whoever_is_refused_is_told_who_that_is(tmp_path: Path) -> None:
-    with locked(tmp_path / "run"):
-        with pytest.raises(FolderInUse, match=rf"another process uses this run folder \(process {os.getpid()} on "):
-            with locked(tmp_path / "run"):
-                raise AssertionError("entered")
+    said = rf"another process uses this run folder \(process {os.getpid()} on "
+    with locked(tmp_path / "run"), pytest.raises(FolderInUse, match=said), locked(tmp_path / "run"):
+        raise AssertionError("entered")
     with locked(tmp_path / "run") as lock:
         assert lock.guards()
 
@@ -36,10 +35,10 @@ def test_a_file_system_without_locks_is_refused_with_what_to_do_and_left_as_it_w
 
     monkeypatch.setattr(fcntl, "flock", none)
     (tmp_path / "kept").mkdir()
+    said = "has no file locks .*local disk.*Lustre: the option flock; NFS"
     for place in (tmp_path / "runs" / "new", tmp_path / "kept"):
-        with pytest.raises(ConfigError, match="has no file locks .*local disk.*Lustre: the option flock; NFS") as caught:
-            with locked(place):
-                raise AssertionError("entered")
+        with pytest.raises(ConfigError, match=said) as caught, locked(place):
+            raise AssertionError("entered")
         assert not isinstance(caught.value, FolderInUse) and str(place) in str(caught.value)
     assert [p.name for p in tmp_path.rglob("*")] == ["kept"]
 

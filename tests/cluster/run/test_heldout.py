@@ -247,7 +247,7 @@ def with_images(held: HeldOut) -> int:
     return parts
 
 
-@pytest.mark.parametrize("how", ["its pair is cut off", "its pair has another size", "the output of the base is cut off"])
+@pytest.mark.parametrize("how", ["its pair is cut off", "its pair has another size", "the base has no output"])
 def test_a_strip_whose_picture_cannot_be_shown_is_told_once_and_counted_and_the_others_are_drawn(
     how: str, make: Any, tmp_path: Path
 ) -> None:
@@ -267,7 +267,7 @@ def test_a_strip_whose_picture_cannot_be_shown_is_told_once_and_counted_and_the_
         held.learned(iteration)
         with_images(held)
     assert sorted(p.name for p in (tmp_path / "strips").iterdir()) == ["iter_000002.png", "iter_000004.png"]
-    assert held.looking.missing == {"a strip": 1 if how.startswith("the output") else 2}
+    assert held.looking.missing == {"a strip": 1 if how.startswith("the base") else 2}
     (told,) = [note for note in make.notes if "a strip is missing" in note]
     assert "a" in told and recorded(tmp_path)[-1] == (4, "ema")
 
