@@ -356,3 +356,33 @@ def test_what_a_damaged_checkpoint_advises_makes_the_one_before_it_the_latest(tm
     (found / "learner.json").unlink()
     with pytest.raises(CheckpointError, match="no complete checkpoint.*there is none before it"):
         checkpoint.read(found)
+
+
+def test_a_writer_that_is_overtaken_behind_its_last_look_is_not_the_latest_for_its_successor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The successor chooses what to go on from right after it has taken over."""
+    begin, rename = epochs(), os.rename
+    old, seen = checkpoint.take_over(tmp_path, begin), list[Path | None]()
+
+    def renamed(source: Path, target: Path) -> None:
+        if not seen:
+            seen.append(None)
+            checkpoint.take_over(tmp_path, begin)
+            seen.append(checkpoint.latest(tmp_path))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", renamed)
+    with pytest.raises(CheckpointOvertaken):
+        checkpoint.write(tmp_path, 1, FILES, epoch=old)
+    assert seen == [None, None] and checkpoint.latest(tmp_path) is None
+
+
+def test_a_writer_that_is_overtaken_is_refused_before_it_writes_anything(tmp_path: Path) -> None:
+    begin = epochs()
+    old = checkpoint.take_over(tmp_path, begin)
+    checkpoint.take_over(tmp_path, begin)
+    asked: list[Sink] = []
+    with pytest.raises(CheckpointOvertaken):
+        checkpoint.write(tmp_path, 1, {"weights.safetensors": asked.append}, epoch=old)
+    assert asked == []

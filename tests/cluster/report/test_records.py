@@ -111,9 +111,7 @@ def test_a_tensorboard_that_cannot_be_written_is_told_once_and_the_metrics_go_on
         log.append(train(1, reward=1.0))
 
 
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
-)  # TensorBoard's thread tells it, too
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # its thread tells it, too
 def test_a_tensorboard_whose_disk_fills_up_meanwhile_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
