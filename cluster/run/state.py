@@ -109,8 +109,8 @@ class RunState:
             except OSError as failure:
                 cause = cause or failure
         if isinstance(cause, OSError) and cause.errno is not None:
-            failure = classify(cause)
-            raise Fatal("the driver", failure if began else failure.before_anything_began()) from cause
+            told = classify(cause)
+            raise Fatal("the driver", told if began else told.before_anything_began()) from cause
         if isinstance(cause, Fatal) and not began:
             raise Fatal(cause.where, cause.failure.before_anything_began()) from cause
 
