@@ -12,7 +12,6 @@ of whoever started the head, which need not have Ray.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -21,14 +20,15 @@ import shlex
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from cluster.files import naming, write_text
 from cluster.local_ray import (
     LocalRay,
     address_of_ray_start,
@@ -42,7 +42,6 @@ from cluster.run.interrupts import keep_handlers
 
 CONNECTION_FILE = "ray.json"
 TOKEN_FILE = "ray_token"
-LOCK_FILE = "ray.lock"
 REACH_TIMEOUT_S = 5.0
 # Roles share cores: a spinning OpenMP thread of one would starve the others.
 WORKER_ENV = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
@@ -157,11 +156,13 @@ def connect(settings: ClusterSettings, folder: Path | None = None, env: Mapping[
 
     Args:
         settings: see ClusterSettings.
-        folder: the run folder; keeps the token of a local cluster and how other processes join it (`attach`).
+        folder: the run folder, whose lock the caller holds; keeps the token of a local cluster and how other processes
+            join it (`attach`).
         env: more environment variables for every worker.
 
     Raises:
         ClusterError: no cluster there, a token that is missing or refused.
+        OSError: the run folder can't be written to.
     """
     address = effective_address(settings)
     own = address == "local"
@@ -170,8 +171,6 @@ def connect(settings: ClusterSettings, folder: Path | None = None, env: Mapping[
     if address == "auto":
         address = _running_cluster()
     with ExitStack() as exits:
-        if folder is not None:
-            exits.enter_context(_locked(Path(folder)))
         variables = {**WORKER_ENV, **(env or {})}
         path = _token_path(settings, address, folder)
         if own and path is not None:
@@ -279,18 +278,6 @@ def _running_cluster() -> str:
     return found
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One driver a run folder: a second one would replace the first one's token. The kernel frees it with a death."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK_FILE, "a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ClusterError(f"{folder}: another process runs this run; wait for its end, or stop it") from None
-        yield
-
-
 def _token_path(settings: ClusterSettings, address: str, folder: Path | None) -> Path | None:
     if settings.auth == "disabled":
         return None
@@ -305,7 +292,7 @@ def _token_path(settings: ClusterSettings, address: str, folder: Path | None) ->
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
+    with naming(path), os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(secrets.token_hex(32))
     return path
 
@@ -415,6 +402,4 @@ def _describe(connection: Connection, folder: Path, auth: Mapping[str, str | Non
     token_path = auth.get("RAY_AUTH_TOKEN_PATH") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     content: dict[str, Any] = {"address": connection.address, "namespace": connection.namespace, "auth": mode}
     content |= {"token_path": token_path, "pid": os.getpid()}
-    partial = folder / (CONNECTION_FILE + ".part")
-    partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(partial, folder / CONNECTION_FILE)
+    write_text(folder / CONNECTION_FILE, json.dumps(content, indent=1))

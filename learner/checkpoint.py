@@ -3,6 +3,9 @@
 A checkpoint is a few named files (safetensors and JSON, nothing that needs unpickling) and `manifest.json` with their
 sizes and SHA-256, written last. The folder is written under a hidden temporary name, flushed, and renamed. Contents
 are hashed while they are written, piece by piece, so nothing is held in memory a second time.
+
+Fencing: whoever takes a run over (`take_over`) leaves its epoch beside the checkpoints, and the writer of an earlier
+one, which may wake up long after it was believed dead, is refused.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -19,7 +23,9 @@ from typing import Any, BinaryIO, Protocol
 MANIFEST = "manifest.json"
 FORMAT = 1
 _PREFIX = "step_"
-_TEMPORARY = ".writing_"
+_TEMPORARY = ".writing_"  # and the writer's epoch
+_GONE = ".gone_"
+_EPOCH = "epoch_"
 _PIECE = 1 << 20  # bytes written and hashed at a time: what was just copied to the kernel is hashed from the cache
 
 
@@ -39,13 +45,74 @@ class CheckpointError(RuntimeError):
     """A checkpoint can't be written (then the previous one stays) or read."""
 
 
-def write(root: Path, step: int, files: Mapping[str, Content], keep: int = 3, protect: Collection[int] = ()) -> Path:
+class CheckpointOvertaken(CheckpointError):
+    """The run goes on elsewhere, in a later epoch: this writer must stop."""
+
+
+def take_over(root: Path, begin_epoch: Callable[[], int]) -> int:
+    """Begin an epoch and return it: from here on writers of earlier ones are refused.
+
+    What they have begun goes, so that none can be finished behind the check that let it pass.
+
+    Args:
+        begin_epoch: gives the next epoch, one higher at each call. It is asked until it is above all that have written
+            here: a store that has lost its data counts from 1 again.
+
+    Raises:
+        CheckpointError: the folder can't be written to; or whatever `begin_epoch` raises.
+    """
+    recorded = current_epoch(root)
+    epoch = next((e for e in (begin_epoch() for _ in range(recorded + 1)) if e > recorded), recorded)
+    if epoch <= recorded:
+        raise ValueError(f"{root} has seen epoch {recorded}, and begin_epoch gives no later one")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        (root / f"{_EPOCH}{epoch:06d}").touch()
+        _flush_folder(root)
+        _sweep(root, epoch)
+        for earlier in _epochs(root):
+            if earlier < epoch:
+                (root / f"{_EPOCH}{earlier:06d}").unlink(missing_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{root} can't be written to: {error}; see that it can") from error
+    return epoch
+
+
+def current_epoch(root: Path) -> int:
+    """The epoch that writes here; 0 before the first `take_over`."""
+    return max(_epochs(root), default=0)
+
+
+def require_epoch(root: Path, epoch: int) -> None:
+    """Raises:
+    CheckpointOvertaken: a later epoch writes here.
+    """
+    if (current := current_epoch(root)) > epoch:
+        raise CheckpointOvertaken(
+            f"{root.parent}: the run goes on in another process, in epoch {current}; this one, of epoch {epoch}, may "
+            "write nothing there any more"
+        )
+
+
+def write(
+    root: Path,
+    step: int,
+    files: Mapping[str, Content],
+    keep: int = 3,
+    protect: Collection[int] = (),
+    epoch: int = 0,
+) -> Path:
     """Write `files` as checkpoint `step` below `root`, then delete all but the newest `keep`; returns its folder.
 
     Writing a step that exists replaces it. Steps in `protect` are never deleted, and don't count as kept.
-    One writer at a time: what another has not finished is taken for the leftovers of one that was killed, and goes.
+    One writer at a time: what another has not finished is taken for the leftovers of one that was killed, and goes,
+    unless it is of a later epoch.
+
+    Args:
+        epoch: of the writer, see `take_over`.
 
     Raises:
+        CheckpointOvertaken: it is over; what the later one has written is untouched.
         CheckpointError: disk full or not writable; nothing of this checkpoint is left behind.
         ValueError: `keep` below 1, or a file name that is a path.
     """
@@ -53,33 +120,36 @@ def write(root: Path, step: int, files: Mapping[str, Content], keep: int = 3, pr
         raise ValueError(f"checkpoint.keep={keep}: at least 1")
     for name in files:
         _check_name(name)
-    final, temporary = root / f"{_PREFIX}{step:06d}", root / f"{_TEMPORARY}{_PREFIX}{step:06d}"
+    final, temporary = root / f"{_PREFIX}{step:06d}", root / f"{_TEMPORARY}{epoch}_{step:06d}"
     written = [0]
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        for left in root.glob(f"{_TEMPORARY}*"):  # of writers that were killed
-            shutil.rmtree(left, ignore_errors=True)
+        if not epoch:  # else `take_over` has made it, and that it is gone must be told
+            root.mkdir(parents=True, exist_ok=True)
+        require_epoch(root, epoch)  # before much is written
+        _sweep(root, epoch)
         temporary.mkdir()
         entries = {}
         for name, content in files.items():
             size, digest = _write_file(temporary / name, content, written)
             entries[name] = {"bytes": size, "sha256": digest}
-        manifest = {"format": FORMAT, "step": step, "files": entries}
+        manifest = {"format": FORMAT, "step": step, "epoch": epoch, "files": entries}
         _write_file(temporary / MANIFEST, json.dumps(manifest, indent=1).encode(), written)
         _flush_folder(temporary)
-        if final.exists():
-            _remove(final)
-        os.replace(temporary, final)
+        require_epoch(root, epoch)
+        _put_in_place(temporary, final)
         _flush_folder(root)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        require_epoch(root, epoch)  # which takes away what this one has begun
         raise CheckpointError(
             f"checkpoint {step} can't be written to {root}, after {written[0] / 1e6:.1f} MB: {error}; the previous "
-            "checkpoint is untouched: free space or choose another run folder, then resume"
+            "checkpoint is untouched: see that there is space and that it can be written to"
         ) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    if current_epoch(root) > epoch:
+        return final  # which old ones go is the later one's business
     for old in [c for c in checkpoints(root) if step_of(c) not in protect][:-keep]:
         if old != final:
             # This checkpoint is safe already; what can't be deleted is tried again after the next one.
@@ -125,13 +195,13 @@ def read(folder: Path, names: Collection[str] | None = None) -> dict[str, bytes]
     files = {}
     for name in entries if names is None else names:
         if name not in entries:
-            raise CheckpointError(f"{folder} holds no {name}, only {', '.join(entries)}; resume from another one")
+            raise CheckpointError(f"{folder} holds no {name}, only {', '.join(entries)}; {_advice(folder)}")
         try:
             content = (folder / name).read_bytes()
         except OSError as error:
             raise _incomplete(folder, error) from error
         if hashlib.sha256(content).hexdigest() != entries[name]["sha256"]:
-            raise CheckpointError(f"{folder / name} is damaged (its SHA-256 differs); resume from an older checkpoint")
+            raise CheckpointError(f"{folder / name} is damaged (its SHA-256 differs); {_advice(folder)}")
         files[name] = content
     return files
 
@@ -154,7 +224,44 @@ def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _incomplete(folder: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{folder} is no complete checkpoint: {error}; resume from another one")
+    return CheckpointError(f"{folder} is no complete checkpoint: {error}; {_advice(folder)}")
+
+
+def _advice(folder: Path) -> str:
+    """What makes another checkpoint the latest, which is the one that a run goes on from."""
+    before = [step_of(c) for c in checkpoints(folder.parent) if c.name < folder.name]
+    there = f"iteration {before[-1]}, the one before, is then the latest" if before else "there is none before it"
+    return f"move the folder {folder.name} out of {folder.parent}: {there}"
+
+
+def _epochs(root: Path) -> list[int]:
+    return [int(n) for p in root.glob(f"{_EPOCH}*") if (n := p.name.removeprefix(_EPOCH)).isdecimal()]
+
+
+def _sweep(root: Path, epoch: int) -> None:
+    """Take away what writers of this epoch and of earlier ones have not finished."""
+    for left in root.glob(f"{_TEMPORARY}*"):
+        of = left.name.removeprefix(_TEMPORARY).split("_")[0]
+        if not of.isdecimal() or int(of) <= epoch:
+            # Under another name first: its writer, if it lives, finds it whole or not at all.
+            with contextlib.suppress(OSError):
+                os.rename(left, root / f"{_GONE}{uuid.uuid4().hex}")
+    for left in root.glob(f"{_GONE}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _put_in_place(temporary: Path, final: Path) -> None:
+    """Rename; what stands there stays if that fails."""
+    aside = final.with_name(f"{_GONE}{uuid.uuid4().hex}")
+    if final.exists():
+        os.rename(final, aside)
+    try:
+        os.rename(temporary, final)
+    except OSError:
+        if aside.exists():
+            os.rename(aside, final)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _check_name(name: str) -> None:

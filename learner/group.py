@@ -41,6 +41,10 @@ class LearnerDied(RuntimeError):
         self.rank = rank
 
 
+class LearnerStuck(LearnerDied):
+    """A rank gave no answer in time: it was ended, and the group is closed."""
+
+
 class LearnerFailed(RuntimeError):
     """A rank raised `cause`, so that starting it again would end the same; the group is closed."""
 
@@ -222,9 +226,10 @@ class LearnerGroup:
             protect: steps whose checkpoints stay, whatever `keep` says.
 
         Raises:
-            learner.checkpoint.CheckpointError: it can't be written; the previous one stays and the group goes on.
+            checkpoint.CheckpointError: it can't be written, or a later epoch writes there (CheckpointOvertaken);
+                the previous one stays and the group goes on.
         """
-        arguments = (root, iteration, keep, dict(extra or {}), tuple(protect))
+        arguments = (root, iteration, keep, dict(extra or {}), tuple(protect), self.epoch)
         path: Path = self._call("write", *arguments, timeout_s=self.group.step_timeout_s, ranks=1)[0]
         return path
 
@@ -290,7 +295,7 @@ class LearnerGroup:
         while pending:
             ready, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
-                raise self._end(LearnerDied(rank_of[pending[0]], f"no answer to {method} within {timeout_s:g} s"))
+                raise self._end(LearnerStuck(rank_of[pending[0]], f"no answer to {method} within {timeout_s:g} s"))
             try:
                 answers[ready[0]] = ray.get(ready[0])
             # Every rank refuses a bad batch, before any collective; and a checkpoint that doesn't fit likewise.

@@ -76,9 +76,11 @@ class RankProcess:
             self._snapshots[rank.iteration] = taken
 
     @ray.method(concurrency_group="io")
-    def write(self, root: Path, iteration: int, keep: int, extra: dict[str, bytes], protect: tuple[int, ...]) -> Path:
+    def write(
+        self, root: Path, iteration: int, keep: int, extra: dict[str, bytes], protect: tuple[int, ...], epoch: int
+    ) -> Path:
         files = {**self._snapshots.pop(iteration).files(), **extra}
-        return checkpoint.write(root, iteration, files, keep, protect)
+        return checkpoint.write(root, iteration, files, keep, protect, epoch)
 
     def load(self, folder: Path) -> tuple[int, int]:
         rank = self._started()

@@ -99,6 +99,15 @@ class BatchSource:
         self._lock = threading.Lock()
         self._counts = _Counts()
         self._reclaimed = False
+        self._in_hand = 0  # groups of the batch that was collected last
+
+    def lack(self) -> str:
+        """What is missing of a batch, for whom `timeout_s` is over."""
+        came, wanted = len(self.waiting) + self._in_hand, self.settings.groups_per_step
+        limit = f"within source.timeout_s={self.settings.timeout_s:g} s"
+        if self._in_hand:
+            return f"{came} groups came, and the learner's ranks did not read and check them {limit}"
+        return f"{came} of {wanted} groups came {limit}"
 
     def collect(self, version: int, stop: threading.Event) -> Batch:
         """B groups not older than `max_staleness` behind `version`; waits until they are there.
@@ -107,7 +116,7 @@ class BatchSource:
             Stopped: `stop` was set first; what was read stays for the next call.
             StaleEpoch: the run goes on in another process.
         """
-        wanted = self.settings.groups_per_step
+        wanted, self._in_hand = self.settings.groups_per_step, 0
         for entry_id, summary in list(self.waiting.items()):  # some may have grown too old meanwhile
             if (refused := self._refusal(summary, version)) is not None:
                 self._drop(entry_id, summary.meta.group_id, *refused)
@@ -124,6 +133,7 @@ class BatchSource:
         chosen = sorted(list(self.waiting.items())[:wanted], key=lambda pair: pair[1].meta.group_id)
         for entry_id, _ in chosen:
             del self.waiting[entry_id]
+        self._in_hand = len(chosen)
         groups = [summary for _, summary in chosen]
         return Batch(groups, [e for e, _ in chosen], [max(0, version - g.meta.weights_version) for g in groups])
 
@@ -133,7 +143,7 @@ class BatchSource:
         for one in refused:
             if one.group_id in left:
                 self._drop(left.pop(one.group_id)[0], one.group_id, one.reason, one.detail)
-        self.waiting = dict(left.values()) | self.waiting
+        self._in_hand, self.waiting = 0, dict(left.values()) | self.waiting
 
     def use(self, batch: Batch, step: int) -> None:
         """A step has trained on the batch."""

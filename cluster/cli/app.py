@@ -220,9 +220,9 @@ def evaluate(
                 on_row=made.append,
             )
     rows = published.beside(rows)
+    print_rows(rows, f"protocol {protocol}{published.of_all()}")
     if csv is not None:
         write_csv(csv, rows)
-    print_rows(rows, f"protocol {protocol}{published.of_all()}")
     raise typer.Exit(int(any(row.missing for row in rows)))
 
 
@@ -268,9 +268,9 @@ def score(
                 continue
             missing = {} if math.isfinite(value) else {PICTURE: f"{path}: {scorer} gave {value:g}, which is no score"}
             rows.append(Row(name, {scorer: math.nan if missing else value}, missing))
+    print_rows(rows, f"{judge.name}, version {judge.version}, range {judge.range[0]:g} to {judge.range[1]:g}")
     if csv is not None:
         write_csv(csv, rows)
-    print_rows(rows, f"{judge.name}, version {judge.version}, range {judge.range[0]:g} to {judge.range[1]:g}")
     raise typer.Exit(int(any(row.missing for row in rows)))
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
+from cluster.run.failures import FILE_REMEDIES
 from cluster.run.interrupts import Interrupts
 
 P = ParamSpec("P")
@@ -47,13 +48,20 @@ class UserMistake(ValueError):
 
 def is_expected(error: BaseException) -> bool:
     """Whether the error speaks to the user. (Ray's errors derive from the class of what an actor raised.)"""
-    return any(cls.__name__ in EXPECTED for cls in type(error).__mro__)
+    return _file_remedy(error) != "" or any(cls.__name__ in EXPECTED for cls in type(error).__mro__)
 
 
 def message_of(error: BaseException) -> str:
     """The error's own text; of what an actor raised, without Ray's remote stack trace."""
     cause = getattr(error, "cause", None)
-    return str(cause if isinstance(cause, BaseException) else error).strip() or type(error).__name__
+    told = cause if isinstance(cause, BaseException) else error
+    return "; ".join(filter(None, (str(told).strip() or type(error).__name__, _file_remedy(told))))
+
+
+def _file_remedy(error: BaseException) -> str:
+    """Of what the system says of a file or a disk; a file that isn't there is left to whoever named it."""
+    number = error.errno if isinstance(error, OSError) else None
+    return "" if number is None else FILE_REMEDIES.get(number, "")
 
 
 def status_of(interrupt: KeyboardInterrupt) -> int:

@@ -68,8 +68,11 @@ def partial_csv(path: Path | None, rows: list[Row]) -> Iterator[None]:
             from restoration.evaluate import write_csv
 
             kept = path.with_name(f"{path.stem}.partial{path.suffix}")
-            write_csv(kept, rows)
-            say(f"{len(rows)} images were measured before the end: {kept}")
+            try:
+                write_csv(kept, rows)
+                say(f"{len(rows)} images were measured before the end: {kept}")
+            except OSError as error:  # which must not hide why it ends
+                say(f"{len(rows)} images were measured before the end, which can't be kept: {kept}: {error}")
         raise
 
 
@@ -96,5 +99,6 @@ def summary_text(summary: RunSummary) -> str:
         lines.append(f"{name:12}" + "".join(" " * 10 if v is None else f"{v:10.4f}" for v in values))
     memory = f"{summary.peak_memory_mb:.0f} MB of the driver and all it started"  # on another's cluster: itself
     lines.append(f"{summary.iterations} iterations in {summary.seconds:.0f} s, peak {memory}")
-    lines.append(f"report: {Path(summary.report).resolve()}")
+    made = f"report: {summary.report.resolve()}" if summary.report else f"no report; restorl report {summary.folder}"
+    lines.append(made)
     return "\n".join(lines)

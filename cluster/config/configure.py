@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import pydantic
 import yaml
 
 from cluster.config.tree import Key, Problem, explain, key_problems, unknown_keys
+from cluster.files import write_text
 
 M = TypeVar("M")
 EXTENDS = "extends"
@@ -105,9 +105,7 @@ def save_config(config: Any, path: Path | str) -> None:
     """Write every key with its resolved value, so that `load_config` reads an equal model back."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
 
 
 def plain(value: Any) -> Any:

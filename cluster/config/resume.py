@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from cluster.config.configure import ConfigError, load_config, plain, save_confi
 from cluster.config.earlier import translate
 from cluster.config.recipe import RunConfig
 from cluster.config.tree import Problem
+from cluster.files import write_text
 
 CONFIG_FILE = "config.yaml"
 ANOTHER = "start another run, or leave it as it was"
@@ -82,10 +82,11 @@ def keep_config(folder: Path, config: RunConfig) -> list[str]:
     """Make `config` the one of the run in `folder`; what it had stays as config.yaml.1, .2, ...; returns warnings.
 
     Whoever reads the folder meanwhile finds the old one or the new one, whole. Nothing is written where nothing
-    differs.
+    differs. The caller holds the lock of the run folder.
 
     Raises:
         ConfigError: see `check_resume`; the folder is as it was then.
+        OSError: a file can't be written.
     """
     path = folder / CONFIG_FILE
     old = load_config(RunConfig, path, translate=translate)
@@ -94,9 +95,7 @@ def keep_config(folder: Path, config: RunConfig) -> list[str]:
         number = 1
         while (kept := path.with_name(f"{CONFIG_FILE}.{number}")).exists():
             number += 1
-        partial = path.with_name(kept.name + ".part")
-        partial.write_bytes(path.read_bytes())
-        os.replace(partial, kept)
+        write_text(kept, path.read_text(encoding="utf-8"))
         save_config(config, path)
     return warnings
 

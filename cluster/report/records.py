@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import numbers
-import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from cluster.files import JsonLines, read_json_lines
 
 FILE_NAME = "metrics.jsonl"
 Record = dict[str, Any]
@@ -24,16 +26,21 @@ class MetricsLog:
     Args:
         folder: the run folder, made if missing. A torn last line, left by a crash, is cut off.
         tensorboard: also write `<run folder>/tensorboard`; costs the import of torch on the first record.
+        lost: gets the error when TensorBoard's files can't be written, which ends them and not the run; else it is a
+            warning.
+
+    Raises:
+        OSError: metrics.jsonl can't be opened or written; every method's error names it.
     """
 
-    def __init__(self, folder: Path | str, tensorboard: bool = True):
+    def __init__(
+        self, folder: Path | str, tensorboard: bool = True, lost: Callable[[Exception], None] | None = None
+    ) -> None:
         self.path = Path(folder) / FILE_NAME
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._tensorboard = tensorboard
+        self._tensorboard, self._lost = tensorboard, lost or self._warn
         self._purge_step: int | None = None
         self._writer: Any = None
-        _cut_torn_line(self.path)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._lines = JsonLines(self.path)
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one record, handed to the operating system before this returns.
@@ -44,28 +51,27 @@ class MetricsLog:
         if "kind" not in record or "iteration" not in record:
             raise ValueError(f"a metrics record needs 'kind' and 'iteration', got {sorted(record)}")
         row = _plain(record)
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
+        self._lines.append(row)
         if self._tensorboard:
-            self._to_tensorboard(row)
+            try:
+                self._to_tensorboard(row)
+            except OSError as error:
+                self._give_up_tensorboard(error)
 
     def truncate_after(self, iteration: int) -> int:
         """Drop the records of later iterations, which a resumed run makes again; returns how many."""
-        self._file.close()
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if int(json.loads(line)["iteration"]) <= iteration]
-        partial = self.path.with_name(self.path.name + ".part")
-        partial.write_text("".join(kept), encoding="utf-8")
-        os.replace(partial, self.path)
-        self._file = self.path.open("a", encoding="utf-8")
         self._purge_step = iteration + 1
-        return len(lines) - len(kept)
+        return self._lines.keep(lambda row: int(row["iteration"]) <= iteration)
 
     def close(self) -> None:
-        self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        try:
+            if self._writer is not None:
+                self._writer.close()
+        except OSError as error:
+            self._give_up_tensorboard(error)
+        finally:
             self._writer = None
+            self._lines.close()
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -74,6 +80,16 @@ class MetricsLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _give_up_tensorboard(self, error: OSError) -> None:
+        writer, self._writer, self._tensorboard = self._writer, None, False
+        if writer is not None:
+            with suppress(OSError):  # the same error again, as it has lines that it could not write
+                writer.close()
+        self._lost(error)
+
+    def _warn(self, error: Exception) -> None:
+        warnings.warn(f"{self.path.parent} gets no figures for TensorBoard any more: {error}", stacklevel=2)
 
     def _to_tensorboard(self, row: Record) -> None:
         if self._writer is None:
@@ -99,17 +115,7 @@ def read_metrics(
     path = Path(folder) / FILE_NAME
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no metrics; give the folder of a run that has trained")
-    records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), 1):
-        if not line.endswith("\n"):
-            break
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: not JSON ({error.msg}); remove the line") from None
-        if (kind is None or record.get("kind") == kind) and where(record):
-            records.append(record)
-    return records
+    return [r for r in read_json_lines(path) if (kind is None or r.get("kind") == kind) and where(r)]
 
 
 def without_timings(records: Iterable[Record]) -> list[Record]:
@@ -126,15 +132,6 @@ def series(records: Iterable[Record], key: str) -> tuple[list[int], list[float]]
     """(iterations, values) of the records that have a finite number under `key`."""
     found = [(r["iteration"], r[key]) for r in records if isinstance(r.get(key), (int, float))]
     return [i for i, _ in found], [float(v) for _, v in found]
-
-
-def _cut_torn_line(path: Path) -> None:
-    """A crash while writing leaves a last line without its newline."""
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        whole = file.read().rfind(b"\n") + 1
-        file.truncate(whole)
 
 
 def _plain(value: Any) -> Any:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import html
-import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from string import Template
 
+from cluster.files import write_text
 from cluster.report import figures
 from cluster.report.data import Comparison, RunData, compare, drift, facts, read_run, wasserstein
 
@@ -20,7 +20,7 @@ MOST_SLIDERS = 3
 
 
 def write_report(folder: Path, path: Path | None = None) -> Path:
-    """Write the report of a run, finished or not; returns its path (`<folder>/report.html` by default).
+    """Write the report of a run, running, finished or not; returns its path (`<folder>/report.html` by default).
 
     Read from the run folder: config.yaml, run.json, metrics.jsonl, evaluation/{base,rl}.csv, strips/*.png and, for
     the sliders, evaluation/{base,rl}/<image_id>.png. A part whose file is missing is left out.
@@ -28,13 +28,11 @@ def write_report(folder: Path, path: Path | None = None) -> Path:
     Raises:
         FileNotFoundError: no run folder.
         ValueError: a damaged file, named.
+        OSError: the report can't be written.
     """
     run = read_run(folder)
     path = Path(folder) / "report.html" if path is None else Path(path)
-    text = render(run)
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, render(run))
     return path
 
 

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from cluster.config.configure import ConfigError
 from cluster.models import load_run_config
+from cluster.run.folder_lock import FolderInUse, locked
 
 if TYPE_CHECKING:
     from trajectories.audit import AuditReport
+    from trajectories.settings import StoreSettings
 
 LEDGER_FILE = "ledger.json"
 
@@ -19,11 +21,11 @@ def audit_run(run: Path) -> tuple[AuditReport, str]:
     """(the audit, where its ledger came from).
 
     A run that is running, or that was killed, is read from its store; the embedded server of a dead run is started
-    for that from its append-only file and stopped again. A completed run whose store is gone is read from its
-    ledger.json.
+    for that from its append-only file and stopped again, under the run's lock, so that no run starts meanwhile. A
+    completed run whose store is gone, or can't be written to, is read from its ledger.json.
 
     Raises:
-        ConfigError: no run.
+        ConfigError: no run; or its folder can't be locked or written to, and there is no ledger.json.
         StoreError: no ledger anywhere.
     """
     config = load_run_config(run)
@@ -38,17 +40,15 @@ def audit_run(run: Path) -> tuple[AuditReport, str]:
     if config.store.is_embedded and not (run / "store").is_dir():
         return audit_file(ledger), LEDGER_FILE
     try:
-        return _audit_store(config.store, run / "store", run_id)
-    except StoreError:
+        return _audit_store(config.store, run, run_id)
+    except (StoreError, ConfigError):
         if not ledger.is_file():
             raise
         return audit_file(ledger), LEDGER_FILE
 
 
-def _audit_store(settings: object, folder: Path, run_id: str) -> tuple[AuditReport, str]:
-    from trajectories.errors import StoreError
-    from trajectories.server import EmbeddedServer
-    from trajectories.settings import StoreAddress, StoreSettings
+def _audit_store(settings: object, run: Path, run_id: str) -> tuple[AuditReport, str]:
+    from trajectories.settings import StoreSettings
     from trajectories.stream import TrajectoryStream
 
     assert isinstance(settings, StoreSettings)
@@ -56,10 +56,34 @@ def _audit_store(settings: object, folder: Path, run_id: str) -> tuple[AuditRepo
         with TrajectoryStream(settings.external_address(), run_id, settings) as stream:
             return stream.audit(), "store"
     try:
+        with locked(run):
+            return _audit_dead(settings, run / "store", run_id)
+    except FolderInUse:
+        return _audit_living(settings, run / "store", run_id)
+
+
+def _audit_dead(settings: StoreSettings, folder: Path, run_id: str) -> tuple[AuditReport, str]:
+    from trajectories.errors import StoreError
+    from trajectories.server import EmbeddedServer
+    from trajectories.stream import TrajectoryStream
+
+    try:
         # Also ends a server that a killed run left behind: two on one append-only file would destroy it.
         server = EmbeddedServer(folder, settings).start()
     except StoreError:
-        with TrajectoryStream(StoreAddress.read(folder / "store.json"), run_id, settings) as stream:
-            return stream.audit(), "store of the running run"
+        if not (folder / "store.json").is_file():
+            raise
+        return _audit_living(settings, folder, run_id)  # somebody else has started it
     with server, TrajectoryStream(server.address, run_id, settings) as stream:
         return stream.audit(), "store"
+
+
+def _audit_living(settings: StoreSettings, folder: Path, run_id: str) -> tuple[AuditReport, str]:
+    from trajectories.errors import StoreError
+    from trajectories.settings import StoreAddress
+    from trajectories.stream import TrajectoryStream
+
+    if not (folder / "store.json").is_file():
+        raise StoreError(f"{folder.parent}: the run is starting or ending, and its store not up; try again in a moment")
+    with TrajectoryStream(StoreAddress.read(folder / "store.json"), run_id, settings) as stream:
+        return stream.audit(), "store of the running run"

@@ -13,7 +13,7 @@ import ray
 
 from cluster.jobs import ClusterError
 from cluster.run.background import LOOK_S, raise_failed
-from cluster.run.failures import Failure, Kind, classify
+from cluster.run.failures import SLOW, Failure, Kind, classify
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class ActorPool:
         try:
             result = ray.get(ref, timeout=0 if overdue > self.call_timeout_s else 60)
         except ray.exceptions.GetTimeoutError:
-            failure = Failure(Kind.TRANSIENT, "timeout", f"an actor gave no answer for {overdue:.0f} s")
+            failure = Failure(Kind.TRANSIENT, "timeout", f"an actor gave no answer for {overdue:.0f} s", SLOW)
         except Exception as error:
             failure = classify(error)
             if isinstance(error, ray.exceptions.RayActorError):

@@ -13,8 +13,9 @@ arrives as a copy whose class derives from the original's.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 
@@ -44,17 +45,38 @@ class Failure:
     def __str__(self) -> str:
         return f"{self.detail}; {self.remedy}" if self.remedy else self.detail
 
+    def before_anything_began(self) -> Failure:
+        """The same of a start, which leaves nothing that could be resumed."""
+        return replace(self, remedy=self.remedy.replace(RESUME, "give the same command again"))
+
 
 P, T, F = Kind.POISON, Kind.TRANSIENT, Kind.FATAL
-_MEMORY = "lower rollout.images_per_batch, rollout.decode_batch or learner.micro_batch, then resume"
+RESUME = "go on with --resume"
+_MEMORY = f"lower rollout.images_per_batch, rollout.decode_batch or learner.micro_batch, then {RESUME}"
 _LOG = "look at its log, in the folder that was told at the start, or in the Ray dashboard"
-_RESUME = "put it right, then go on with --resume"
+_RESUME = f"put it right, then {RESUME}"
+SLOW = f"raise stall_timeout_s (start_timeout_s, if it was at its start) if its work may take so long; else {_LOG}"
+_TAKEN = f"leave the run to that process, or stop it and {RESUME}"
+_OBJECT = "look at the nodes in the Ray dashboard; was one lost, or its object store full (cluster.object_store_mb)?"
+
+# Number of a system's error about a file -> what to do about it.
+FILE_REMEDIES = {
+    errno.ENOSPC: "free space there",
+    errno.EDQUOT: "free space there, or have the quota raised",
+    errno.EROFS: "have that file system mounted writable (it may have met an error of its disk)",
+    errno.EACCES: "let this user read and write there",
+    errno.EPERM: "let this user read and write there",
+    errno.EIO: "look at that disk, or at the connection to its file server",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "raise the limit of open files of this machine",
+}
+_GONE = dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.ESTALE), "was it moved, removed or unmounted? put it back")
 
 # Class name -> (kind, reason, remedy). The nearest class of the error's own line of descent decides.
 POLICY: dict[str, tuple[Kind, str, str]] = {
     # a picture, a group, a record
     "ImageError": (P, "picture", "replace or remove the file"),
-    "BatchError": (P, "batch", ""),
+    "BatchError": (P, "batch", "roll out and learn with one release and one configuration"),
     "SchemaError": (P, "schema", "run actors and learner from one release"),
     "InvalidReward": (P, "reward:invalid", "look at the picture, or choose another scorer"),
     "InvalidBlock": (P, "reward:block", "look at the size of the crop: the scorer refuses it"),
@@ -64,29 +86,32 @@ POLICY: dict[str, tuple[Kind, str, str]] = {
     "RewardUnavailable": (T, "reward:unavailable", f"is the reward service up? {_LOG}"),
     "StoreUnreachable": (T, "store", "is the store running and reachable from every node?"),
     "BackPressureTimeout": (T, "store:full", "raise store.max_entries or store.max_bytes, or look at the learner"),
-    "StaleEpoch": (T, "epoch", ""),
+    "StaleEpoch": (T, "epoch", _TAKEN),
     "LearnerDied": (T, "learner", f"was it out of memory, or its node lost? {_LOG}"),
-    "BatchTimeout": (F, "batch", "look at the rollout actors and the reward service"),
+    "LearnerStuck": (T, "learner", SLOW),
+    "BatchTimeout": (F, "batch", "look at the rollout actors and the reward service, or raise source.timeout_s"),
     "RayActorError": (T, "process", _LOG),
     "ActorUnavailableError": (T, "process", _LOG),
     "WorkerCrashedError": (T, "process", _LOG),
     "NodeDiedError": (T, "node", "look at the nodes in the Ray dashboard"),
     "OutOfMemoryError": (F, "memory", _MEMORY),  # torch's, of a GPU; Ray's own is of a node, see below
-    "ObjectLostError": (T, "object", ""),
-    "OwnerDiedError": (T, "object", ""),
-    "ObjectFetchTimedOutError": (T, "object", ""),
-    "GetTimeoutError": (T, "object", ""),
-    "ReferenceCountingAssertionError": (T, "object", ""),
+    "ObjectLostError": (T, "object", _OBJECT),
+    "OwnerDiedError": (T, "object", _OBJECT),
+    "ObjectFetchTimedOutError": (T, "object", _OBJECT),
+    "GetTimeoutError": (T, "object", _OBJECT),
+    "ReferenceCountingAssertionError": (T, "object", _OBJECT),
     "ObjectStoreFullError": (F, "memory", "raise cluster.object_store_mb"),
     # configuration, data as a whole, code
     "MemoryError": (F, "memory", _MEMORY),
     "FloatingPointError": (F, "diverged", "resume with a lower optimiser.lr or objective.rl_coef"),
-    "ScorerBroken": (F, "reward:broken", "put the scorer right: its log is in the Ray dashboard; then resume"),
+    "ScorerBroken": (F, "reward:broken", f"put the scorer right: its log is in the Ray dashboard; then {RESUME}"),
     "WrongScorer": (F, "reward:version", "let each run have a reward service of its own"),
     "StoreAuthError": (F, "store", _RESUME),
     "StoreFull": (F, "store", _RESUME),
     "RecordTooLarge": (F, "store", _RESUME),
     "CheckpointError": (F, "checkpoint", _RESUME),
+    "CheckpointOvertaken": (F, "epoch", _TAKEN),
+    "TimeoutError": (F, "timeout", f"{SLOW}; then {RESUME}"),
     "OSError": (F, "file", _RESUME),
 }
 _GPU_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "NCCL out of memory")
@@ -105,8 +130,16 @@ def classify(error: BaseException) -> Failure:
                 )
             if cls.__name__ in POLICY:
                 kind, reason, remedy = POLICY[cls.__name__]
+                if cls is OSError and (known := file_remedy(source)):
+                    remedy = f"{known}, then {RESUME}"
                 return Failure(kind, reason, _first_lines(source), remedy, error)
     return Failure(F, "error", f"{type(error).__name__}: {_first_lines(error)}", "", error)
+
+
+def file_remedy(error: BaseException) -> str:
+    """What to do about a system's error about a file of the run; empty if that isn't known."""
+    number = getattr(error, "errno", None)
+    return (FILE_REMEDIES | _GONE).get(number, "") if isinstance(number, int) else ""
 
 
 class Fatal(RuntimeError):
@@ -114,7 +147,7 @@ class Fatal(RuntimeError):
 
     def __init__(self, where: str, failure: Failure) -> None:
         super().__init__(f"{where}: {failure}")
-        self.failure = failure
+        self.where, self.failure = where, failure
 
 
 class Patience:

@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from actors.work import Quarantined
 from cluster.config.recipe import RunConfig
+from cluster.files import naming
 from cluster.report.alarm import alarms
 from cluster.report.records import MetricsLog, read_metrics
 from cluster.report.strips import Strip, save_strips
 from cluster.run.evaluations import Evaluation, EvaluationPart, Evaluations
-from cluster.run.failures import Failure, Fatal, Kind
+from cluster.run.failures import RESUME, Failure, Fatal, Kind
 from cluster.run.learning import Learning
+from cluster.run.looking import ForLooking
 from cluster.run.progress import TrainingProgress
 from restoration.base_models import describe
 from restoration.datasets.paired import PairedFolder
 from restoration.evaluate import Row, blocks, evenly, mean_values, read_csv, write_csv
-from restoration.images import read_pixels, to_uint8, write_image
+from restoration.images import ImageError, read_pixels, to_uint8, write_image
 
 
 class HeldOut:
     """The held-out pictures of a run and their figures.
 
     An evaluation is of a checkpoint: it begins once that is on disk, and a run that is stopped meanwhile makes it
-    when it goes on.
+    when it goes on. Its line in the log is written last: what has one is complete.
+
+    Args:
+        looking: bears what goes wrong with strips.
+        own: raises what ends the run when its folder isn't this process's to write to any more.
     """
 
     def __init__(
@@ -38,9 +44,11 @@ class HeldOut:
         learning: Learning,
         log: MetricsLog,
         display: TrainingProgress,
+        looking: ForLooking,
+        own: Callable[[], None],
     ) -> None:
         self.config, self.folder, self.data, self.learning = config, folder, data, learning
-        self.log, self.display = log, display
+        self.log, self.display, self.looking, self.own = log, display, looking, own
         of = config.evaluation
         self.evaluations = Evaluations(
             data.image_ids, blocks(data, of.batch, of.pixels, of.limit, describe(config.model).size_multiple)
@@ -52,6 +60,7 @@ class HeldOut:
         self.left_out: list[Quarantined] = []
         self.told: set[tuple[str, str]] = set()  # (image, figure) that the user knows to be missing
         self.made: set[tuple[int, str]] = set()  # (iteration, who) that an earlier part of the run has evaluated
+        self.logged: set[tuple[int, str]] = set()  # that have a line in the log
 
     @property
     def backlog(self) -> int:
@@ -65,17 +74,18 @@ class HeldOut:
 
     def begin(self, version: int) -> None:
         """Read what an earlier part of the run has evaluated, and queue what it has not."""
-        base, rl = (self.folder / "evaluation" / f"{who}.csv" for who in ("base", "rl"))
-        if base.exists():
-            self.base_rows = self.now_rows = read_csv(base)
-            kept = ((i, self.folder / "evaluation" / "base" / f"{i}.png") for i in self._strip_ids())
-            self.base_images = {i: np.asarray(read_pixels(path)) for i, path in kept if path.exists()}
+        self.logged = {(r["iteration"], r["who"]) for r in read_metrics(self.folder, "eval")}
+        self.made = set(self.logged)
+        if base := self._kept("base.csv"):
+            self.base_rows = self.now_rows = base
+            self.base_images = {i: image for i in self._strip_ids() if (image := self._base_image(i)) is not None}
+            self._log(0, "base", base)  # unless the driver was killed between the file and its line, it is there
         else:
             self.evaluations.begin(0, "base", None, keep=self._strip_ids())
-        if rl.exists():
-            self.now_rows = read_csv(rl)
-        if version:
-            self.made = {(r["iteration"], r["who"]) for r in read_metrics(self.folder, "eval")}
+        if rl := self._kept("rl.csv"):
+            self.now_rows = rl
+        else:  # the last one is made again, if there was one
+            self.made.discard((max((i for i, who in self.made if who == "now"), default=0), "now"))
         missing = (i for i in range(1, version + 1) if any((i, who) not in self.made for who in self._wanted))
         self.due.extend(i for i in missing if self._is_due(i))
         self.learning.protected.update(self.due)
@@ -88,6 +98,7 @@ class HeldOut:
         """The learner fell back: evaluations of later iterations will come again."""
         self.due = deque(i for i in self.due if i <= version)
         self.made = {(i, who) for i, who in self.made if i <= version}
+        self.logged = {(i, who) for i, who in self.logged if i <= version}
         self.evaluations.forget_after(version)
 
     def advance(self) -> bool:
@@ -109,6 +120,23 @@ class HeldOut:
         else:
             self.evaluations.again(part)
 
+    def _kept(self, name: str) -> list[Row]:
+        """The rows of an earlier part of the run; none if there is no such file, or none that can be read."""
+        try:
+            return read_csv(self.folder / "evaluation" / name)
+        except FileNotFoundError:
+            return []
+        except ValueError as error:
+            self.display.note(f"WARNING: {error}; it is made again")
+            return []
+
+    def _base_image(self, image_id: str) -> np.ndarray | None:
+        path = self.folder / "evaluation" / "base" / f"{image_id}.png"
+        if path.exists():
+            with self.looking.bearing("a strip"):
+                return np.asarray(read_pixels(path))
+        return None
+
     @property
     def _wanted(self) -> tuple[str, ...]:
         return ("now", "ema") if self.config.optimiser.ema else ("now",)
@@ -127,40 +155,58 @@ class HeldOut:
             self.evaluations.begin(iteration, who, weights, without, self._strip_ids() if who == "now" else ())
 
     def _record(self, whole: Evaluation) -> None:
+        self.own()
         rows, where = whole.ordered_rows(), self.folder / "evaluation"
         for one in whole.left_out:
             self.left_out.append(one)
             self.display.note(f"held-out {one.what} is left out of evaluations ({one.reason}): {one.detail}")
         if not rows:
             reason = whole.left_out[0] if whole.left_out else Quarantined("", "batch", "there is none")
-            raise Fatal("no held-out picture can be evaluated", Failure(Kind.FATAL, reason.reason, reason.detail))
+            remedy = f"mend the pictures, then {RESUME}"
+            failure = Failure(Kind.FATAL, reason.reason, reason.detail, remedy)
+            raise Fatal("no held-out picture can be evaluated", failure)
         for row in rows:
             for name, why in row.missing.items():
                 if (row.image_id, name) not in self.told:
                     self.told.add((row.image_id, name))
                     self.display.note(f"held-out {row.image_id} has no {name}, and means leave it out: {why}")
-        # Under the same name: restore and report read the last evaluation of the trained and of the base model.
-        write_csv(where / {"base": "base.csv", "now": "rl.csv", "ema": "ema.csv"}[whole.who], rows)
         for image_id, image in whole.images.items():
-            path = where / ("base" if whole.who == "base" else "rl") / f"{image_id}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_image(path, image)
-        means = mean_values(rows)
-        self.log.append({"kind": "eval", "iteration": whole.iteration, "who": whole.who, **means})
+            self._write_image(where / ("base" if whole.who == "base" else "rl") / f"{image_id}.png", image)
+        # Under the same name: restore and report read the last evaluation of the trained and of the base model.
+        file = where / {"base": "base.csv", "now": "rl.csv", "ema": "ema.csv"}[whole.who]
+        with naming(file):
+            write_csv(file, rows)
         if whole.who == "base":
             self.base_rows = self.now_rows = rows
             self.base_images = whole.images
         elif whole.who == "now":
             self.now_rows = rows
             self._strips(whole.images, self.folder / "strips" / f"iter_{whole.iteration:06d}.png")
-            # What nobody trains on, or only the ground truth can raise, isn't bought with anything.
-            optimised = any(term.served for term in self.config.reward.resolved.trained)
-            for sign in alarms(self.base_rows, rows) if optimised else ():
-                self.log.append({"kind": "alarm", "iteration": whole.iteration, "sign": sign})
-                self.display.note(f"ALARM: {sign}; look at the strips, and lower objective.rl_coef or optimiser.lr")
-            self.display.update(max(whole.iteration, self.display.done), psnr=means["psnr"])
+            self._alarms(whole.iteration)
+            self.display.update(max(whole.iteration, self.display.done), psnr=mean_values(rows)["psnr"])
+        self._log(whole.iteration, whole.who, rows)
         if not any(e.iteration == whole.iteration for e in self.evaluations.queue):
             self.learning.protected.discard(whole.iteration)
+
+    def _log(self, iteration: int, who: str, rows: list[Row]) -> None:
+        if (iteration, who) not in self.logged:
+            self.log.append({"kind": "eval", "iteration": iteration, "who": who, **mean_values(rows)})
+            self.logged.add((iteration, who))
+
+    def _write_image(self, path: Path, image: np.ndarray) -> None:
+        """One of a strip, of the report's slider, and of nothing else."""
+        with self.looking.bearing("a picture of an evaluation"):
+            write_image(path, image)
+
+    def _alarms(self, iteration: int) -> None:
+        # What nobody trains on, or only the ground truth can raise, isn't bought with anything.
+        if not any(term.served for term in self.config.reward.resolved.trained):
+            return
+        logged = {r["sign"] for r in read_metrics(self.folder, "alarm", lambda r: r["iteration"] == iteration)}
+        for sign in alarms(self.base_rows, self.now_rows):
+            if sign not in logged:  # by a driver that was killed before the evaluation's own line
+                self.log.append({"kind": "alarm", "iteration": iteration, "sign": sign})
+            self.display.note(f"ALARM: {sign}; look at the strips, and lower objective.rl_coef or optimiser.lr")
 
     def _strip_ids(self) -> list[str]:
         ids = [pair.image_id for pair in evenly(self.data.pairs, self.config.evaluation.limit)]
@@ -170,15 +216,27 @@ class HeldOut:
     def _strips(self, now: dict[str, np.ndarray], path: Path) -> None:
         base, rows = {r.image_id: r for r in self.base_rows}, {r.image_id: r for r in self.now_rows}
         strips = []
-        for image_id in (i for i in self._strip_ids() if i in now and i in self.base_images):
-            lq, gt = (to_uint8(x[None])[0] for x in self.data.load(image_id))
-            old, new = base[image_id].values, rows[image_id].values
-            sides = ((old, "input_"), (old, ""), (new, ""))
-            captions = ["  ".join((f"{v[f'{of}psnr']:.2f} dB", *_reward(v, of))) for v, of in sides]
-            captions.append("".join(_reward(old, "gt_")))
-            strips.append(Strip((lq, self.base_images[image_id], now[image_id], gt), captions=captions, title=image_id))
+        for image_id in (
+            i for i in self._strip_ids() if all(i in those for those in (now, self.base_images, base, rows))
+        ):
+            with self.looking.bearing("a strip"):  # of a picture that can't be read any more, or has another size
+                strips.append(self._strip(image_id, base[image_id], rows[image_id], now[image_id]))
         if strips:  # evaluation.strips may be 0
-            save_strips(path, strips)
+            with self.looking.bearing("a strip"), naming(path):
+                save_strips(path, strips)
+
+    def _strip(self, image_id: str, base: Row, row: Row, now: np.ndarray) -> Strip:
+        """Raises:
+        ImageError: the pair can't be read, or is of another size than what was made of it.
+        """
+        lq, gt = (to_uint8(x[None])[0] for x in self.data.load(image_id))
+        images = (lq, self.base_images[image_id], now, gt)
+        if len({image.shape for image in images}) > 1:
+            raise ImageError(f"{image_id}: its pictures have unequal sizes, {', '.join(str(i.shape) for i in images)}")
+        sides = ((base.values, "input_"), (base.values, ""), (row.values, ""))
+        captions = ["  ".join((f"{v[f'{of}psnr']:.2f} dB", *_reward(v, of))) for v, of in sides]
+        captions.append("".join(_reward(base.values, "gt_")))
+        return Strip(images, captions=captions, title=image_id)
 
 
 def _reward(values: Mapping[str, float], of: str) -> tuple[str, ...]:

@@ -130,7 +130,7 @@ class Learning:
         config, ranks = self.config, self.config.ranks
         if self.epoch and (current := self.settling.epoch()) != self.epoch:
             raise StaleEpoch(f"the run goes on in another process, in epoch {current}; this one must stop")
-        self.epoch = self.settling.begin_epoch()
+        self.epoch = checkpoint.take_over(self.root, self.settling.begin_epoch)
         self._stop = threading.Event()
         settings = GroupSettings(
             ranks=ranks.count,
@@ -317,10 +317,7 @@ class Learning:
             return gathering.result(timeout=self.config.source.timeout_s)
         except FutureTimeout:
             self._stop.set()
-            raise BatchTimeout(
-                f"{len(self.source.waiting)} of {self.config.source.groups_per_step} groups came within "
-                f"source.timeout_s={self.config.source.timeout_s:g} s"
-            ) from None
+            raise BatchTimeout(self.source.lack()) from None
 
     def _gather(self, version: int) -> Batch:
         """A batch that every rank has its share of; groups that can't be trained on are quarantined and replaced."""

@@ -22,7 +22,9 @@ from actors.actor import draw_batch, seed_of
 from actors.work import WorkSequence
 from cluster.config.configure import ConfigError, save_config
 from cluster.config.recipe import RunConfig
+from cluster.files import write_text
 from cluster.report.records import MetricsLog
+from cluster.run.folder_lock import locked
 from cluster.run.judges import judges
 from cluster.run.preflight import before_start
 from learner import checkpoint
@@ -73,11 +75,11 @@ def train_single(
         progress: called with the iteration and its metrics.
 
     Raises:
-        ConfigError: the folder holds a run already, an unknown scorer, or see `method_of` and `before_start`.
+        ConfigError: the folder holds a run already or can't be locked, an unknown scorer, or see `method_of` and
+            `before_start`.
         DataError, ModelError: what can't be read.
     """
-    if (folder / "config.yaml").exists():
-        raise ConfigError.of(f"{folder} already holds a run, finished or not; give another folder")
+    _require_new(folder)
     torch.set_num_threads(config.ranks.threads)
     train = discover(config.data.root, config.data.train, match=config.data.match)
     heldout = discover(config.data.root, config.data.heldout, match=config.data.match)
@@ -87,15 +89,15 @@ def train_single(
     work = WorkSequence(train.image_ids, config.rollout.images_per_batch, config.seed)
     score, shown = scores_of(config)
     scorers = {**judges(config.evaluation.scorers), **shown, **APPEARANCE}
-    folder.mkdir(parents=True, exist_ok=True)
-    save_config(config, folder / "config.yaml")
     began = time.monotonic()
 
     def evaluate(known: list[Row]) -> list[Row]:
         e = config.evaluation
         return evaluate_pairs(runner.model, heldout, config.sampler, scorers, e.protocol, e.seed, e.batch, known=known)
 
-    with MetricsLog(folder) as log:
+    with locked(folder), MetricsLog(folder) as log:
+        _require_new(folder)  # another process may have begun one meanwhile
+        save_config(config, folder / "config.yaml")
         base = rows = evaluate([])
         write_csv(folder / "evaluation" / "base.csv", base)
         log.append({"kind": "eval", "iteration": 0, "who": "base", **mean_values(base)})
@@ -108,12 +110,18 @@ def train_single(
                 log.append({"kind": "eval", "iteration": iteration, "who": "now", **mean_values(rows)})
             if progress is not None:
                 progress(iteration, metrics)
-    files = {STATE_FILES[0]: trainable_state(runner.model)} | ({AVERAGE_FILE: runner.average} if runner.average else {})
-    saved = {name: safetensors.torch.save(state) for name, state in files.items()}
-    checkpoint.write(folder / "checkpoints", config.iterations, saved, config.keep_checkpoints)
-    identity = {"run_id": f"{config.name}-single", "seconds": time.monotonic() - began}
-    (folder / "run.json").write_text(json.dumps(identity, indent=2) + "\n")
+        state = {STATE_FILES[0]: trainable_state(runner.model)}
+        files = state | ({AVERAGE_FILE: runner.average} if runner.average else {})
+        saved = {name: safetensors.torch.save(state) for name, state in files.items()}
+        checkpoint.write(folder / "checkpoints", config.iterations, saved, config.keep_checkpoints)
+        identity = {"run_id": f"{config.name}-single", "seconds": time.monotonic() - began}
+        write_text(folder / "run.json", json.dumps(identity, indent=2) + "\n")
     return rows
+
+
+def _require_new(folder: Path) -> None:
+    if (folder / "config.yaml").exists():
+        raise ConfigError.of(f"{folder} already holds a run, finished or not; give another folder")
 
 
 def scores_of(config: RunConfig) -> tuple[dict[str, PairScore], dict[str, ScoreFunction]]:

@@ -1,32 +1,29 @@
-"""What a run keeps on disk and counts: configuration, identity, metrics, quarantine, report."""
+"""What a run counts and records: failures, steps, evaluations, its summary."""
 
 from __future__ import annotations
 
-import json
-import os
 import threading
 import time
-import uuid
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from actors.work import Quarantined, WorkItem, WorkReport, WorkSequence
-from cluster.config.configure import ConfigError, save_config
 from cluster.config.recipe import RunConfig
-from cluster.config.resume import keep_config
+from cluster.files import naming
 from cluster.report.figures import load_libraries
-from cluster.report.records import MetricsLog, read_metrics
+from cluster.report.records import read_metrics
 from cluster.report.report import write_report
 from cluster.run.evaluations import EvaluationPart
 from cluster.run.failures import Failure, Fatal, Kind, Patience, classify
+from cluster.run.folder import QUARANTINE_FILE, RunFolder
 from cluster.run.heldout import HeldOut
 from cluster.run.interrupts import Interrupts, Stopped
 from cluster.run.learning import StepResult
+from cluster.run.looking import ForLooking
 from cluster.run.memory import MemoryWatch
 from cluster.run.pace import Pace, about
 from cluster.run.progress import TrainingProgress
@@ -38,7 +35,6 @@ from restoration.evaluate import mean_values
 MAX_FAILURES = 20  # of rollouts or of parts of evaluations, in a row; more where there are many actors
 DEADLY = ("process", "timeout", "memory")
 MOST_DEATHS = 5  # of the actors that an item was given to, one after the other
-QUARANTINE_FILE = "quarantine.jsonl"
 
 
 class Interrupted(Stopped):
@@ -58,14 +54,15 @@ class RunSummary:
     peak_memory_mb: float
     base: dict[str, float]
     rl: dict[str, float]
-    report: Path
+    report: Path | None  # None: it could not be written, as was told
 
 
 class RunState:
-    """The run folder and everything the driver counts. Enter it before anything is started.
+    """The run folder, locked, and everything the driver counts. Enter it before anything is started.
 
-    Raises (on entry):
-        ConfigError: the folder holds a run already and `resume` is False, or holds none and it is True.
+    Raises:
+        ConfigError (on entry): see `RunFolder`.
+        Fatal (on exit): a file that the run rests on can't be written.
     """
 
     def __init__(self, config: RunConfig, folder: Path, resume: bool) -> None:
@@ -73,7 +70,8 @@ class RunState:
         self.counts: dict[str, int] = {}
         self.told_ratio = False
         self.reporting = False  # whether the report's libraries are being loaded
-        self.warnings: list[str] = []  # about what a resumed run changes
+        self.warnings: list[str] = []  # that are told once there is something to tell them on
+        self.looking = ForLooking(self._warn)
         self.phase_s: dict[str, float] = {}  # seconds that actors spent since the last step
         self.exits = ExitStack()
         limit = max(MAX_FAILURES, 4 * config.actors.count)
@@ -83,49 +81,52 @@ class RunState:
         }
 
     def __enter__(self) -> RunState:
-        identity = self.folder / "run.json"
-        if identity.exists() != self.resume:
-            raise ConfigError.of(
-                f"{self.folder} already holds a run; resume it with --resume {self.folder}, or give another folder"
-                if not self.resume
-                else f"{self.folder} holds no run to resume"
-            )
-        if self.resume:
-            self.identity: dict[str, Any] = json.loads(identity.read_text())
-            self.warnings = keep_config(self.folder, self.config)
-            self.counts = dict(self.identity.get("dropped", {}))
-        else:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_config(self.config, self.folder / "config.yaml")
-            name = "".join(c if c.isalnum() or c in "._-" else "-" for c in self.config.name)
-            self.identity = {"run_id": f"{name}-{uuid.uuid4().hex[:8]}", "seconds": 0.0, "peak_memory_mb": 0.0}
-            self.identity["versions"] = {p: version(p) for p in ("torch", "ray", "diffusers", "deepspeed", "peft")}
-            self._write_identity()
+        disk = RunFolder(self.config, self.folder, self.resume, self.looking)
+        self.disk = self.exits.enter_context(disk)  # first, so that its lock is given up last
+        self.warnings += disk.warnings
+        self.log, self.identity = disk.log, disk.identity
+        self.counts = dict(Counter(reason for _, reason in disk.quarantined))
         self.began = time.monotonic()
-        self.log = self.exits.enter_context(MetricsLog(self.folder))
         self.memory = self.exits.enter_context(MemoryWatch())
         self.interrupts = self.exits.enter_context(Interrupts())
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, _trace: object) -> None:
+        began = self.resume or hasattr(self, "parts") or not isinstance(error, Exception)
+        cause = error
         try:
-            self.identity |= self._totals()
-            self._write_identity()
-        except OSError:
-            if kind is None:
-                raise
-            # a full disk must not hide why the run ends
+            if not self.disk.guards():
+                pass  # the folder of another by now
+            elif began:
+                self.disk.save(**self._totals(time.monotonic()))
+            else:
+                self.disk.forget()
+        except OSError as failure:
+            cause = error or failure  # a full disk must not hide why the run ends
         finally:
-            self.exits.close()
-        if kind is not None and issubclass(kind, Exception) and not self.resume and not hasattr(self, "parts"):
-            (self.folder / "run.json").unlink()  # nothing has begun: the same command may try again
+            try:
+                self.exits.close()
+            except OSError as failure:
+                cause = cause or failure
+        if isinstance(cause, OSError) and cause.errno is not None:
+            told = classify(cause)
+            raise Fatal("the driver", told if began else told.before_anything_began()) from cause
+        if isinstance(cause, Fatal) and not began:
+            raise Fatal(cause.where, cause.failure.before_anything_began()) from cause
 
-    def _totals(self) -> dict[str, Any]:
+    def _warn(self, text: str) -> None:
+        if hasattr(self, "display"):
+            self.display.note(f"WARNING: {text}")
+        else:
+            self.warnings.append(text)
+
+    def _totals(self, now: float) -> dict[str, Any]:
         """Of the whole run, its earlier parts included."""
         return {
-            "seconds": self.identity["seconds"] + time.monotonic() - self.began,
+            "seconds": self.identity["seconds"] + now - self.began,
             "peak_memory_mb": max(self.identity["peak_memory_mb"], self.memory.peak / 2**20),
             "dropped": self.counts,
+            "not_written": dict(self.looking.missing),
         }
 
     @property
@@ -153,7 +154,9 @@ class RunState:
         for warning in (*self.warnings, *parts.warnings):
             self.display.note(f"WARNING: {warning}")
         self.iteration_began = time.monotonic()
-        self.heldout = HeldOut(self.config, self.folder, parts.heldout, parts.learning, self.log, self.display)
+        self.heldout = HeldOut(
+            self.config, self.folder, parts.heldout, parts.learning, self.log, self.display, self.looking, self._own
+        )
         self.heldout.begin(parts.version)
         self.pace = Pace(self.iteration_began, ahead=self.config.source.max_staleness > 0)
 
@@ -222,9 +225,10 @@ class RunState:
             if failure.kind is not Kind.TRANSIENT or failure.reason == "epoch":
                 raise Fatal("the learner", failure) from error
             time.sleep(self.parts.learning.patience.failed(failure))
-            self.display.note(f"{failure.detail}; starting again from the last checkpoint")
+            self.display.note(f"{failure}; starting again from the last checkpoint")
             self.parts.learning.recover()
             self.parts.event = time.monotonic()
+            self._own()
             self.log.truncate_after(self.parts.version)
             self.heldout.rewind(self.parts.version)
             self.pace.interrupted(time.monotonic())
@@ -233,9 +237,16 @@ class RunState:
             if not self.reporting:  # here, so that the start waits for it no more than the end
                 self.reporting = True
                 threading.Thread(target=load_libraries, name="report", daemon=True).start()
+            self._own()
             self.parts.learning.patience.progressed()
             self.heldout.learned(step.version)
             self._record(step)
+
+    def _own(self) -> None:
+        """Raises:
+        Fatal: the folder isn't this process's to write to any more.
+        """
+        self.disk.require(self.parts.learning.epoch)
 
     def _record(self, step: StepResult) -> None:
         now = time.monotonic()
@@ -247,8 +258,9 @@ class RunState:
         record |= {**self.phase_s, "iteration_s": now - self.iteration_began}
         self.phase_s = {}
         self.iteration_began = now
-        self.log.append(record)
         self._quarantine(Quarantined(r.group_id, r.reason, r.detail) for r in step.refused)
+        self.log.append(record)
+        self.disk.save(**self._totals(now))  # here, too, for a driver that is killed
         if (sign := ratio_alarm(step.metrics.get("ratio_first"), self.config.objective.clip)) is not None:
             self.log.append({"kind": "alarm", "iteration": step.version, "sign": sign})
             if not self.told_ratio:
@@ -283,12 +295,9 @@ class RunState:
     def _quarantine(self, found: Any) -> None:
         """Write down what can't be used and why; told once a reason."""
         lines = list(found)
-        if not lines:
-            return
-        with (self.folder / QUARANTINE_FILE).open("a", encoding="utf-8") as file:
-            for one in lines:
-                file.write(json.dumps({"what": one.what, "reason": one.reason, "detail": one.detail}) + "\n")
-        for one in lines:
+        if lines:
+            self._own()
+        for one in self.disk.quarantine(lines):
             if one.reason not in self.counts:
                 self.display.note(f"quarantined {one.what} ({one.reason}): {one.detail}; all are in {QUARANTINE_FILE}")
             self.counts[one.reason] = self.counts.get(one.reason, 0) + 1
@@ -299,15 +308,20 @@ class RunState:
     def finish(self) -> Future[RunSummary]:
         """Ledger of a completed run; its report is written beside what follows, the end of its processes."""
         parts = self.parts
-        parts.stream.export_ledger(self.folder / "ledger.json", parts.learning.epoch)
-        totals = self._totals()
-        self._write_identity(**totals)
+        self._own()
+        ledger = self.folder / "ledger.json"
+        with naming(ledger):
+            parts.stream.export_ledger(ledger, parts.learning.epoch)
+        totals = self._totals(time.monotonic())
+        self.disk.save(**totals)
         self.display.note("ending, and writing the report")
         pool = self.exits.enter_context(ThreadPoolExecutor(1, "report"))
         return pool.submit(self._summary, parts.version, totals["seconds"], totals["peak_memory_mb"])
 
     def _summary(self, version: int, seconds: float, peak: float) -> RunSummary:
-        report = write_report(self.folder)
+        report: Path | None = None
+        with self.looking.bearing("report.html"):
+            report = write_report(self.folder)
         base, now = (mean_values(rows) for rows in (self.heldout.base_rows, self.heldout.now_rows))
         return RunSummary(self.folder, version, seconds, peak, base, now, report)
 
@@ -317,8 +331,3 @@ class RunState:
             return
         if recorded := self.parts.learning.recorded_metrics():
             self.log.append({"kind": "train", "iteration": version, **recorded})
-
-    def _write_identity(self, **more: Any) -> None:
-        temporary = self.folder / ".run.json.new"
-        temporary.write_text(json.dumps(self.identity | more, indent=2) + "\n")
-        os.replace(temporary, self.folder / "run.json")

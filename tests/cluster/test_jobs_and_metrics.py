@@ -131,13 +131,6 @@ def test_auto_is_the_cluster_of_ray_start_or_of_ray_address(monkeypatch: pytest.
         connect(ClusterSettings(auth="disabled"))
 
 
-def test_a_second_driver_in_one_run_folder_is_refused_and_spoils_nothing(cluster: Connection, run_folder: Path) -> None:
-    before = {name: (run_folder / name).read_bytes() for name in ("ray.json", "ray_token")}
-    with pytest.raises(ClusterError, match="another process runs this run"):
-        connect(ClusterSettings(num_cpus=1), run_folder)
-    assert before == {name: (run_folder / name).read_bytes() for name in before}
-
-
 def test_a_temporary_folder_too_deep_for_sockets_is_told_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

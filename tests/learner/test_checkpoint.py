@@ -1,9 +1,11 @@
 import errno
 import hashlib
+import itertools
 import json
 import os
 import subprocess
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import safetensors.torch
 import torch
 
 from learner import checkpoint
-from learner.checkpoint import CheckpointError, Sink
+from learner.checkpoint import CheckpointError, CheckpointOvertaken, Sink
 from learner.tensor_file import tensor_writer
 
 FILES = {"weights.safetensors": b"w" * 1000, "learner.json": b"{}"}
@@ -80,7 +82,7 @@ def test_a_disk_that_fills_up_while_a_file_is_streamed_keeps_the_previous_checkp
         large = tensor_writer({"w": torch.zeros(2, 1 << 20)})
         with pytest.raises(CheckpointError, match=r"after [34]\.\d MB: .*No space left") as error:
             checkpoint.write(root, 2, {"a.json": b"{}", "weights.safetensors": large})
-        assert "free space" in str(error.value)
+        assert "there is space" in str(error.value)
         assert [p.name for p in root.iterdir()] == [previous.name] and checkpoint.read(previous) == FILES
         assert checkpoint.read(checkpoint.write(root, 3, FILES)) == FILES  # the space is free again
     finally:
@@ -221,3 +223,166 @@ def test_damage_and_other_formats_are_refused(tmp_path: Path) -> None:
     (folder / "manifest.json").write_text('{"format": 99, "files": {}}')
     with pytest.raises(CheckpointError, match="format 99"):
         checkpoint.read(folder)
+
+
+def epochs(first: int = 1) -> Callable[[], int]:
+    return itertools.count(first).__next__
+
+
+def test_the_writer_of_an_earlier_epoch_is_refused_and_leaves_what_the_later_one_has_written(tmp_path: Path) -> None:
+    """A rank that was cut off and believed dead wrote over its successor's checkpoint when it woke."""
+    begin = epochs()
+    old = checkpoint.take_over(tmp_path, begin)
+    checkpoint.write(tmp_path, 1, FILES, epoch=old)
+    new = checkpoint.take_over(tmp_path, begin)
+    newer = {"learner.json": b"of the later epoch"}
+    for step in (2, 3):
+        checkpoint.write(tmp_path, step, newer, epoch=new)
+    for step in (1, 3, 9):
+        with pytest.raises(CheckpointOvertaken, match=rf"in epoch {new}; this one, of epoch {old}, may write nothing"):
+            checkpoint.write(tmp_path, step, FILES, keep=1, epoch=old)
+    with pytest.raises(CheckpointOvertaken):
+        checkpoint.write(tmp_path, 9, FILES)  # of a writer that knows of no epoch
+    assert [checkpoint.step_of(p) for p in checkpoint.checkpoints(tmp_path)] == [1, 2, 3]
+    assert checkpoint.read(tmp_path / "step_000003") == newer
+    assert json.loads((tmp_path / "step_000003" / "manifest.json").read_bytes())["epoch"] == new
+
+
+@pytest.mark.parametrize(
+    "when",
+    ["while a file is written", "before the last look", "behind the last look", "over one that stands"],
+)
+def test_a_writer_that_is_overtaken_in_the_middle_finishes_nothing(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = epochs()
+    old = checkpoint.take_over(tmp_path, begin)
+    checkpoint.write(tmp_path, 2 if when.endswith("stands") else 1, FILES, epoch=old)
+    begun, later = list[bool](), list[int]()
+
+    def successor() -> None:
+        begun.append(True)
+        later.append(checkpoint.take_over(tmp_path, begin))
+        checkpoint.write(tmp_path, 2, {"learner.json": b"later"}, epoch=later[0])
+
+    def overtaken(sink: Sink) -> None:
+        sink.write(b"half")
+        if when == "while a file is written":
+            successor()
+
+    rename, require = os.rename, checkpoint.require_epoch
+    looks: list[int] = []
+
+    def renamed(source: Path, target: Path) -> None:
+        if when.startswith(("behind", "over")) and not begun and source.name.startswith((".writing", "step_")):
+            successor()
+        rename(source, target)
+
+    def required(root: Path, epoch: int) -> None:
+        looks.append(epoch)
+        if when == "before the last look" and len(looks) == 2:
+            successor()
+        require(root, epoch)
+
+    monkeypatch.setattr(os, "rename", renamed)
+    monkeypatch.setattr(checkpoint, "require_epoch", required)
+    with pytest.raises(CheckpointOvertaken):
+        checkpoint.write(tmp_path, 2, {"weights.safetensors": overtaken}, epoch=old)
+    monkeypatch.undo()
+    assert checkpoint.read(tmp_path / "step_000002") == {"learner.json": b"later"}
+    checkpoint.write(tmp_path, 3, FILES, epoch=later[0])
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_a_writer_that_wakes_does_not_take_away_what_its_successor_is_writing(tmp_path: Path) -> None:
+    begin = epochs()
+    old = checkpoint.take_over(tmp_path, begin)
+    new = checkpoint.take_over(tmp_path, begin)
+
+    def meanwhile(sink: Sink) -> None:
+        sink.write(b"first half, ")
+        checkpoint._sweep(tmp_path, old)
+        with pytest.raises(CheckpointOvertaken):
+            checkpoint.write(tmp_path, 2, FILES, epoch=old)
+        sink.write(b"second half")
+
+    folder = checkpoint.write(tmp_path, 2, {"weights.safetensors": meanwhile}, epoch=new)
+    assert checkpoint.read(folder) == {"weights.safetensors": b"first half, second half"}
+
+
+def test_a_store_that_counts_its_epochs_from_one_again_does_not_lock_its_run_out(tmp_path: Path) -> None:
+    assert checkpoint.take_over(tmp_path, epochs(7)) == 7
+    assert checkpoint.take_over(tmp_path, epochs()) == 8 == checkpoint.current_epoch(tmp_path)
+    checkpoint.write(tmp_path, 1, FILES, epoch=8)
+    with pytest.raises(ValueError, match="has seen epoch 8, and begin_epoch gives no later one"):
+        checkpoint.take_over(tmp_path, lambda: 1)
+
+
+def test_a_folder_that_was_removed_while_the_run_went_on_is_not_made_again(tmp_path: Path) -> None:
+    epoch = checkpoint.take_over(tmp_path / "run" / "checkpoints", epochs())
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="No such file"):
+        checkpoint.write(tmp_path / "run" / "checkpoints", 1, FILES, epoch=epoch)
+    assert [p.name for p in tmp_path.iterdir()] == ["elsewhere"]
+
+
+def test_what_stands_where_a_checkpoint_belongs_stays_when_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, rename = checkpoint.write(tmp_path, 1, FILES), os.rename
+
+    def refused(source: Path, target: Path) -> None:
+        if source.name.startswith(".writing"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refused)
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        checkpoint.write(tmp_path, 1, {"learner.json": b"new"})
+    assert checkpoint.read(folder) == FILES and [p.name for p in tmp_path.iterdir()] == [folder.name]
+
+
+def test_what_a_damaged_checkpoint_advises_makes_the_one_before_it_the_latest(tmp_path: Path) -> None:
+    for step in (2, 4):
+        checkpoint.write(tmp_path / "checkpoints", step, FILES)
+    root = tmp_path / "checkpoints"
+    (root / "step_000004" / "weights.safetensors").write_bytes(b"x")
+    advice = rf"move the folder step_000004 out of {root}: iteration 2, the one before, is then the latest"
+    with pytest.raises(CheckpointError, match=advice):
+        checkpoint.read(root / "step_000004")
+    (root / "step_000004").rename(tmp_path / "step_000004")
+    found = checkpoint.latest(root)
+    assert found is not None and checkpoint.read(found) == FILES
+    (found / "learner.json").unlink()
+    with pytest.raises(CheckpointError, match="no complete checkpoint.*there is none before it"):
+        checkpoint.read(found)
+
+
+def test_a_writer_that_is_overtaken_behind_its_last_look_is_not_the_latest_for_its_successor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The successor chooses what to go on from right after it has taken over."""
+    begin, rename = epochs(), os.rename
+    old, seen = checkpoint.take_over(tmp_path, begin), list[Path | None]()
+
+    def renamed(source: Path, target: Path) -> None:
+        if not seen:
+            seen.append(None)
+            checkpoint.take_over(tmp_path, begin)
+            seen.append(checkpoint.latest(tmp_path))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", renamed)
+    with pytest.raises(CheckpointOvertaken):
+        checkpoint.write(tmp_path, 1, FILES, epoch=old)
+    assert seen == [None, None] and checkpoint.latest(tmp_path) is None
+
+
+def test_a_writer_that_is_overtaken_is_refused_before_it_writes_anything(tmp_path: Path) -> None:
+    begin = epochs()
+    old = checkpoint.take_over(tmp_path, begin)
+    checkpoint.take_over(tmp_path, begin)
+    asked: list[Sink] = []
+    with pytest.raises(CheckpointOvertaken):
+        checkpoint.write(tmp_path, 1, {"weights.safetensors": asked.append}, epoch=old)
+    assert asked == []

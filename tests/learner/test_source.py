@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -166,3 +167,25 @@ def test_a_record_of_another_schema_is_dropped_by_its_name(stream: TrajectoryStr
 def test_settings_without_sense_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         SourceSettings(**wrong)
+
+
+def test_a_batch_that_is_late_says_how_many_groups_came_also_while_the_ranks_check_them() -> None:
+    """It said "0 of 2" of groups that had come, and blamed the actors."""
+    stream = cast(TrajectoryStream, SimpleNamespace(settle=lambda *_, **__: None))
+    gather = source(stream, timeout_s=900)
+    gather._reclaimed = True
+    summaries = iter([[entry("g0")], [entry("g1")]])
+    stream.read = lambda *_, **__: next(summaries)  # type: ignore[method-assign]
+    assert gather.lack() == "0 of 2 groups came within source.timeout_s=900 s"
+    batch = collect(gather, 7)
+    assert (
+        gather.lack()
+        == "2 groups came, and the learner's ranks did not read and check them within source.timeout_s=900 s"
+    )
+    gather.refuse(batch, [Refused("g0", "picture", "gone")])
+    assert gather.lack() == "1 of 2 groups came within source.timeout_s=900 s"
+
+
+def entry(name: str) -> Any:
+    meta = replace(make_record(name).meta, scheduler_fingerprint=FINGERPRINT)
+    return SimpleNamespace(entry_id=name, group_id=name, summary=SimpleNamespace(meta=meta))

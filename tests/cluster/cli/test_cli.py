@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -20,7 +21,9 @@ from typer.testing import CliRunner
 
 import cluster.cli.app as cli
 from cluster.cli.errors import USER_MISTAKE, UserMistake, guarded, is_expected, message_of, take_debug_flag
+from cluster.cli.output import partial_csv
 from cluster.config.configure import ConfigError
+from restoration.evaluate import Row
 from restoration.images import ImageError
 from tests.cluster.report.synthetic_run import make_run
 
@@ -111,6 +114,34 @@ def test_a_programming_error_keeps_its_stack_trace() -> None:
     with pytest.raises(ZeroDivisionError):
         broken()
     assert not is_expected(ValueError("ours"))
+
+
+def test_a_full_disk_is_one_line_with_the_file_and_what_to_do_in_every_command() -> None:
+    @guarded
+    def command() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "scores.csv")
+
+    with redirect_stderr(io.StringIO()) as shown, pytest.raises(SystemExit) as ended:
+        command()
+    assert ended.value.code == USER_MISTAKE
+    assert shown.getvalue() == "[Errno 28] No space left on device: 'scores.csv'; free space there\n"
+    assert not is_expected(OSError("ours"))
+
+
+def test_a_partial_file_that_cannot_be_written_does_not_hide_why_a_command_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("restoration.evaluate.write_csv", full)
+    with (
+        redirect_stderr(io.StringIO()) as shown,
+        pytest.raises(ZeroDivisionError),
+        partial_csv(tmp_path / "a.csv", [Row("a", {"psnr": 1.0})]),
+    ):
+        raise ZeroDivisionError("ours")
+    assert "which can't be kept" in shown.getvalue() and "No space left" in shown.getvalue()
 
 
 def test_errors_are_known_by_name_also_when_an_actor_raised_them() -> None:

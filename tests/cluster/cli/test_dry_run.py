@@ -134,11 +134,14 @@ def test_a_resumed_run_is_checked_against_what_it_was(tmp_path: Path, data: Path
     config = load_config(RunConfig, OURS, [f"model={DEMO}", f"data.root={data}", "rollout.crop=40", TAKES_SMALL])
     with RunState(config, tmp_path / "run", resume=False):
         pass
+    (tmp_path / "run" / "metrics.jsonl").write_text("torn")
+    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in (tmp_path / "run").iterdir()}
     result = run("--resume", tmp_path / "run", "seed=3", "--dry-run")
     assert result.exit_code == 2 and "problem: seed: 3 for a run that began with 0" in result.stdout
     result = run("--resume", tmp_path / "run", "sampler.steps=4", "--dry-run")
     assert result.exit_code == 0 and "warning: sampler.steps=4 in place of 6" in result.stdout
     assert load_config(RunConfig, tmp_path / "run" / "config.yaml") == config
+    assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in (tmp_path / "run").iterdir()} == before
 
 
 SMALL = ("rollout.images_per_batch=1", "rollout.rollouts_per_image=2", "learner.micro_batch=1", "evaluation.batch=1")

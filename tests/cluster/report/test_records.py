@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -92,3 +94,37 @@ def test_tensorboard_holds_the_same_scalars_and_forgets_what_a_resume_repeats(tm
     assert [(e.step, e.value) for e in events.Scalars("train/reward")] == [(1, 1.0), (2, 20.0)]
     assert [e.value for e in events.Scalars("eval/base/psnr")] == [20.0]
     assert set(events.Tags()["scalars"]) == {"train/reward", "train/grad/rl", "eval/base/psnr"}
+
+
+def test_a_tensorboard_that_cannot_be_written_is_told_once_and_the_metrics_go_on(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").write_text("a file where the folder should be")
+    lost: list[Exception] = []
+    with MetricsLog(tmp_path, lost=lost.append) as log:
+        for i in (1, 2):
+            log.append(train(i, reward=1.0))
+    assert len(lost) == 1 and isinstance(lost[0], OSError) and len(read_metrics(tmp_path)) == 2
+    (tmp_path / "metrics.jsonl").unlink()
+    with (
+        pytest.warns(UserWarning, match="no figures for TensorBoard any more: .*exists"),
+        MetricsLog(tmp_path) as log,
+    ):
+        log.append(train(1, reward=1.0))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # its thread tells it, too
+def test_a_tensorboard_whose_disk_fills_up_meanwhile_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    lost: list[Exception] = []
+    with MetricsLog(tmp_path, lost=lost.append) as log:
+        log.append(train(1, reward=1.0))
+        monkeypatch.setattr(RecordWriter, "write", full)
+        for i in (2, 3, 4):
+            log.append(train(i, reward=1.0))
+    assert [getattr(error, "errno", None) for error in lost] == [errno.ENOSPC]
+    assert [r["iteration"] for r in read_metrics(tmp_path)] == [1, 2, 3, 4]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -11,6 +13,7 @@ import yaml
 
 from cluster.config.configure import ConfigError
 from cluster.report.run_audit import audit_run
+from cluster.run.folder_lock import locked
 from tests.trajectories.records import make_record
 from trajectories.errors import StoreError
 from trajectories.server import EmbeddedServer
@@ -62,4 +65,33 @@ def test_a_run_without_any_ledger_is_told(run: Path) -> None:
         audit_run(run)
     (run / "run.json").unlink()
     with pytest.raises(ConfigError, match="no run_id in it"):
+        audit_run(run)
+
+
+def test_a_run_that_starts_is_not_kept_from_its_store(run: Path, store: EmbeddedServer) -> None:
+    """The audit started the store of the run, which then could not start."""
+    store.stop()
+    before = sorted(p.name for p in (run / "store").iterdir())
+    with locked(run):  # by the run, whose store is not up yet
+        with pytest.raises(StoreError, match="the run is starting or ending, and its store not up; try again"):
+            audit_run(run)
+        assert sorted(p.name for p in (run / "store").iterdir()) == before
+        with EmbeddedServer(run / "store"):
+            assert audit_run(run)[1] == "store of the running run"
+
+
+def test_a_completed_run_whose_folder_cannot_be_locked_is_read_from_its_ledger(
+    run: Path, store: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with TrajectoryStream(store.address, "r1") as stream:
+        stream.export_ledger(run / "ledger.json")
+    store.stop()
+
+    def read_only(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", read_only)
+    assert audit_run(run)[1] == "ledger.json"
+    (run / "ledger.json").unlink()
+    with pytest.raises(ConfigError, match="has no file locks"):
         audit_run(run)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import errno
 import importlib
 import inspect
+import os
 
 import pytest
 import ray.exceptions
@@ -12,7 +14,9 @@ import torch
 
 from cluster.run.failures import POLICY, Failure, Fatal, Kind, Patience, classify
 from learner.batch import BatchError
-from learner.group import LearnerDied, LearnerFailed
+from learner.checkpoint import CheckpointOvertaken
+from learner.group import LearnerDied, LearnerFailed, LearnerStuck
+from learner.source import BatchTimeout
 from restoration.images import ImageError
 from reward_service.errors import InvalidReward, RewardTimeout, RewardUnavailable
 from trajectories.errors import RecordTooLarge, StaleEpoch, StoreUnreachable
@@ -34,6 +38,9 @@ def in_an_actor(error: Exception) -> Exception:
         (StoreUnreachable("away"), Kind.TRANSIENT, "store"),
         (StaleEpoch("epoch 1 is over"), Kind.TRANSIENT, "epoch"),
         (LearnerDied(1, "SIGKILL"), Kind.TRANSIENT, "learner"),
+        (CheckpointOvertaken("epoch 1 is over"), Kind.FATAL, "epoch"),
+        (BatchTimeout("0 of 8 groups came"), Kind.FATAL, "batch"),
+        (TimeoutError("late"), Kind.FATAL, "timeout"),
         (FloatingPointError("loss is nan"), Kind.FATAL, "diverged"),
         (torch.OutOfMemoryError("CUDA out of memory"), Kind.FATAL, "memory"),
         (RuntimeError("CUDA out of memory. Tried to allocate"), Kind.FATAL, "memory"),
@@ -97,3 +104,37 @@ def test_errors_that_cross_processes_survive_the_way() -> None:
     for error in (StaleEpoch("x"), RewardTimeout("x"), ImageError("x"), BatchError("x")):
         assert classify(copy.copy(error)).reason == classify(error).reason
         assert error.__reduce__()[0] is type(error)
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "free space there, then go on with --resume"),
+        (errno.EDQUOT, "quota"),
+        (errno.EROFS, "mounted writable"),
+        (errno.EACCES, "let this user read and write there"),
+        (errno.EIO, "look at that disk"),
+        (errno.ENOENT, "was it moved, removed or unmounted"),
+        (errno.ESTALE, "was it moved, removed or unmounted"),
+        (errno.EMFILE, "ulimit -n"),
+        (errno.ENOTEMPTY, "put it right, then go on with --resume"),  # which has no remedy of its own
+    ],
+    ids=lambda value: errno.errorcode[value] if isinstance(value, int) else "",
+)
+def test_what_the_system_says_of_a_file_is_fatal_with_the_file_and_what_to_do(number: int, remedy: str) -> None:
+    failure = classify(OSError(number, os.strerror(number), "/runs/a/metrics.jsonl"))
+    assert (failure.kind, failure.reason) == (Kind.FATAL, "file")
+    assert os.strerror(number) in str(failure) and "/runs/a/metrics.jsonl" in str(failure) and remedy in failure.remedy
+
+
+def test_a_rank_without_an_answer_is_dead_like_any_other_and_names_the_setting_that_gives_it_more_time() -> None:
+    failure = classify(LearnerStuck(0, "no answer to step within 1800 s"))
+    assert (failure.kind, failure.reason) == (Kind.TRANSIENT, "learner")
+    assert "raise stall_timeout_s" in failure.remedy and "out of memory" not in failure.remedy
+    assert "raise stall_timeout_s" in classify(TimeoutError()).remedy
+    assert "source.timeout_s" in classify(BatchTimeout("0 of 8 groups came")).remedy
+
+
+@pytest.mark.parametrize("name", POLICY)
+def test_every_error_of_the_policy_says_what_to_do(name: str) -> None:
+    assert POLICY[name][2]

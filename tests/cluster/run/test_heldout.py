@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,7 @@ from cluster.report.records import MetricsLog, read_metrics
 from cluster.run import heldout as module
 from cluster.run.failures import Failure, Fatal, Kind
 from cluster.run.heldout import HeldOut
+from cluster.run.looking import ForLooking
 from restoration.datasets.paired import PairedFolder
 from restoration.evaluate import Row, write_csv
 from restoration.images import write_image
@@ -51,7 +54,8 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             model=tmp_path, iterations=4, optimiser=optimiser, evaluation={"every": 2, "strips": 0, **config}
         )
         pairs = PairedFolder(tmp_path / "input", tmp_path / "target")
-        return HeldOut(settings, tmp_path, pairs, Learning(), log, display)  # type: ignore[arg-type]
+        looking = ForLooking(notes.append)
+        return HeldOut(settings, tmp_path, pairs, Learning(), log, display, looking, lambda: None)  # type: ignore[arg-type]
 
     made.notes, made.log = notes, log  # type: ignore[attr-defined]
     return made
@@ -89,6 +93,7 @@ def test_an_evaluation_waits_for_its_checkpoint_and_protects_it(make: Any, tmp_p
 def test_a_stop_between_two_evaluations_of_one_iteration_loses_neither(make: Any, tmp_path: Path) -> None:
     write_csv(tmp_path / "evaluation" / "base.csv", [Row(i, dict(VALUES)) for i in "ab"])
     make.log.append({"kind": "eval", "iteration": 0, "who": "base"})
+    write_csv(tmp_path / "evaluation" / "rl.csv", [Row(i, dict(VALUES)) for i in "ab"])
     make.log.append({"kind": "eval", "iteration": 2, "who": "now"})
     held = make()
     held.begin(4)
@@ -164,3 +169,140 @@ def test_a_figure_that_a_held_out_picture_lacks_is_told_once_and_left_out_of_the
     assert told == ["held-out a has no ssim, and means leave it out: it is 8x8"]
     (first, *_) = read_metrics(tmp_path, "eval")
     assert first["ssim"] == 1 and first["psnr"] == 1
+
+
+def killed(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("before", ["write_csv", "write_image", "its line"])
+def test_a_driver_killed_at_any_point_of_recording_the_base_leaves_one_line_of_it_after_the_next_start(
+    before: str, make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the file and its line it lost the line for good."""
+    with monkeypatch.context() as patch:
+        held = make(strips=2)
+        if before == "its line":
+            patch.setattr(held.log, "append", killed)
+        else:
+            patch.setattr(module, before, killed)
+        held.begin(0)
+        with pytest.raises(KeyboardInterrupt):
+            with_images(held)
+    held = make(strips=2)
+    held.begin(0)
+    again = with_images(held)
+    assert again == (0 if before == "its line" else 1) and recorded(tmp_path) == [(0, "base")]
+    (line,) = read_metrics(tmp_path, "eval")
+    assert line["psnr"] == 1.0 and held.base_images.keys() == {"a", "b"}
+
+
+def test_a_driver_killed_between_an_evaluation_and_its_line_makes_it_again_and_logs_it_and_its_alarm_once(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "alarms", lambda base, now: ["the reward rises while psnr falls"])
+    held = make()
+    held.begin(0)
+    finish(held)
+    held.learned(2)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(held, "_log", killed)
+        finish(held)
+    held = make()
+    held.begin(2)
+    finish(held)
+    assert recorded(tmp_path) == [(0, "base"), (2, "now"), (2, "ema")]
+    assert [r["iteration"] for r in read_metrics(tmp_path, "alarm")] == [2]
+
+
+@pytest.mark.parametrize("name", ["base.csv", "rl.csv"])
+def test_a_file_of_an_evaluation_that_cannot_be_read_is_made_again_and_gets_no_second_line(
+    name: str, make: Any, tmp_path: Path
+) -> None:
+    """As a machine that lost power leaves it: empty."""
+    held = make()
+    held.begin(0)
+    finish(held)
+    for iteration in (2, 4):
+        held.learned(iteration)
+        finish(held)
+    before = recorded(tmp_path)
+    (tmp_path / "evaluation" / name).write_text("")
+    held = make()
+    held.begin(4)
+    assert finish(held) == [None if name == "base.csv" else "weights 4"]
+    assert recorded(tmp_path) == before and any(f"{name} is no evaluation" in note for note in make.notes)
+    assert (tmp_path / "evaluation" / name).read_text()
+
+
+def with_images(held: HeldOut) -> int:
+    """Do all parts, with the outputs that are wanted; how many there were."""
+    parts = 0
+    while not held.advance():
+        part = held.evaluations.take()
+        assert part is not None
+        images = {i: np.zeros((16, 16, 3), np.uint8) for i in part.keep}
+        held.evaluations.done(part, [Row(i, dict(VALUES)) for i in part.image_ids], images)
+        parts += 1
+    return parts
+
+
+@pytest.mark.parametrize("how", ["its pair is cut off", "its pair has another size", "the base has no output"])
+def test_a_strip_whose_picture_cannot_be_shown_is_told_once_and_counted_and_the_others_are_drawn(
+    how: str, make: Any, tmp_path: Path
+) -> None:
+    held = make(strips=2)
+    held.begin(0)
+    with_images(held)
+    if how == "its pair is cut off":
+        (tmp_path / "input" / "a.png").write_bytes((tmp_path / "input" / "a.png").read_bytes()[:40])
+    elif how == "its pair has another size":
+        for kind in ("input", "target"):
+            write_image(tmp_path / kind / "a.png", np.zeros((24, 16, 3), np.uint8))
+    else:
+        (tmp_path / "evaluation" / "base" / "a.png").write_bytes(b"\x89PNG")
+        held = make(strips=2)
+        held.begin(0)
+    for iteration in (2, 4):
+        held.learned(iteration)
+        with_images(held)
+    assert sorted(p.name for p in (tmp_path / "strips").iterdir()) == ["iter_000002.png", "iter_000004.png"]
+    assert held.looking.missing == {"a strip": 1 if how.startswith("the base") else 2}
+    (told,) = [note for note in make.notes if "a strip is missing" in note]
+    assert "a" in told and recorded(tmp_path)[-1] == (4, "ema")
+
+
+def test_strips_that_a_disk_refuses_do_not_end_the_run(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "strips").write_text("a file where the folder should be")
+    held = make(strips=2)
+    held.begin(0)
+    with_images(held)
+    held.learned(2)
+    with_images(held)
+    assert recorded(tmp_path)[-1] == (2, "ema") and held.looking.missing == {"a strip": 1}
+    assert any("a strip is missing" in note and "strips/iter_000002.png" in note for note in make.notes)
+
+
+def test_figures_that_a_disk_refuses_name_their_file(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module, "write_csv", full)
+    held = make()
+    held.begin(0)
+    with pytest.raises(OSError, match=r"No space left on device: '.*evaluation/base\.csv'"):
+        finish(held)
+
+
+def test_nothing_of_an_evaluation_is_written_when_the_folder_is_another_process_s(make: Any, tmp_path: Path) -> None:
+    def overtaken() -> None:
+        raise Fatal("the driver", Failure(Kind.FATAL, "epoch", "the run goes on in another process"))
+
+    held = make()
+    held.begin(0)
+    held.own = overtaken
+    with pytest.raises(Fatal, match="in another process"):
+        finish(held)
+    assert not (tmp_path / "evaluation").exists() and recorded(tmp_path) == []

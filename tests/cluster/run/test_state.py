@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
+import os
+from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,16 +15,20 @@ from typing import Any
 import pytest
 
 from actors.work import Quarantined, WorkItem, WorkReport, WorkSequence
+from cluster.cli.output import summary_text
+from cluster.config.configure import save_config
 from cluster.config.recipe import RunConfig
-from cluster.report.records import MetricsLog, read_metrics
+from cluster.report.records import read_metrics
 from cluster.run.evaluations import EvaluationPart, Evaluations
-from cluster.run.failures import Failure, Fatal, Kind, Patience
+from cluster.run.failures import Failure, Fatal, Kind, Patience, classify
 from cluster.run.learning import StepResult
 from cluster.run.pace import Pace
 from cluster.run.state import MAX_FAILURES, MOST_DEATHS, RunState
 from cluster.run.work_queue import WorkQueue
+from learner import checkpoint
 from learner.batch import Refused
 from learner.group import LearnerDied, LearnerFailed
+from restoration.evaluate import Row
 from trajectories.errors import StaleEpoch
 
 
@@ -32,6 +40,8 @@ class Metrics:
 
 
 class Learning:
+    epoch = 0
+
     def __init__(self) -> None:
         self.patience, self.recovered, self.republished = Patience("the learner", 2, pause_s=0.0), 0, 0
 
@@ -43,9 +53,15 @@ class Learning:
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> RunState:
-    made = RunState(RunConfig(model=tmp_path), tmp_path, resume=False)
-    made.log = MetricsLog(tmp_path, tensorboard=False)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunState]:
+    monkeypatch.setattr("cluster.run.folder.save_config", lambda *_: None)  # it takes 0.2 s
+    with RunState(RunConfig(model=tmp_path), tmp_path, resume=False) as made:
+        yield _with_stand_ins(made)
+
+
+def _with_stand_ins(made: RunState) -> RunState:
+    """As after `begin`."""
+    made.log._tensorboard = False
     made.iteration_began = 0.0
     made.notes = []  # type: ignore[attr-defined]
     told = SimpleNamespace(note=made.notes.append, update=lambda *_, **__: None, beside=[])
@@ -223,3 +239,116 @@ def test_a_start_that_failed_leaves_no_run_behind_so_that_the_same_command_may_t
         raise KeyboardInterrupt  # which says how to go on
     with RunState(config, tmp_path / "run", resume=True):
         pass
+
+
+class Full:
+    """A file on a full disk."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+
+    def write(self, data: memoryview) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+def test_metrics_that_a_full_disk_refuses_end_the_run_with_the_file_the_cause_and_what_to_do(tmp_path: Path) -> None:
+    """It was a stack trace, and a second one from closing the file."""
+    said = r"^the driver: .*No space left on device: '.*metrics\.jsonl'; free space there, then go on with --resume$"
+    with pytest.raises(Fatal, match=said), RunState(RunConfig(model=tmp_path), tmp_path / "run", resume=False) as state:
+        _with_stand_ins(state)
+        state.log._lines._file = Full(state.log._lines._file)  # type: ignore[assignment]
+        state.learned(ended_with(step=StepResult(1, {"reward_mean": 1.0})))
+    with RunState(RunConfig(model=tmp_path), tmp_path / "run", resume=True):  # its lock is free
+        pass
+
+
+def test_a_quarantine_that_a_read_only_file_system_refuses_ends_the_run_in_the_same_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run" / "quarantine.jsonl").mkdir(parents=True)
+    with (
+        pytest.raises(Fatal, match=r"the driver: .*Is a directory: '.*quarantine\.jsonl'; put it right, then go on"),
+        RunState(RunConfig(model=tmp_path), tmp_path / "run", resume=False) as state,
+    ):
+        _with_stand_ins(state)._quarantine([Quarantined("g1", "picture", "cut off")])
+
+
+def test_a_full_disk_at_the_end_does_not_hide_why_a_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(Fatal, match="loss is nan"), RunState(RunConfig(model=tmp_path), tmp_path, False) as state:
+        _with_stand_ins(state)
+        monkeypatch.setattr(state.disk, "save", full)
+        raise Fatal("the learner", Failure(Kind.FATAL, "diverged", "loss is nan"))
+    with pytest.raises(Fatal, match="No space left"), RunState(RunConfig(model=tmp_path), tmp_path, True) as state:
+        _with_stand_ins(state)
+        monkeypatch.setattr(state.disk, "save", full)
+
+
+def test_a_system_s_error_before_anything_has_begun_advises_to_try_again_and_not_to_resume(tmp_path: Path) -> None:
+    with (
+        pytest.raises(Fatal, match="free space there, then give the same command again$"),
+        RunState(RunConfig(model=tmp_path), tmp_path / "run", resume=False),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "ray_token")
+    with RunState(RunConfig(model=tmp_path), tmp_path / "run", resume=False):
+        pass
+
+
+def test_what_ends_a_start_advises_to_start_again_too(tmp_path: Path) -> None:
+    """It said "then resume", and --resume that there is no run."""
+    short = classify(MemoryError("no room"))
+    with (
+        pytest.raises(Fatal, match="^the learner: no room; lower .* then give the same command again$"),
+        RunState(RunConfig(model=tmp_path), tmp_path / "run", resume=False),
+    ):
+        raise Fatal("the learner", short)
+    with (
+        pytest.raises(Fatal, match="go on with --resume$"),
+        RunState(RunConfig(model=tmp_path), tmp_path / "run", resume=False) as state,
+    ):
+        _with_stand_ins(state)
+        raise Fatal("the learner", short)
+
+
+def test_run_json_tells_what_a_run_has_counted_and_cost_also_when_its_driver_is_killed(
+    state: RunState, tmp_path: Path
+) -> None:
+    state.began -= 100.0
+    state.memory.peak = max(state.memory.peak, 5 << 20)
+    state.ended(WorkItem(0, ("a", "b")), WorkReport(0, 0, 1, quarantined=(Quarantined("g1", "picture", "cut off"),)))
+    state.looking.lack("a strip", OSError("full"))
+    state.learned(ended_with(step=StepResult(1, {"reward_mean": 1.0}, {}, [Refused("g2", "batch", "unfit")])))
+    told = json.loads((tmp_path / "run.json").read_text())
+    assert told["dropped"] == {"picture": 1, "batch": 1} and told["not_written"] == {"a strip": 1}
+    assert told["seconds"] >= 100.0 and told["peak_memory_mb"] >= 5
+    state.disk._exits.close()  # as the kernel does
+    save_config(state.config, tmp_path / "config.yaml")
+    with RunState(RunConfig(model=tmp_path), tmp_path, resume=True) as resumed:
+        assert resumed.counts == {"picture": 1, "batch": 1} and resumed.identity["seconds"] == told["seconds"]
+
+
+def test_a_report_that_cannot_be_written_is_told_and_the_completed_run_stays_one(
+    state: RunState, tmp_path: Path
+) -> None:
+    (tmp_path / "report.html").mkdir()
+    row = Row("a", {"psnr": 1.0})
+    state.heldout.base_rows = state.heldout.now_rows = [row]
+    summary = state._summary(3, 1.0, 2.0)
+    assert summary.report is None and summary.rl == {"psnr": 1.0} and state.looking.missing == {"report.html": 1}
+    assert any("report.html is missing" in note for note in state.notes)  # type: ignore[attr-defined]
+    assert "no report; restorl report" in summary_text(summary)
+
+
+def test_a_step_of_a_driver_that_was_replaced_is_not_recorded(state: RunState, tmp_path: Path) -> None:
+    for _ in range(2):
+        checkpoint.take_over(tmp_path / "checkpoints", itertools.count(1).__next__)
+    with pytest.raises(Fatal, match="the run goes on in another process, in epoch 2"):
+        state.learned(ended_with(step=StepResult(1, {"reward_mean": 1.0})))
+    with pytest.raises(Fatal, match="in another process"):
+        state._quarantine([Quarantined("g1", "picture", "cut off")])
+    assert read_metrics(tmp_path) == [] and not (tmp_path / "quarantine.jsonl").exists()
