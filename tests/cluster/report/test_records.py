@@ -111,19 +111,16 @@ def test_a_tensorboard_that_cannot_be_written_is_told_once_and_the_metrics_go_on
         log.append(train(1, reward=1.0))
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # its thread tells it, too
 def test_a_tensorboard_whose_disk_fills_up_meanwhile_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tensorboard.summary.writer.record_writer import RecordWriter
-
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     lost: list[Exception] = []
     with MetricsLog(tmp_path, lost=lost.append) as log:
         log.append(train(1, reward=1.0))
-        monkeypatch.setattr(RecordWriter, "write", full)
+        monkeypatch.setattr(log._writer, "flush", full)
         for i in (2, 3, 4):
             log.append(train(i, reward=1.0))
     assert [getattr(error, "errno", None) for error in lost] == [errno.ENOSPC]
