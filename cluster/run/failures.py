@@ -49,6 +49,7 @@ P, T, F = Kind.POISON, Kind.TRANSIENT, Kind.FATAL
 _MEMORY = "lower rollout.images_per_batch, rollout.decode_batch or learner.micro_batch, then resume"
 _LOG = "look at its log, in the folder that was told at the start, or in the Ray dashboard"
 _RESUME = "put it right, then go on with --resume"
+_LOST = "give the server its data back, or store.url the right server, then go on with --resume, which tells what is lost"
 
 # Class name -> (kind, reason, remedy). The nearest class of the error's own line of descent decides.
 POLICY: dict[str, tuple[Kind, str, str]] = {
@@ -63,6 +64,7 @@ POLICY: dict[str, tuple[Kind, str, str]] = {
     "RewardTimeout": (T, "reward:timeout", "raise reward.deadline_s or reward.replicas"),
     "RewardUnavailable": (T, "reward:unavailable", f"is the reward service up? {_LOG}"),
     "StoreUnreachable": (T, "store", "is the store running and reachable from every node?"),
+    "StoreUnready": (T, "store", ""),
     "BackPressureTimeout": (T, "store:full", "raise store.max_entries or store.max_bytes, or look at the learner"),
     "StaleEpoch": (T, "epoch", ""),
     "LearnerDied": (T, "learner", f"was it out of memory, or its node lost? {_LOG}"),
@@ -85,6 +87,7 @@ POLICY: dict[str, tuple[Kind, str, str]] = {
     "WrongScorer": (F, "reward:version", "let each run have a reward service of its own"),
     "StoreAuthError": (F, "store", _RESUME),
     "StoreFull": (F, "store", _RESUME),
+    "StoreLost": (F, "store", _LOST),
     "RecordTooLarge": (F, "store", _RESUME),
     "CheckpointError": (F, "checkpoint", _RESUME),
     "OSError": (F, "file", _RESUME),

@@ -1,4 +1,4 @@
-"""A TCP relay that can cut connections at the worst moment: after the server has acted, before the client knows."""
+"""A TCP relay that cuts connections at the worst moment (the server has acted, the client doesn't know), or answers itself."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from collections.abc import Callable
 
 
 class CuttingProxy:
-    """Relays to 127.0.0.1:`port`. `cut_when(request)` true: the request is delivered, its answer is not."""
+    """Relays to 127.0.0.1:`port`. `cut_when(request)` true: the request is delivered, its answer is not.
+
+    `answer_with(request)`: what the client gets in the server's place, which doesn't hear of the request.
+    """
 
     def __init__(self, port: int) -> None:
         self._target = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self.cut_when: Callable[[bytes], bool] | None = None
+        self.answer_with: Callable[[bytes], bytes | None] | None = None
         self.cuts = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -35,6 +39,9 @@ class CuttingProxy:
         def forward() -> None:
             with contextlib.suppress(OSError):
                 while data := client.recv(1 << 20):
+                    if self.answer_with is not None and (own := self.answer_with(data)) is not None:
+                        client.sendall(own)
+                        continue
                     if self.cut_when is not None and self.cut_when(data):
                         self.cut_when = None
                         self.cuts += 1

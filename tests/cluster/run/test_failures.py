@@ -15,7 +15,7 @@ from learner.batch import BatchError
 from learner.group import LearnerDied, LearnerFailed
 from restoration.images import ImageError
 from reward_service.errors import InvalidReward, RewardTimeout, RewardUnavailable
-from trajectories.errors import RecordTooLarge, StaleEpoch, StoreUnreachable
+from trajectories.errors import RecordTooLarge, StaleEpoch, StoreFull, StoreLost, StoreUnreachable, StoreUnready
 
 
 def in_an_actor(error: Exception) -> Exception:
@@ -32,6 +32,9 @@ def in_an_actor(error: Exception) -> Exception:
         (RewardTimeout("late"), Kind.TRANSIENT, "reward:timeout"),
         (RewardUnavailable("none"), Kind.TRANSIENT, "reward:unavailable"),
         (StoreUnreachable("away"), Kind.TRANSIENT, "store"),
+        (StoreUnready("BUSY"), Kind.TRANSIENT, "store"),
+        (StoreLost("emptied"), Kind.FATAL, "store"),
+        (StoreFull("no memory"), Kind.FATAL, "store"),
         (StaleEpoch("epoch 1 is over"), Kind.TRANSIENT, "epoch"),
         (LearnerDied(1, "SIGKILL"), Kind.TRANSIENT, "learner"),
         (FloatingPointError("loss is nan"), Kind.FATAL, "diverged"),
