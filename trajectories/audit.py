@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from trajectories.consumer import entry_order
 from trajectories.errors import StoreError
@@ -221,8 +220,8 @@ def _outcomes(lines: Iterable[str]) -> tuple[str, ...]:
 def lines_of(entry: LedgerEntry) -> tuple[str, str, str, str]:
     """Id, group and both lines of a settled entry, as `trajectories.scripts` has them.
 
-    A ledger does not keep tokens: these are the ones that `learner.source` settles with, so that a learner which resumes
-    repeats a settlement that was restored without effect.
+    A ledger does not keep tokens: these are the ones that `learner.source` settles with, so that a learner which
+    resumes repeats a settlement that was restored without effect.
     """
     published = "\t".join((entry.group_id, str(entry.rows), str(entry.nbytes), str(entry.epoch)))
     tokens = [o.removeprefix("consumed:") if o.startswith("consumed:") else o for o in entry.outcomes]

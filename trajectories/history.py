@@ -1,8 +1,8 @@
-"""A run's history, read from the store a page at a time, so that a long one holds the server up no more than a short one.
+"""A run's history, read from the store a page at a time: a long one holds the server up no more than a short one.
 
 What it costs, of n groups published in the run and m unsettled ones (at most `max_entries`): 2 n / PAGE calls that
-each look at about PAGE entries of a hash, whatever n is; one call for the m unsettled, which copies their summaries; and
-one more for every PAGE groups that were settled meanwhile. The client holds all n entries, the server none.
+each look at about PAGE entries of a hash, whatever n is; one call for the m unsettled, which copies their summaries;
+and one more for every PAGE groups that were settled meanwhile. The client holds all n entries, the server none.
 
 Why pages give the ledger of one instant although the run goes on: publications and settlements are only ever added,
 and entry ids only grow. The instant is that of the call for what is unsettled. What was settled is read before, so that
@@ -63,8 +63,8 @@ def read_ledger(client: StoreClient, keys: Keys, run_id: str) -> Ledger:
                 run_id, published, settled, now.waiting, now.owners, held, held_bytes=now.held_bytes, epoch=now.epoch
             )
     raise StoreError(
-        f"store {client.address.url}: the ledger of run {run_id!r} could not be read whole in {TRIES} tries: its server "
-        "was started again each time, or other hands than RestoRL's change it"
+        f"store {client.address.url}: the ledger of run {run_id!r} could not be read whole in {TRIES} tries: its "
+        "server was started again each time, or other hands than RestoRL's change it"
     )
 
 

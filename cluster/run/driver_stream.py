@@ -1,4 +1,4 @@
-"""The run's stream as the driver uses it: a store that is away for a while is no more to it than to actors and ranks."""
+"""The run's stream as the driver uses it: a store that is away for a while is borne as actors and ranks bear it."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ P, T, F = Kind.POISON, Kind.TRANSIENT, Kind.FATAL
 _MEMORY = "lower rollout.images_per_batch, rollout.decode_batch or learner.micro_batch, then resume"
 _LOG = "look at its log, in the folder that was told at the start, or in the Ray dashboard"
 _RESUME = "put it right, then go on with --resume"
-_LOST = "give the server its data back, or store.url the right server, then go on with --resume, which tells what is lost"
+_LOST = "give the server its data back, or store.url the right server, then go on with --resume"
 
 # Class name -> (kind, reason, remedy). The nearest class of the error's own line of descent decides.
 POLICY: dict[str, tuple[Kind, str, str]] = {

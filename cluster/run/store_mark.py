@@ -71,7 +71,6 @@ def note_epoch(settings: StoreSettings, folder: Path, run_id: str, epoch: int) -
     return mark
 
 
-
 def find_again(
     config: RunConfig, folder: Path, run_id: str, stream: TrajectoryStream, iteration: int
 ) -> tuple[StoreMark, list[str]]:
@@ -109,8 +108,8 @@ def find_again(
     if mark.batches:
         source = f"from {LEDGER_FILE}" if restored else f"as {folder} has no {LEDGER_FILE} that names more"
         told[1] += (
-            f"; the first {mark.batches} rollout batches, as many as {iteration} iterations use, count as done; of their "
-            f"{used} groups the ledger has {restored}, {source}"
+            f"; the first {mark.batches} rollout batches, as many as {iteration} iterations use, count as done; of "
+            f"their {used} groups the ledger has {restored}, {source}"
         )
     return mark, told
 

@@ -1,4 +1,4 @@
-"""A TCP relay that cuts connections at the worst moment (the server has acted, the client doesn't know), or answers itself."""
+"""A TCP relay that cuts connections at the worst moment, when the server has acted, or answers in its place."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class CuttingProxy:
         self.port = int(self._listener.getsockname()[1])
         self.cut_when: Callable[[bytes], bool] | None = None
         self.answer_with: Callable[[bytes], bytes | None] | None = None
-        self.cuts = 0
+        self.cuts = self.accepted = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
@@ -30,6 +30,7 @@ class CuttingProxy:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
+                self.accepted += 1
                 threading.Thread(target=self._relay, args=(client,), daemon=True).start()
 
     def _relay(self, client: socket.socket) -> None:

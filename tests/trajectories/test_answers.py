@@ -91,6 +91,17 @@ def test_an_answer_that_does_not_pass_is_named_with_what_to_do(
         assert ANSWERS[name].split(" ", 1)[1][:30] in said  # the server's own words
 
 
+def test_after_a_failover_the_address_is_looked_up_again(
+    proxy: CuttingProxy, server: EmbeddedServer, run_id: str
+) -> None:
+    """A connection stays with the server that it once reached, though the name is another's by then."""
+    with through(proxy, server, run_id, reconnect_timeout_s=2.0) as stream:
+        publish(stream, "a")
+        readonly, before = answering(ANSWERS["READONLY"], times=1000), proxy.accepted
+        proxy.answer_with = lambda request: readonly(request) if proxy.accepted == before else None
+        assert stream.unsettled().keys() == {"a"}
+
+
 @pytest.mark.parametrize("text", ["ERR unknown command", "WRONGTYPE not the right kind", "NOPERM no permissions"])
 def test_an_answer_that_will_not_pass_is_given_at_once(
     proxy: CuttingProxy, server: EmbeddedServer, run_id: str, text: str
@@ -225,7 +236,11 @@ def test_a_record_is_published_once_though_its_transaction_was_refused_halfway(
             if b"MULTI" not in request or refused:
                 return None
             refused.append(request)
-            return b"-BUSY Redis is busy\r\n" + b"+OK\r\n" + b"*2\r\n$5\r\nknown\r\n$3\r\n1-1\r\n-ERR EXEC without MULTI\r\n"
+            return (
+                b"-BUSY Redis is busy\r\n"
+                + b"+OK\r\n"
+                + b"*2\r\n$5\r\nknown\r\n$3\r\n1-1\r\n-ERR EXEC without MULTI\r\n"
+            )
 
         proxy.answer_with = only_multi
         receipt = stream.publish(make_record("a", run_id=stream.run_id))

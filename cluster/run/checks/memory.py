@@ -43,9 +43,9 @@ def store(config: RunConfig, moved: Flow) -> Iterator[Finding]:
     ledger = config.iterations * config.source.groups_per_step * LEDGER_BYTES
     if given and given < (least := needed_memory(limit) + ledger):
         yield (
-            f"store.embedded_maxmemory={given} has too little room beside {_mib(limit)} of trajectories for the ledger of "
-            f"{config.iterations} iterations, about {_mib(ledger)}, so that the store would be full before the end; set "
-            f"store.embedded_maxmemory={least} or more, or 0 to derive it"
+            f"store.embedded_maxmemory={given} has too little room beside {_mib(limit)} of trajectories for the ledger "
+            f"of {config.iterations} iterations, about {_mib(ledger)}, so that the store would be full before the end; "
+            f"set store.embedded_maxmemory={least} or more, or 0 to derive it"
         )
 
 

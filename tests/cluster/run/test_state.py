@@ -237,7 +237,7 @@ def test_a_first_signal_is_noticed_while_the_driver_waits_for_what_was_lost(stat
     """It was looked at between two steps only, and a learner that starts again takes minutes."""
     never: Future[Any] = Future()
     state.parts.learning.begin_again = lambda pause_s: never  # type: ignore[method-assign]
-    state.parts.learning.publish_again = never.result  # type: ignore[method-assign]
+    state.parts.learning.publish_again = lambda: never.result(4)  # type: ignore[method-assign]
     threading.Timer(0.3, lambda: setattr(state.interrupts, "requested", signal.SIGTERM)).start()
     began = time.monotonic()
     with pytest.raises(Asked) as asked:

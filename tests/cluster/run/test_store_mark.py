@@ -107,7 +107,9 @@ def test_another_server_at_the_address_is_named_with_the_one_before(
     note_epoch(old, tmp_path, stream.run_id, 3)
     now = config.model_copy(update={"store": StoreSettings(url="redis://:secret@two.example:6379")})
     mark, told = find_again(now, tmp_path, stream.run_id, stream, 0)
-    assert "the store (redis://two.example:6379) has nothing of this run, which was in epoch 3 at redis://one" in told[0]
+    assert (
+        "the store (redis://two.example:6379) has nothing of this run, which was in epoch 3 at redis://one" in told[0]
+    )
     assert told[1] == "what waited in the lost store is rolled out again" and mark.batches == 0
     assert "secret" not in " ".join(told) + (tmp_path / MARK_FILE).read_text()
 
