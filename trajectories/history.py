@@ -1,8 +1,8 @@
 """A run's history, read from the store a page at a time: a long one holds the server up no more than a short one.
 
-What it costs, of n groups published in the run and m unsettled ones (at most `max_entries`): 2 n / PAGE calls that
-each look at about PAGE entries of a hash, whatever n is; one call for the m unsettled, which copies their summaries;
-and one more for every PAGE groups that were settled meanwhile. The client holds all n entries, the server none.
+What it costs, of n groups published in the run and m unsettled ones (at most `max_entries`): 3 n / PAGE calls that
+each look at about PAGE entries, whatever n is; one call for the m unsettled, which copies their summaries; and one
+more for every PAGE groups that were settled meanwhile. The client holds all n entries, the server none.
 
 Why pages give the ledger of one instant although the run goes on: publications and settlements are only ever added,
 and entry ids only grow. The instant is that of the call for what is unsettled. What was settled is read before, so that
@@ -21,7 +21,7 @@ from trajectories.audit import Ledger, ledger_of
 from trajectories.client import StoreClient
 from trajectories.consumer import entry_order
 from trajectories.errors import StoreError
-from trajectories.scripts import GROUP, INSTANT, PUBLISHED, Keys
+from trajectories.scripts import GROUP, INSTANT, Keys
 
 PAGE = 500  # entries of a hash in one call
 TRIES = 5
@@ -56,9 +56,11 @@ def read_ledger(client: StoreClient, keys: Keys, run_id: str) -> Ledger:
     for _ in range(TRIES):
         settled = _settled(client, keys)
         now = _instant(client, keys)
-        published, held = _published(client, keys, now.last)
-        settled |= _lookup(client, keys, [e for e in published if e not in settled and e not in now.waiting])
+        published = _published(client, keys, now.last)
+        gone = [(entry_id, line) for entry_id, line in published.items() if entry_id not in now.waiting]
+        settled |= _lookup(client, keys, [entry_id for entry_id, _ in gone if entry_id not in settled])
         if (len(published), len(settled)) == (now.published, now.settled):
+            held = _left_behind(client, keys, gone)
             return ledger_of(
                 run_id, published, settled, now.waiting, now.owners, held, held_bytes=now.held_bytes, epoch=now.epoch
             )
@@ -106,28 +108,31 @@ def _lookup(client: StoreClient, keys: Keys, entry_ids: Sequence[str]) -> dict[s
     return found
 
 
-def _published(client: StoreClient, keys: Keys, last: str) -> tuple[dict[str, str], set[str]]:
-    """Entry id -> line of what was published up to the id `last`, and those of them whose records are there."""
-    found: dict[str, str] = {}
+def _published(client: StoreClient, keys: Keys, last: str) -> dict[str, str]:
+    """Entry id -> line of what was published up to the id `last`."""
+    found = dict(_scan(client, keys.published, "reading what was published"))
+    if not last:
+        return found
+    end = entry_order(last)
+    return {entry_id: line for entry_id, line in found.items() if entry_order(entry_id) <= end}
+
+
+def _left_behind(client: StoreClient, keys: Keys, lines: Sequence[tuple[str, str]]) -> set[str]:
+    """Those of these entries whose records are there; none, unless other hands have been at the store."""
     held: set[str] = set()
-    cursor: bytes = b"0"
-    while True:
-        arguments = [cursor, PAGE, keys.payload_prefix]
-        cursor, lines, records = _run(client, keys, "reading what was published", PUBLISHED, arguments)
-        found |= zip(map(_text, lines[::2]), map(_text, lines[1::2]), strict=True)
-        held.update(map(_text, records))
-        if cursor == b"0":
-            break
-    if last:
-        end = entry_order(last)
-        found = {entry_id: line for entry_id, line in found.items() if entry_order(entry_id) <= end}
-    return found, held
+    for start in range(0, len(lines), PAGE):
+        records = {e: keys.payload(line.partition("\t")[0]) for e, line in lines[start : start + PAGE]}
+        what, names = "looking for records left behind", list(records.values())
+        if client.call(what, lambda r, names=names: r.exists(*names)):
+            held |= {e for e, name in records.items() if client.call(what, lambda r, name=name: r.exists(name))}
+    return held
 
 
 def _instant(client: StoreClient, keys: Keys) -> _Instant:
-    waiting, pending, held_bytes, epoch, last, published, settled = _run(
-        client, keys, "reading what is unsettled", INSTANT, [GROUP, keys.payload_prefix]
-    )
+    state = keys.state
+    arguments: list[str] = [*state, GROUP, keys.payload_prefix]
+    answer: Any = client.call("reading what is unsettled", lambda r: r.eval(INSTANT, len(state), *arguments))
+    waiting, pending, held_bytes, epoch, last, published, settled = answer
     return _Instant(
         waiting={_text(entry_id): int(size) for entry_id, size in waiting},
         owners={_text(entry_id): _text(owner) for entry_id, owner in pending},
@@ -137,12 +142,6 @@ def _instant(client: StoreClient, keys: Keys) -> _Instant:
         published=int(published),
         settled=int(settled),
     )
-
-
-def _run(client: StoreClient, keys: Keys, what: str, script: str, arguments: Sequence[Any]) -> list[Any]:
-    state = keys.state
-    answer: Any = client.call(what, lambda r: r.eval(script, len(state), *state, *arguments))
-    return list(answer)
 
 
 def _text(value: bytes) -> str:

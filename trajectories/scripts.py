@@ -209,20 +209,6 @@ return {waiting, pending, tostring(number(bytes)), tostring(number(epoch)), last
 )
 """What is unsettled at this instant, and how many groups were published and settled before; see `history.py`."""
 
-PUBLISHED = (
-    _HEADER
-    + """
--- ARGV: cursor, about how many entries, payload prefix
-local page, held = redis.call('HSCAN', published, ARGV[1], 'COUNT', ARGV[2]), {}
-local lines = page[2]
-for i = 2, #lines, 2 do
-  if redis.call('EXISTS', ARGV[3] .. string.match(lines[i], '^[^\\t]*')) == 1 then held[#held + 1] = lines[i - 1] end
-end
-return {page[1], lines, held}
-"""
-)
-"""A page of what was published: the next cursor, entry ids and lines, and the ids whose records are there."""
-
 RESTORE = (
     _HEADER
     + """

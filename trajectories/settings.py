@@ -11,7 +11,7 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 from trajectories.errors import StoreError
 
 EMBEDDED = "embedded"
-LEDGER_BYTES = 300  # of a group in the ledger, which a run keeps to its end; 192 as Valkey 9 counts them
+LEDGER_BYTES = 300  # of a group in the ledger, which a run keeps to its end; 235 in Valkey 9
 _SCHEMES = ("redis", "rediss", "unix")
 
 
