@@ -2,8 +2,8 @@
 
 What it costs, of n groups published in the run and m unsettled ones (at most `max_entries`): 3 n / PAGE calls that
 each look at about PAGE entries, whatever n is; one call for the m unsettled, which copies their summaries; and one
-more for every PAGE groups that were settled meanwhile. The client holds all n entries, the server none. With 1 million
-groups, on two busy cores, the longest call took the server 5 ms and the usual one 0.3 ms; one call for all of it, 100 s.
+more for every PAGE groups that were settled meanwhile. The client holds all n entries, the server none. Of 1 million
+groups, on two busy cores, the longest call took the server 5 ms and a usual one 0.3 ms; one call for all, 100 s.
 
 Why pages give the ledger of one instant although the run goes on: publications and settlements are only ever added,
 and entry ids only grow. The instant is that of the call for what is unsettled. What was settled is read before, so that
