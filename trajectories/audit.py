@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import uuid
 from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from trajectories.consumer import entry_order
 from trajectories.errors import StoreError
@@ -167,43 +167,66 @@ def audit(ledger: Ledger) -> AuditReport:
     )
 
 
-def ledger_from_snapshot(run_id: str, answer: list[Any]) -> Ledger:
-    """Read the answer of the script `SNAPSHOT`."""
-    published, settled, left = _texts(answer[0]), _texts(answer[1]), set(_texts(answer[4]))
-    outcomes = {
-        entry_id: tuple(line.partition("\t")[2] for line in lines.split("\n"))
-        for entry_id, lines in zip(settled[::2], settled[1::2], strict=True)
-    }
-    waiting = {entry_id.decode(): int(size) for entry_id, _, size in answer[2]}
-    owners = {entry_id.decode(): owner.decode(errors="replace") for entry_id, owner in answer[3]}
+def ledger_of(
+    run_id: str,
+    published: Mapping[str, str],
+    settled: Mapping[str, str],
+    waiting: Mapping[str, int],
+    owners: Mapping[str, str],
+    held: Collection[str],
+    held_bytes: int,
+    epoch: int,
+) -> Ledger:
+    """The ledger of one instant.
+
+    Args:
+        published, settled: lines by entry id, as `trajectories.scripts` has them.
+        waiting: entry id -> bytes of its record, of what is in the stream.
+        owners: entry id -> consumer.
+        held: ids whose record is there.
+    """
     entries = []
-    for entry_id, line in zip(published[::2], published[1::2], strict=True):
-        group_id, rows, nbytes, epoch = line.split("\t")
+    for entry_id, line in published.items():
+        group_id, rows, nbytes, of_epoch = line.split("\t")
+        lines = settled[entry_id].split("\n") if entry_id in settled else []
+        left = int(nbytes) if lines and entry_id in held else 0
         entries.append(
             LedgerEntry(
                 entry_id=entry_id,
                 group_id=group_id,
                 rows=int(rows),
                 nbytes=int(nbytes),
-                epoch=int(epoch),
-                outcomes=outcomes.pop(entry_id, ()),
+                epoch=int(of_epoch),
+                outcomes=_outcomes(lines),
                 in_stream=entry_id in waiting,
-                payload_bytes=waiting.get(entry_id, 0) or (int(nbytes) if entry_id in left else 0),
+                payload_bytes=waiting.get(entry_id, 0) or left,
                 owner=owners.get(entry_id, ""),
             )
         )
     return Ledger(
         run_id=run_id,
-        epoch=int(answer[6]),
+        epoch=epoch,
         entries=tuple(sorted(entries, key=lambda entry: entry_order(entry.entry_id))),
-        strangers=tuple(sorted(set(waiting) - {entry.entry_id for entry in entries}, key=entry_order)),
-        unpublished=outcomes,
-        held_bytes=int(answer[5]),
+        strangers=tuple(sorted(waiting.keys() - published.keys(), key=entry_order)),
+        unpublished={e: _outcomes(lines.split("\n")) for e, lines in settled.items() if e not in published},
+        held_bytes=held_bytes,
     )
 
 
-def _texts(values: list[bytes]) -> list[str]:
-    return [bytes(value).decode(errors="replace") for value in values]
+def _outcomes(lines: Iterable[str]) -> tuple[str, ...]:
+    return tuple(line.partition("\t")[2] for line in lines)
+
+
+def lines_of(entry: LedgerEntry) -> tuple[str, str, str, str]:
+    """Id, group and both lines of a settled entry, as `trajectories.scripts` has them.
+
+    A ledger does not keep tokens: these are the ones that `learner.source` settles with, so that a learner which
+    resumes repeats a settlement that was restored without effect.
+    """
+    published = "\t".join((entry.group_id, str(entry.rows), str(entry.nbytes), str(entry.epoch)))
+    tokens = [o.removeprefix("consumed:") if o.startswith("consumed:") else o for o in entry.outcomes]
+    settled = "\n".join(f"{''.join(t.split())}\t{o}" for t, o in zip(tokens, entry.outcomes, strict=True))
+    return entry.entry_id, entry.group_id, published, settled
 
 
 def audit_file(path: Path) -> AuditReport:

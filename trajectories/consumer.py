@@ -10,7 +10,7 @@ from typing import Any
 import redis
 
 from trajectories.client import StoreClient
-from trajectories.errors import SchemaError, StaleEpoch, StoreError
+from trajectories.errors import CAUSES_OF_LOSS, SchemaError, StaleEpoch, StoreError, StoreLost
 from trajectories.schema import Summary, decode_summary, other_version
 from trajectories.scripts import CLAIM, GROUP, READ, Keys
 
@@ -192,8 +192,19 @@ def _summary_bytes(fields: Mapping[bytes, bytes]) -> bytes:
     raise SchemaError(f"entry has the fields {names}: it was not published by RestoRL; drop it")
 
 
-def stale_epoch(what: str, run_id: str, given: int | None, current: bytes) -> StaleEpoch:
+def stale_epoch(what: str, run_id: str, given: int | None, current: bytes) -> StaleEpoch | StoreLost:
+    """Why what was given an epoch is refused: another one has begun, or the store has forgotten (epochs only grow)."""
+    if given is not None and int(current) < given:
+        return StoreLost(
+            f"{what}: run {run_id!r} is in epoch {given}, but its store has {lost_epoch(int(current))} of it: "
+            + CAUSES_OF_LOSS
+        )
     return StaleEpoch(
         f"{what}: epoch {given} of run {run_id!r} is not the current epoch {int(current)}; this process was replaced "
         "and must stop"
     )
+
+
+def lost_epoch(epoch: int) -> str:
+    """What a store has that should have a later epoch."""
+    return f"an older state (of epoch {epoch})" if epoch else "nothing"

@@ -5,6 +5,8 @@ All carry one message that says what happened, where, and what to do; all surviv
 
 from __future__ import annotations
 
+CAUSES_OF_LOSS = "its server was restarted without persistence or emptied, or another server answers at its address"
+
 
 class StoreError(RuntimeError):
     """The trajectory store can't do what was asked. Base of all errors of the store."""
@@ -12,6 +14,14 @@ class StoreError(RuntimeError):
 
 class StoreUnreachable(StoreError):
     """No answer within the deadline, after retries: the server is down, slow, or the address is wrong."""
+
+
+class StoreUnready(StoreUnreachable):
+    """The server answers, but what should have passed within the deadline: it is busy, loading, or a replica."""
+
+
+class StoreLost(StoreError):
+    """The store has lost what it held of the run: restarted without persistence, emptied, or another one."""
 
 
 class StoreAuthError(StoreError):

@@ -137,8 +137,11 @@ return {'ok', redis.call('XCLAIM', entries, ARGV[1], ARGV[2], 0, unpack(ids)), l
 
 WAITING = (
     _HEADER
+    + _FENCE
     + """
--- ARGV: first id, most entries
+-- ARGV: first id, most entries, epoch or ''
+local refused = stale(ARGV[3])
+if refused then return refused end
 local found, last = {}, ''
 for _, entry in ipairs(redis.call('XRANGE', entries, ARGV[1], '+', 'COUNT', ARGV[2])) do
   for i = 1, #entry[2], 2 do
@@ -146,7 +149,7 @@ for _, entry in ipairs(redis.call('XRANGE', entries, ARGV[1], '+', 'COUNT', ARGV
   end
   last = entry[1]
 end
-return {found, last}
+return {'ok', found, last}
 """
 )
 """A page of the unsettled entries without their summaries: group id, entry id, ...; and the last id looked at."""
@@ -182,29 +185,60 @@ return results
 )
 """Acknowledge, delete and note the outcome of entries; the same token a second time changes nothing."""
 
-SNAPSHOT = (
+INSTANT = (
     _HEADER
     + """
 -- ARGV: consumer group, payload prefix
-local waiting, pending, left = {}, {}, {}
+local waiting, pending, last = {}, {}, ''
 for _, entry in ipairs(redis.call('XRANGE', entries, '-', '+')) do
   local group = ''
   for i = 1, #entry[2], 2 do if entry[2][i] == 'g' then group = entry[2][i + 1] end end
-  waiting[#waiting + 1] = {entry[1], group, redis.call('STRLEN', ARGV[2] .. group)}
+  waiting[#waiting + 1] = {entry[1], redis.call('STRLEN', ARGV[2] .. group)}
 end
 local owned = redis.pcall('XPENDING', entries, ARGV[1], '-', '+', 1000000000)
 if not owned.err then
   for _, entry in ipairs(owned) do pending[#pending + 1] = {entry[1], entry[2]} end
 end
-local lines = redis.call('HGETALL', published)
-for i = 2, #lines, 2 do
-  local group = string.match(lines[i], '^[^\\t]*')
-  if redis.call('HEXISTS', settled, lines[i - 1]) == 1 and redis.call('EXISTS', ARGV[2] .. group) == 1 then
-    left[#left + 1] = lines[i - 1]
-  end
+local stream = redis.pcall('XINFO', 'STREAM', entries)
+if not stream.err then
+  for i = 1, #stream, 2 do if stream[i] == 'last-generated-id' then last = stream[i + 1] end end
 end
-return {lines, redis.call('HGETALL', settled), waiting, pending, left,
-        tostring(number(bytes)), tostring(number(epoch))}
+return {waiting, pending, tostring(number(bytes)), tostring(number(epoch)), last,
+        redis.call('HLEN', published), redis.call('HLEN', settled)}
 """
 )
-"""The whole ledger at one instant."""
+"""What is unsettled at this instant, and how many groups were published and settled before; see `history.py`."""
+
+RESTORE = (
+    _HEADER
+    + """
+-- ARGV: consumer group, payload prefix, least epoch, least last id; of each entry its id, group, both lines
+local function later(a, b)
+  local a1, a2 = string.match(a, '^(%d+)-(%d+)$')
+  local b1, b2 = string.match(b, '^(%d+)-(%d+)$')
+  if a1 ~= b1 then return tonumber(a1) > tonumber(b1) end
+  return tonumber(a2) > tonumber(b2)
+end
+local stream, restored = redis.call('XINFO', 'STREAM', entries), 0
+for i = 1, #stream, 2 do
+  if stream[i] == 'last-generated-id' and later(ARGV[4], stream[i + 1]) then redis.call('XSETID', entries, ARGV[4]) end
+end
+if number(epoch) < tonumber(ARGV[3]) then redis.call('SET', epoch, ARGV[3]) end
+for i = 5, #ARGV, 4 do
+  local id, group, line = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+  if redis.call('HEXISTS', settled, id) == 0 then
+    if redis.call('HSETNX', published, id, line) == 0 then
+      redis.call('XACK', entries, ARGV[1], id)
+      redis.call('XDEL', entries, id)
+      redis.call('UNLINK', ARGV[2] .. group)
+      redis.call('DECRBY', bytes, string.match(line, '^[^\\t]*\\t%d+\\t(%d+)\\t'))
+    end
+    redis.call('HSETNX', groups, group, id)
+    redis.call('HSET', settled, id, ARGV[i + 3])
+    restored = restored + 1
+  end
+end
+return {'ok', tostring(restored)}
+"""
+)
+"""Write down again what is known to be settled, in a store that has lost it; ids and epochs go on behind theirs."""

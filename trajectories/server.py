@@ -288,8 +288,12 @@ def _locked(file: IO[str]) -> bool:
     """Whether the lock was free and is taken."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError as error:
+        raise StoreError(
+            f"{file.name} can't be locked ({error.strerror}); put the run on a file system with file locks"
+        ) from error
     return True
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from trajectories.errors import StoreError
 
 EMBEDDED = "embedded"
+LEDGER_BYTES = 300  # of a group in the ledger, which a run keeps to its end; 235 in Valkey 9
 _SCHEMES = ("redis", "rediss", "unix")
 
 
@@ -29,7 +30,8 @@ class StoreSettings:
         op_timeout_s: deadline of one exchange with the server.
         reconnect_timeout_s: how long an operation is retried while the server is away (restart).
         start_timeout_s: how long the embedded server may take to load its append-only file.
-        embedded_maxmemory: bytes; 0 means twice `max_bytes` plus 256 MiB (ledger and network buffers need the rest).
+        embedded_maxmemory: bytes of memory at which the embedded server refuses more trajectories; 0 means twice
+            `max_bytes` plus 256 MiB (network buffers need the rest), and in a run as much more as its ledger takes.
     """
 
     url: str = field(default=EMBEDDED, repr=False)  # may hold a password
@@ -66,6 +68,12 @@ class StoreSettings:
     def maxmemory(self) -> int:
         """Limit given to the embedded server, bytes."""
         return self.embedded_maxmemory or 2 * self.max_bytes + (256 << 20)
+
+    def with_ledger_of(self, groups: int) -> StoreSettings:
+        """These, with room for the ledger of a run of `groups`, unless the limit was given."""
+        if self.embedded_maxmemory:
+            return self
+        return replace(self, embedded_maxmemory=self.maxmemory + groups * LEDGER_BYTES)
 
     def external_address(self) -> StoreAddress:
         """The address in `url`, with the password of `password_env`.

@@ -22,13 +22,14 @@ from typing import Any
 import pyarrow as pa
 import redis
 
-from trajectories.audit import AuditReport, Ledger, audit, ledger_from_snapshot
+from trajectories.audit import AuditReport, Ledger, LedgerEntry, audit, lines_of
 from trajectories.client import StoreClient
-from trajectories.consumer import PAGE, Deliveries, Entry, stale_epoch
-from trajectories.errors import BackPressureTimeout, RecordTooLarge, SchemaError
+from trajectories.consumer import PAGE, Deliveries, Entry, entry_order, stale_epoch
+from trajectories.errors import CAUSES_OF_LOSS, BackPressureTimeout, RecordTooLarge, SchemaError, StoreLost
+from trajectories.history import published_groups, read_ledger
 from trajectories.payloads import fetch
 from trajectories.schema import Trajectories, encode_both
-from trajectories.scripts import ADMIT, COMMIT, GROUP, SETTLE, SNAPSHOT, WAITING, Keys
+from trajectories.scripts import ADMIT, COMMIT, GROUP, RESTORE, SETTLE, WAITING, Keys
 from trajectories.settings import StoreAddress, StoreSettings
 
 _OUTCOME = re.compile(r"(consumed|dropped):[^\s:].*")
@@ -102,6 +103,11 @@ class TrajectoryStream:
     def epoch(self) -> int:
         """The current epoch; 0 before the first `begin_epoch`."""
         return int(self.client.call("reading the epoch", lambda r: r.get(self.keys.epoch)) or 0)  # type: ignore[arg-type]
+
+    def require_epoch(self, epoch: int) -> None:
+        """Raises StaleEpoch when a later one has begun, StoreLost when the store doesn't know of it any more."""
+        if (current := self.epoch()) != epoch:
+            raise stale_epoch("going on", self.run_id, epoch, b"%d" % current)
 
     # actors
 
@@ -233,11 +239,12 @@ class TrajectoryStream:
             epoch: refuse unless it is the current one (a learner that was cut off).
 
         Returns:
-            For each entry `settled`, `repeated` (same token), `twice` (settled before: a fault) or `unknown`
-            (never published: a fault).
+            For each entry `settled`, `repeated` (same token), `twice` (settled before: a fault) or, without an epoch,
+            `unknown` (never published: a fault).
 
         Raises:
             StaleEpoch, StoreUnreachable, StoreError; ValueError for a malformed outcome or token.
+            StoreLost: with an epoch, for an entry that the store doesn't know: its reader has got it from there.
         """
         if not _OUTCOME.fullmatch(outcome) or not outcome.isprintable():
             raise ValueError(f"outcome={outcome!r}: write consumed:... or dropped:REASON on one line")
@@ -252,6 +259,11 @@ class TrajectoryStream:
             if verdict == b"epoch":
                 raise stale_epoch(f"settling {len(ids)} entries", self.run_id, epoch, details[0])
             results += [d.decode() for d in details]
+            if epoch is not None and "unknown" in results:
+                raise StoreLost(
+                    f"settling {len(ids)} entries of run {self.run_id!r}: {results.count('unknown')} of them, as "
+                    f"{ids[results.index('unknown')]}, aren't known to its store any more: {CAUSES_OF_LOSS}"
+                )
         self._deliveries.settled(ids)
         return results
 
@@ -300,7 +312,7 @@ class TrajectoryStream:
         entries, held, pending = self.client.call("counting", count)
         return Depth(int(entries), int(held or 0), int(pending["pending"]))
 
-    def unsettled(self) -> dict[str, str]:
+    def unsettled(self, epoch: int | None = None) -> dict[str, str]:
         """Group id -> entry id of everything that is published and not settled, in the order of publication.
 
         The truth for admission control: a group published twice is in it once, a dropped one is not in it. Costs time
@@ -308,11 +320,20 @@ class TrajectoryStream:
         payload is moved. Entries that `publish` did not put there are not in it.
 
         It is read in pages: each entry's state is that of some instant during the call.
+
+        Args:
+            epoch: refuse unless it is the current one.
+
+        Raises:
+            StaleEpoch, StoreLost, StoreUnreachable, StoreError.
         """
         found: dict[str, str] = {}
         first: bytes | str = "-"
         while first:
-            answer = self._eval("listing unsettled groups", WAITING, [first, PAGE])
+            head = [first, PAGE, "" if epoch is None else epoch]
+            verdict, *answer = self._eval("listing unsettled groups", WAITING, head)
+            if verdict == b"epoch":
+                raise stale_epoch("listing unsettled groups", self.run_id, epoch, answer[0])
             texts = [text.decode() for text in answer[0]]
             found |= dict(zip(texts[::2], texts[1::2], strict=True))
             first = b"(" + answer[1] if answer[1] else ""
@@ -323,21 +344,20 @@ class TrajectoryStream:
 
         Costs time and memory in proportion to the run's history (some 100 bytes a group); call it once, at a start.
         """
-        groups: set[str] = set()
-        cursor = 0
-        while True:
-            cursor, page = self.client.call(
-                "listing published groups",
-                lambda r, cursor=cursor: r.hscan(self.keys.groups, cursor, count=10 * PAGE),  # type: ignore[misc]
-            )
-            groups.update(name.decode() for name in page)
-            if not cursor:
-                return groups
+        return published_groups(self.client, self.keys)
+
+    def known(self, entry_ids: Iterable[str]) -> set[str]:
+        """Those that the store knows to have been published."""
+        ids, found = list(entry_ids), set[str]()
+        for start in range(0, len(ids), PAGE):
+            page = ids[start : start + PAGE]
+            lines: Any = self.client.call("looking up entries", lambda r, page=page: r.hmget(self.keys.published, page))  # type: ignore[misc]
+            found.update(entry_id for entry_id, line in zip(page, lines, strict=True) if line is not None)
+        return found
 
     def ledger(self) -> Ledger:
-        """All publications and settlements up to this instant."""
-        answer = self._eval("reading the ledger", SNAPSHOT, [GROUP, self.keys.payload_prefix])
-        return ledger_from_snapshot(self.run_id, answer)
+        """All publications and settlements up to an instant during the call; read in pages, see `history.py`."""
+        return read_ledger(self.client, self.keys, self.run_id)
 
     def audit(self) -> AuditReport:
         """Check that each published group was consumed once, dropped with a reason, or is pending."""
@@ -357,6 +377,31 @@ class TrajectoryStream:
             raise stale_epoch(f"writing {path}", self.run_id, epoch, b"%d" % ledger.epoch)
         ledger.write(path)
         return audit(ledger)
+
+    def restore(self, entries: Iterable[LedgerEntry], epoch: int) -> int:
+        """Tell a store that has lost the run what is known of it; repeating that changes nothing.
+
+        Ids and epochs go on behind those given. What was not settled is left out: its record is gone, and its group
+        may be published again.
+
+        Args:
+            entries: of an earlier ledger.
+            epoch: the last one that has begun.
+
+        Returns:
+            How many settlements the store did not know.
+
+        Raises:
+            StoreUnreachable, StoreError.
+        """
+        known = list(entries)
+        last = max((entry.entry_id for entry in known), key=entry_order, default="0-0")
+        head, restored = [GROUP, self.keys.payload_prefix, epoch, last], 0
+        settled = [entry for entry in known if not entry.is_pending]
+        for start in range(0, max(1, len(settled)), PAGE):
+            page = [text for entry in settled[start : start + PAGE] for text in lines_of(entry)]
+            restored += int(self._eval("restoring the ledger", RESTORE, [*head, *page])[1])
+        return restored
 
     # inside
 

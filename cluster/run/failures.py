@@ -56,6 +56,7 @@ _MEMORY = f"lower rollout.images_per_batch, rollout.decode_batch or learner.micr
 _LOG = "look at its log, in the folder that was told at the start, or in the Ray dashboard"
 _RESUME = f"put it right, then {RESUME}"
 SLOW = f"raise stall_timeout_s (start_timeout_s, if it was at its start) if its work may take so long; else {_LOG}"
+_LOST = f"give the server its data back, or store.url the right server, then {RESUME}"
 _TAKEN = f"leave the run to that process, or stop it and {RESUME}"
 _OBJECT = "look at the nodes in the Ray dashboard; was one lost, or its object store full (cluster.object_store_mb)?"
 
@@ -85,6 +86,7 @@ POLICY: dict[str, tuple[Kind, str, str]] = {
     "RewardTimeout": (T, "reward:timeout", "raise reward.deadline_s or reward.replicas"),
     "RewardUnavailable": (T, "reward:unavailable", f"is the reward service up? {_LOG}"),
     "StoreUnreachable": (T, "store", "is the store running and reachable from every node?"),
+    "StoreUnready": (T, "store", ""),
     "BackPressureTimeout": (T, "store:full", "raise store.max_entries or store.max_bytes, or look at the learner"),
     "StaleEpoch": (T, "epoch", _TAKEN),
     "LearnerDied": (T, "learner", f"was it out of memory, or its node lost? {_LOG}"),
@@ -108,6 +110,7 @@ POLICY: dict[str, tuple[Kind, str, str]] = {
     "WrongScorer": (F, "reward:version", "let each run have a reward service of its own"),
     "StoreAuthError": (F, "store", _RESUME),
     "StoreFull": (F, "store", _RESUME),
+    "StoreLost": (F, "store", _LOST),
     "RecordTooLarge": (F, "store", _RESUME),
     "CheckpointError": (F, "checkpoint", _RESUME),
     "CheckpointOvertaken": (F, "epoch", _TAKEN),

@@ -5,6 +5,7 @@
         interrupts.defer()
         while interrupts.requested is None:
             ...              # from here the first only asks; the second is a KeyboardInterrupt
+            interrupts.beside(work)     # what may take long is given up when one asks
         ...                  # nor does a first signal disturb the shutdown
 
 Ray installs handlers of its own when it starts, which abort the process: `keep_handlers` goes around `ray.init`.
@@ -16,11 +17,17 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
+
+from reward_service.bounded import in_thread
+
+T = TypeVar("T")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LOOK_S = 0.2  # how often a wait looks whether a signal has come
 
 
 class Stopped(KeyboardInterrupt):
@@ -29,6 +36,10 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, message: str = "", number: int = signal.SIGINT) -> None:
         super().__init__(message)
         self.signal = signal.Signals(number)
+
+
+class Asked(Stopped):
+    """A first signal came while something was waited for, which is given up: the run ends as it was asked to."""
 
 
 class Interrupts:
@@ -54,6 +65,34 @@ class Interrupts:
         self._deferred = True
         if self.requested is not None:
             raise Stopped(number=self.requested)
+
+    def look(self) -> None:
+        """Raises Asked if a signal has come."""
+        if self.requested is not None:
+            raise Asked(number=self.requested)
+
+    def result(self, future: Future[T]) -> T:
+        """The result of `future`, however long that takes, unless a signal asks to end.
+
+        Raises:
+            Asked: it came first, and what works on the future goes on.
+            Whatever the future raises.
+        """
+        while not wait([future], LOOK_S).done:
+            self.look()
+        return future.result()
+
+    def beside(self, work: Callable[[], T]) -> T:
+        """The result of `work`, done in a thread that doesn't keep the process alive. Raises as `result` does."""
+        self.look()
+        return self.result(in_thread(work))
+
+    def pause(self, seconds: float) -> None:
+        """Sleep, unless a signal asks to end: raises Asked."""
+        ends = time.monotonic() + seconds
+        while (left := ends - time.monotonic()) > 0:
+            self.look()
+            time.sleep(min(left, LOOK_S))
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():

@@ -27,6 +27,7 @@ from cluster.metrics import RunMetrics
 from cluster.run.background import has_failed, raise_failed, watched
 from cluster.run.checkpoint_weights import weights_of
 from cluster.run.failures import Fatal, Patience, classify
+from cluster.run.store_mark import note_epoch
 from learner import checkpoint
 from learner.batch import BatchError, Refused
 from learner.group import GroupSettings, LearnerDied, LearnerFailed, LearnerGroup
@@ -125,12 +126,14 @@ class Learning:
 
         Raises:
             StaleEpoch: another process has resumed the run.
+            StoreLost: the store does not know of the epoch before.
             LearnerUnplaced, LearnerDied, LearnerFailed, CheckpointError, StoreError.
         """
         config, ranks = self.config, self.config.ranks
-        if self.epoch and (current := self.settling.epoch()) != self.epoch:
-            raise StaleEpoch(f"the run goes on in another process, in epoch {current}; this one must stop")
+        if self.epoch:
+            self.settling.require_epoch(self.epoch)
         self.epoch = checkpoint.take_over(self.root, self.settling.begin_epoch)
+        mark = note_epoch(config.store, self.folder, self.run_id, self.epoch)
         self._stop = threading.Event()
         settings = GroupSettings(
             ranks=ranks.count,
@@ -160,7 +163,11 @@ class Learning:
         if latest is not None:
             self.group.load(latest)
             extra = checkpoint.read(latest, [CONSUMED_FILE])
-            self.source.settle(json.loads(extra[CONSUMED_FILE]))
+            used = json.loads(extra[CONSUMED_FILE])
+            if mark.batches:  # a store has lost the run, and these perhaps with it
+                there = self.settling.known(used)
+                used = {entry_id: step for entry_id, step in used.items() if entry_id in there}
+            self.source.settle(used)
         self.durable = self.version if latest is not None else -1
         self.publish()
 
@@ -182,6 +189,16 @@ class Learning:
                     raise
                 self._pause(error)
 
+    def begin_again(self, pause_s: float) -> Future[None]:
+        """`recover` in the background, after a pause; `close` ends it and waits for that."""
+
+        def work() -> None:
+            if not self._closing.wait(pause_s):
+                self.recover()
+
+        self._starting = self.pool.submit(work)
+        return self._starting
+
     def close(self) -> None:
         """End the ranks; a checkpoint that is being written gets a moment to finish, and if it fails that is told."""
         self._closing.set()
@@ -192,10 +209,10 @@ class Learning:
                 logger.warning("the last checkpoint was not written within %g s; the one before is whole", CLOSE_S)
             except Exception as error:
                 logger.warning("the last checkpoint is not on disk: %s", classify(error))
+        self.reading.close()  # what still waits for a store that is away waits no longer
+        self.settling.close()
         self._quiesce(self._starting)
         self.pool.shutdown(wait=True, cancel_futures=True)
-        self.reading.close()
-        self.settling.close()
 
     def _quiesce(self, starting: Future[None] | None = None) -> None:
         """No rank, no gathering and no writing is left; what they had is found again in the store or on disk.

@@ -200,7 +200,7 @@ class RunState:
         else:
             self.work.put_back(task, pause)
             if failure.reason == "object":  # the weights were lost with a node
-                self.parts.learning.publish_again()
+                self.interrupts.beside(self.parts.learning.publish_again)
 
     def _kills_actors(self, item: WorkItem, failure: Failure) -> bool:
         """Whether one actor after the other has died or hung over this item: it would go on so for ever."""
@@ -224,9 +224,9 @@ class RunState:
             failure = classify(error)
             if failure.kind is not Kind.TRANSIENT or failure.reason == "epoch":
                 raise Fatal("the learner", failure) from error
-            time.sleep(self.parts.learning.patience.failed(failure))
+            pause = self.parts.learning.patience.failed(failure)
             self.display.note(f"{failure}; starting again from the last checkpoint")
-            self.parts.learning.recover()
+            self.interrupts.result(self.parts.learning.begin_again(pause))
             self.parts.event = time.monotonic()
             self._own()
             self.log.truncate_after(self.parts.version)

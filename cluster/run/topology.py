@@ -23,12 +23,16 @@ from cluster.metrics import RunMetrics
 from cluster.run.actor_pool import ActorPool
 from cluster.run.background import has_failed, raise_failed
 from cluster.run.checks.resources import fits_cluster
+from cluster.run.driver_stream import DriverStream
 from cluster.run.evaluations import EvaluationPart
 from cluster.run.flow import SLOTS_PER_ACTOR
+from cluster.run.interrupts import Interrupts
 from cluster.run.judges import judges
 from cluster.run.learning import Learning
 from cluster.run.preflight import before_start
 from cluster.run.starting import Starting
+from cluster.run.store_mark import find_again
+from learner import checkpoint
 from restoration.datasets.paired import PairedFolder, discover
 from restoration.evaluate import Row
 from reward_service.bounded import in_thread
@@ -95,9 +99,9 @@ class Topology:
         self._deployed: Future[dict[str, RewardApp]] = Future()
         self.event = time.monotonic()
 
-    def of(self, run_id: str) -> Topology:
-        """Itself, to be entered, for this run."""
-        self.run_id = run_id
+    def of(self, run_id: str, interrupts: Interrupts) -> Topology:
+        """Itself, to be entered, for this run, whose driver looks at `interrupts` while it waits."""
+        self.run_id, self.interrupts = run_id, interrupts
         return self
 
     def __enter__(self) -> Topology:
@@ -145,14 +149,22 @@ class Topology:
     def _open_store(self) -> Callable[[], TrajectoryStream]:
         """The store runs, this process is connected; returns what connects others."""
         config = self.config
-        if config.store.is_embedded:
-            server = self.exits.enter_context(EmbeddedServer(self.folder / "store", config.store))
+        settings = config.store.with_ledger_of(config.iterations * config.source.groups_per_step)
+        if settings.is_embedded:
+            server = self.exits.enter_context(EmbeddedServer(self.folder / "store", settings))
             self.exits.enter_context(StoreWatch(server))
             address = server.address
         else:
-            address = config.store.external_address()
-        make_stream = partial(_stream, address, self.run_id, config.store)
-        self.stream = self.exits.enter_context(make_stream())
+            address = settings.external_address()
+        make_stream = partial(_stream, address, self.run_id, settings)
+        stream = self.exits.enter_context(make_stream())
+        self.stream = DriverStream(stream, self.interrupts)
+        if self.resume:
+            latest = checkpoint.latest(self.folder / "checkpoints")
+            iteration = 0 if latest is None else checkpoint.step_of(latest)
+            mark, told = find_again(config, self.folder, self.run_id, stream, iteration)
+            self.stream.assumed = mark.groups(config.rollout.images_per_batch)
+            self.warnings = [*self.warnings, *told]
         return make_stream
 
     def _end(self) -> None:
@@ -265,7 +277,7 @@ class Topology:
             if ended or learned:
                 self.event = now
                 return ended, learned
-        if now - self.event > self.config.stall_timeout_s:
+        if now - max(self.event, self.stream.returned) > self.config.stall_timeout_s:
             raise Stalled(
                 f"nothing has happened for stall_timeout_s={self.config.stall_timeout_s:g} s: "
                 f"{len(self.actors.calls)} calls of actors are out; look at the actors in the Ray dashboard"

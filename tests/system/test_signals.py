@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from cluster.report.run_audit import audit_run
 from tests.system.conftest import Run, Start
+from trajectories.audit import Ledger
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 
@@ -43,6 +45,30 @@ def test_a_signal_ends_a_run_in_order_with_the_hint_to_resume(start: Start, numb
     done = run.iteration()
     resumed = start("run", f"iterations={done + 1}", resume=True)
     assert resumed.wait() == 0, resumed.output()
+    report, _ = audit_run(run.folder)
+    assert report.ok, report.render()
+
+
+def test_a_signal_ends_a_run_whose_learner_is_coming_back_and_its_resume_bears_a_store_that_is_gone(
+    start: Start,
+) -> None:
+    run = start("run", "iterations=100", "source.max_staleness=1")
+    run.wait_for_iteration(2)
+    processes = family(run)
+    run.kill("ray::_RankProcess")
+    run.wait_for_output("starting again from the last checkpoint")
+    os.kill(run.process.pid, signal.SIGTERM)
+    run.wait_for_output("stopping after iteration", timeout_s=10)  # not when the learner is there again
+    assert run.wait(120) == 143, run.output()
+    assert left(processes) == [] and "Traceback" not in run.output()
+
+    shutil.rmtree(run.folder / "store")
+    resumed = start("run", f"iterations={run.iteration() + 2}", resume=True)
+    assert resumed.wait() == 0, resumed.output()
+    assert "the store (embedded) has nothing of this run" in resumed.output()
+    assert "rollout batches, as many as" in resumed.output()
+    batches = {int(entry.group_id.split("-")[0]) for entry in Ledger.read(run.folder / "ledger.json").entries}
+    assert min(batches) >= 2  # what the first iterations used is not made again
     report, _ = audit_run(run.folder)
     assert report.ok, report.render()
 

@@ -206,7 +206,7 @@ def test_a_server_out_of_memory_is_reported_as_full_and_still_settles(own_server
         publish(stream, "a", "b")
         batch = stream.read("rank0", 2)
         stream.client.redis.config_set("maxmemory", 1_000_000)
-        with pytest.raises(StoreFull, match="raise its maxmemory"):
+        with pytest.raises(StoreFull, match="set store.embedded_maxmemory higher"):
             publish(stream, "c")
         assert stream.settle(ids(batch), "consumed:step=1") == ["settled", "settled"]
         stream.client.redis.config_set("maxmemory", 0)

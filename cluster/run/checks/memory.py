@@ -9,6 +9,7 @@ from cluster.config.recipe import RunConfig
 from cluster.config.tree import Problem
 from cluster.run.checks.findings import Finding
 from cluster.run.flow import GPU, MAX_RECORD, Flow, Size, evaluated_together, held_groups
+from trajectories.settings import LEDGER_BYTES, needed_memory
 
 # A pixel, at full side, in float32: 2 x 256 and 2 x 128 channels of the VAEs of SD, SDXL, SD 3 and Flux.
 DECODER_BYTES = 3072
@@ -16,7 +17,7 @@ FREE_SHARE = 0.7  # of a GPU beside weights
 
 
 def store(config: RunConfig, moved: Flow) -> Iterator[Finding]:
-    """Bytes of trajectories against what the store takes: beyond it actors and learner wait for each other."""
+    """Bytes of trajectories, and of the ledger, against what the store takes."""
     limit, group = config.store.max_bytes, moved.group_bytes
     smaller = "rollout.storage_dtype=bfloat16 halves a group" if config.rollout.storage_dtype == "float32" else ""
     others = ", ".join(filter(None, (smaller, "a smaller rollout.crop, fewer sampler.steps or rollouts_per_image")))
@@ -37,6 +38,14 @@ def store(config: RunConfig, moved: Flow) -> Iterator[Finding]:
             "store.max_bytes",
             f"{about}; {why} of them may wait for a step or its checkpoint, and {room} into {_mib(limit)}",
             f"set store.max_bytes={needed} ({_mib(needed)}), or {others}, or a lower checkpoint_every",
+        )
+    given = config.store.embedded_maxmemory if config.store.is_embedded else 0
+    ledger = config.iterations * config.source.groups_per_step * LEDGER_BYTES
+    if given and given < (least := needed_memory(limit) + ledger):
+        yield (
+            f"store.embedded_maxmemory={given} has too little room beside {_mib(limit)} of trajectories for the ledger "
+            f"of {config.iterations} iterations, about {_mib(ledger)}, so that the store would be full before the end; "
+            f"set store.embedded_maxmemory={least} or more, or 0 to derive it"
         )
 
 

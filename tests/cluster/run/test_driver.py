@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +16,9 @@ import pytest
 from cluster.config.recipe import RunConfig
 from cluster.run import driver
 from cluster.run.evaluations import Evaluations
+from cluster.run.interrupts import Interrupts
 from cluster.run.learning import StepResult
+from cluster.run.state import Interrupted
 
 
 class Learner:
@@ -20,7 +26,7 @@ class Learner:
 
     def __init__(self, iterations: int) -> None:
         self.version, self.iterations, self.waited = 0, iterations, list[bool]()
-        self.source = SimpleNamespace(used_groups=set)
+        self.source, self.epoch, self.durable = SimpleNamespace(used_groups=set), 1, -1
 
     def start_next(self, wait: bool) -> Future[StepResult | None] | None:
         self.waited.append(wait)
@@ -48,11 +54,11 @@ class Actors:
 class Parts:
     def __init__(self, config: RunConfig, *_: object) -> None:
         self.learning, self.actors = Learner(config.iterations), Actors()
-        self.stream = SimpleNamespace(unsettled=dict)
+        self.stream = SimpleNamespace(unsettled=lambda epoch: {})
         self.rolled: list[int] = []
         self.looks = 0
 
-    def of(self, run_id: str) -> Parts:
+    def of(self, run_id: str, interrupts: Interrupts) -> Parts:
         return self
 
     def __enter__(self) -> Parts:
@@ -87,8 +93,9 @@ class Parts:
 
 class State:
     def __init__(self, config: RunConfig, *_: object) -> None:
-        self.run_id, self.interrupted, self.recorded = "run", False, list[int]()
-        self.interrupts = SimpleNamespace(requested=None)
+        self.run_id, self.recorded = "run", list[int]()
+        self.interrupts, self.notes, self.folder = Interrupts(), list[str](), Path("runs/one")
+        self.display = SimpleNamespace(note=self.notes.append)
         evaluations = Evaluations(["a", "b"], [["a"], ["b"]])
         evaluations.begin(0, "base", None)
         self.heldout = SimpleNamespace(evaluations=evaluations, base_rows=[], backlog=0, advance=self.advance)
@@ -100,6 +107,10 @@ class State:
 
     def __exit__(self, *_: object) -> None:
         pass
+
+    @property
+    def interrupted(self) -> bool:
+        return self.interrupts.requested is not None
 
     def begin(self, parts: Parts) -> None:
         self.parts = parts
@@ -172,3 +183,45 @@ def test_a_backlog_of_evaluations_holds_the_next_step_back(run: Any, monkeypatch
     monkeypatch.setattr(State, "begin", behind)
     state, parts = run(iterations=1)
     assert parts.learning.waited[0] is True and state.recorded == [1]
+
+
+@pytest.mark.parametrize("waits_for", ["begin again", "answer", "store"])
+def test_a_first_signal_ends_a_run_in_whatever_the_driver_waits_for(
+    run: Any, monkeypatch: pytest.MonkeyPatch, waits_for: str
+) -> None:
+    """The learner starts again, an actor's answer does not come, the store is away: each takes minutes."""
+    asked_at: list[float] = []
+
+    def wait_for_ever(self: Any, *_: Any) -> Any:
+        state = made[-1]
+
+        def ask() -> None:
+            asked_at.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Timer(0.1, ask).start()
+        if waits_for == "answer":
+            never.wait(30)
+        return state.interrupts.beside(lambda: never.wait(30))
+
+    never, made = threading.Event(), list[State]()
+    begin = State.begin
+
+    def begun(self: State, parts: Parts) -> None:
+        begin(self, parts)
+        made.append(self)
+        self.interrupts.defer()
+        if waits_for == "store":
+            parts.stream.unsettled = wait_for_ever
+
+    monkeypatch.setattr(State, "begin", begun)
+    if waits_for == "begin again":
+        monkeypatch.setattr(State, "learned", wait_for_ever)
+    elif waits_for == "answer":
+        monkeypatch.setattr(Actors, "take", wait_for_ever)
+    monkeypatch.setattr(State, "__enter__", lambda self: (self.interrupts.__enter__(), self)[1])
+    monkeypatch.setattr(State, "__exit__", lambda self, *error: self.interrupts.__exit__(*error))
+    with pytest.raises(Interrupted, match="stopped after iteration .; go on with: restorl train --resume"):
+        run(iterations=3)
+    never.set()
+    assert time.monotonic() - asked_at[0] < 2 and "go on with" in made[0].notes[-1]

@@ -19,7 +19,7 @@ from learner.group import LearnerDied, LearnerFailed, LearnerStuck
 from learner.source import BatchTimeout
 from restoration.images import ImageError
 from reward_service.errors import InvalidReward, RewardTimeout, RewardUnavailable
-from trajectories.errors import RecordTooLarge, StaleEpoch, StoreUnreachable
+from trajectories.errors import RecordTooLarge, StaleEpoch, StoreFull, StoreLost, StoreUnreachable, StoreUnready
 
 
 def in_an_actor(error: Exception) -> Exception:
@@ -36,6 +36,9 @@ def in_an_actor(error: Exception) -> Exception:
         (RewardTimeout("late"), Kind.TRANSIENT, "reward:timeout"),
         (RewardUnavailable("none"), Kind.TRANSIENT, "reward:unavailable"),
         (StoreUnreachable("away"), Kind.TRANSIENT, "store"),
+        (StoreUnready("BUSY"), Kind.TRANSIENT, "store"),
+        (StoreLost("emptied"), Kind.FATAL, "store"),
+        (StoreFull("no memory"), Kind.FATAL, "store"),
         (StaleEpoch("epoch 1 is over"), Kind.TRANSIENT, "epoch"),
         (LearnerDied(1, "SIGKILL"), Kind.TRANSIENT, "learner"),
         (CheckpointOvertaken("epoch 1 is over"), Kind.FATAL, "epoch"),

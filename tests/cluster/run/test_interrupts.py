@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 
 import pytest
 
 from cluster.cli.errors import guarded, status_of
-from cluster.run.interrupts import SIGNALS, Interrupts, Stopped, keep_handlers
+from cluster.run.interrupts import SIGNALS, Asked, Interrupts, Stopped, keep_handlers
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -127,3 +128,25 @@ def test_the_alarm_that_ray_aborts_with_is_taken_off_once_a_signal_ends_its_star
         assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
     finally:
         signal.setitimer(signal.ITIMER_REAL, *limit)
+
+
+def test_a_signal_is_noticed_in_every_wait_and_what_is_done_first_is_given() -> None:
+    with Interrupts() as interrupts:
+        interrupts.defer()
+        assert interrupts.beside(lambda: 7) == 7
+        with pytest.raises(KeyError, match="its own"):
+            interrupts.beside(lambda: {}["its own"])
+        interrupts.pause(0.01)
+        never = threading.Event()
+        for wait in (lambda: interrupts.beside(lambda: never.wait(30)), lambda: interrupts.pause(30)):
+            interrupts.requested = None
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            began = time.monotonic()
+            with pytest.raises(Asked) as asked:
+                wait()
+            assert time.monotonic() - began < 2 and asked.value.signal == signal.SIGTERM
+        done: list[int] = []
+        with pytest.raises(Asked):
+            interrupts.beside(lambda: done.append(1))  # nothing more begins
+        never.set()
+        assert done == []

@@ -197,3 +197,38 @@ def test_a_checkpoint_that_fails_while_a_run_ends_is_told(learning: Any, caplog:
     with caplog.at_level(logging.WARNING):
         learning.close()
     assert "the last checkpoint is not on disk: checkpoint 3 can't be written: No space left" in caplog.text
+
+
+def test_a_recovery_in_the_background_is_ended_with_the_run_while_it_waits_for_its_store() -> None:
+    learning: Any = Learning.__new__(Learning)
+    learning.config, learning.group, learning._stop = SimpleNamespace(stall_timeout_s=30.0), None, threading.Event()
+    learning.pool, learning._closing = ThreadPoolExecutor(1), threading.Event()
+    learning._gathering = learning._writing = learning._starting = learning._stepping = None
+    learning.patience = SimpleNamespace(failed=lambda failure: 30.0)
+    closed, asked = threading.Event(), threading.Event()
+    learning.reading = learning.settling = SimpleNamespace(close=closed.set)
+
+    def start(resume: bool) -> None:
+        asked.set()
+        closed.wait(30)  # as a call of a store that is away, which ends when its connection is closed
+        raise StoreUnreachable("away")
+
+    learning.start = start
+    recovering = learning.begin_again(pause_s=0.0)
+    assert asked.wait(10)
+    began = time.monotonic()
+    learning.close()
+    assert time.monotonic() - began < 5
+    with pytest.raises(StoreUnreachable):
+        recovering.result(timeout=0)
+
+
+def test_a_recovery_that_has_yet_to_begin_does_not_begin_when_the_run_ends() -> None:
+    learning: Any = Learning.__new__(Learning)
+    learning.pool, learning._closing = ThreadPoolExecutor(1), threading.Event()
+    began: list[int] = []
+    learning.recover = lambda: began.append(1)
+    recovering = learning.begin_again(pause_s=30.0)
+    learning._closing.set()
+    recovering.result(timeout=5)
+    assert began == []

@@ -6,6 +6,9 @@ import errno
 import itertools
 import json
 import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -21,6 +24,7 @@ from cluster.config.recipe import RunConfig
 from cluster.report.records import read_metrics
 from cluster.run.evaluations import EvaluationPart, Evaluations
 from cluster.run.failures import Failure, Fatal, Kind, Patience, classify
+from cluster.run.interrupts import Asked, Interrupts
 from cluster.run.learning import StepResult
 from cluster.run.pace import Pace
 from cluster.run.state import MAX_FAILURES, MOST_DEATHS, RunState
@@ -45,8 +49,11 @@ class Learning:
     def __init__(self) -> None:
         self.patience, self.recovered, self.republished = Patience("the learner", 2, pause_s=0.0), 0, 0
 
-    def recover(self) -> None:
+    def begin_again(self, pause_s: float) -> Future[None]:
         self.recovered += 1
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
 
     def publish_again(self) -> None:
         self.republished += 1
@@ -62,7 +69,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunState]
 def _with_stand_ins(made: RunState) -> RunState:
     """As after `begin`."""
     made.log._tensorboard = False
-    made.iteration_began = 0.0
+    made.iteration_began, made.interrupts = 0.0, Interrupts()
     made.notes = []  # type: ignore[attr-defined]
     told = SimpleNamespace(note=made.notes.append, update=lambda *_, **__: None, beside=[])
     told.note_beside = told.beside.append
@@ -352,3 +359,20 @@ def test_a_step_of_a_driver_that_was_replaced_is_not_recorded(state: RunState, t
     with pytest.raises(Fatal, match="in another process"):
         state._quarantine([Quarantined("g1", "picture", "cut off")])
     assert read_metrics(tmp_path) == [] and not (tmp_path / "quarantine.jsonl").exists()
+
+
+@pytest.mark.parametrize("waits_for", ["the learner", "weights"])
+def test_a_first_signal_is_noticed_while_the_driver_waits_for_what_was_lost(state: RunState, waits_for: str) -> None:
+    """It was looked at between two steps only, and a learner that starts again takes minutes."""
+    never: Future[Any] = Future()
+    state.parts.learning.begin_again = lambda pause_s: never  # type: ignore[method-assign]
+    state.parts.learning.publish_again = lambda: never.result(4)  # type: ignore[method-assign]
+    threading.Timer(0.3, lambda: setattr(state.interrupts, "requested", signal.SIGTERM)).start()
+    began = time.monotonic()
+    with pytest.raises(Asked) as asked:
+        if waits_for == "the learner":
+            state.learned(ended_with(LearnerDied(0, "SIGKILL")))
+        else:
+            state.ended(WorkItem(0, ("a",)), Failure(Kind.TRANSIENT, "object", "lost"))
+    never.cancel()
+    assert time.monotonic() - began < 2 and asked.value.signal == signal.SIGTERM

@@ -61,3 +61,13 @@ def test_the_bytes_of_a_group_are_those_of_its_record() -> None:
     moved = flow(config, (256, 256), 8, 4, 5)
     record = make_record(dtype="bfloat16", shape=(3, 5, 4, 32, 32))
     assert len(encode(record)) == pytest.approx(moved.group_bytes, rel=0.02)
+
+
+def test_a_limit_of_the_embedded_store_that_the_ledger_of_the_run_outgrows_is_told_with_what_it_needs() -> None:
+    limit = f"store.embedded_maxmemory={2 << 30}"
+    long = ("iterations=1000000", "source.groups_per_step=8", "rollout.images_per_batch=8")
+    (said,) = [w for w in with_model(*long, limit, train=SQUARE).warnings if "embedded_maxmemory" in w]
+    assert "for the ledger of 1000000 iterations, about 2.235 GiB" in said
+    least = said.split("set store.embedded_maxmemory=")[1].split()[0]
+    for others in ((f"store.embedded_maxmemory={least}",), (), (limit, "iterations=1000")):
+        assert not [w for w in with_model(*long, *others, train=SQUARE).warnings if "embedded_maxmemory" in w]
