@@ -100,14 +100,14 @@ def unpack(columns: Mapping[str, Tensor]) -> tuple[Tracks, str | None]:
 def _check_types(columns: Mapping[str, Tensor]) -> None:
     wanted = _DTYPES | ({_VERSION: torch.uint8} if _VERSION in columns else {})
     if odd := sorted(wanted.keys() ^ columns.keys()):
-        raise ValueError(f"reward tracks: columns missing or unknown: {', '.join(odd)}; resume from another checkpoint")
+        raise ValueError(f"reward tracks: columns missing or unknown: {', '.join(odd)}")
     for name, dtype in wanted.items():
         if columns[name].dtype != dtype or columns[name].ndim != 1:
             raise _error(name, f"is {columns[name].dtype} {list(columns[name].shape)}, wanted a vector of {dtype}")
 
 
 def _error(column: str, what: str) -> ValueError:
-    return ValueError(f"reward tracks: column {column} {what}; resume from another checkpoint")
+    return ValueError(f"reward tracks: column {column} {what}")
 
 
 def _bytes(text: bytes) -> Tensor:

@@ -86,7 +86,7 @@ POLICY: dict[str, tuple[Kind, str, str]] = {
     "RewardTimeout": (T, "reward:timeout", "raise reward.deadline_s or reward.replicas"),
     "RewardUnavailable": (T, "reward:unavailable", f"is the reward service up? {_LOG}"),
     "StoreUnreachable": (T, "store", "is the store running and reachable from every node?"),
-    "StoreUnready": (T, "store", ""),
+    "StoreUnready": (T, "store", _RESUME),
     "BackPressureTimeout": (T, "store:full", "raise store.max_entries or store.max_bytes, or look at the learner"),
     "StaleEpoch": (T, "epoch", _TAKEN),
     "LearnerDied": (T, "learner", f"was it out of memory, or its node lost? {_LOG}"),

@@ -280,7 +280,8 @@ class Topology:
         if now - max(self.event, self.stream.returned) > self.config.stall_timeout_s:
             raise Stalled(
                 f"nothing has happened for stall_timeout_s={self.config.stall_timeout_s:g} s: "
-                f"{len(self.actors.calls)} calls of actors are out; look at the actors in the Ray dashboard"
+                f"{len(self.actors.calls)} calls of actors are out; look at the actors in the Ray dashboard, "
+                "or raise it if their work may take so long"
             )
         return [], False
 

@@ -110,6 +110,8 @@ def test_an_answer_that_should_have_passed_is_tried_again_too_and_named_in_the_e
         raise StoreUnready("store x answers 'BUSY' (counting) after 30.0 s: busy; end it with SCRIPT KILL")
 
     monkeypatch.setattr(stream.stream, "depth", busy)
-    with pytest.raises(Fatal, match="failed 4 times.*answers 'BUSY'.*SCRIPT KILL$"):
+    with pytest.raises(
+        Fatal, match="failed 4 times.*answers 'BUSY'.*SCRIPT KILL; put it right, then go on with --resume$"
+    ):
         stream.depth()
     assert len(asked) == 4
