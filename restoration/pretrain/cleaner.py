@@ -26,6 +26,7 @@ class CleanerRecipe(FitSettings):
         network: settings of the network (`GatedUNetConfig`, `RestormerConfig`).
         late_crop, late_batch: crops while the learning rate falls, larger ones: what a picture restored whole shows
             at its middle, a small crop rarely does. 0: as before.
+        recolour: exchange the colours of every second crop (`DegradedCrops`).
     """
 
     kind: Literal["gated_unet", "restormer"] = "gated_unet"
@@ -37,6 +38,7 @@ class CleanerRecipe(FitSettings):
     ema: float = 0.999
     late_crop: int = 0
     late_batch: int = 0
+    recolour: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -56,8 +58,8 @@ def build_cleaner(recipe: CleanerRecipe) -> GatedUNet | Restormer:
 
 def pairs_of(photos: Path, pairs: PairRecipe, recipe: CleanerRecipe, workers: int) -> Ahead:
     """(lq, gt) of an iteration, float32 [batch, 3, crop, crop] in [0, 1] each."""
-    small = DegradedCrops(photos, pairs, recipe.crop, recipe.seed)
-    large = DegradedCrops(photos, pairs, recipe.late_crop or recipe.crop, recipe.seed)
+    small = DegradedCrops(photos, pairs, recipe.crop, recipe.seed, recipe.recolour)
+    large = DegradedCrops(photos, pairs, recipe.late_crop or recipe.crop, recipe.seed, recipe.recolour)
 
     def make(iteration: int) -> tuple[Tensor, ...]:
         late = iteration >= recipe.plateau

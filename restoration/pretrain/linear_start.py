@@ -18,7 +18,7 @@ import torch
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-_CONSTANT = 16.0
+_CONSTANT = 64.0
 
 
 def centre(matrix: Tensor, kernel: int) -> Tensor:
@@ -49,13 +49,13 @@ def carry(block: ResnetBlock2D, signals: int) -> None:
 
 @torch.no_grad()
 def linear_end(
-    into: nn.Conv2d, rows: Tensor, blocks: Iterable[ResnetBlock2D], norm: nn.GroupNorm, out: nn.Conv2d, gain: float = 1
+    into: nn.Conv2d, rows: Tensor, blocks: Iterable[ResnetBlock2D], norm: nn.GroupNorm, out: nn.Conv2d
 ) -> None:
-    """Of `into` - blocks - norm - SiLU - `out` make a map whose first outputs are `gain` times `rows` of the inputs.
+    """Of `into` - blocks - norm - SiLU - `out` make a map whose first outputs are `rows` of the inputs.
 
     Args:
         into: the last convolution before `norm` but for residual `blocks`, which get `carry`.
-        rows: weights [signals, inputs, kh, kw] of `into`; the signals should be about 1 or below.
+        rows: weights [signals, inputs, kh, kw] of `into`; the signals should be far below `_CONSTANT`.
 
     Raises:
         ValueError: too few channels for so many signals.
@@ -72,22 +72,25 @@ def linear_end(
     groups = torch.arange(-(-len(rows) // each)) * size
     constants = torch.cat([groups + size - 2, groups + size - 1])
     deviation = _CONSTANT * math.sqrt(2 / size)
-    into.weight.zero_()
-    into.bias.zero_()
+    used = torch.cat([groups + i for i in range(size)])
+    into.weight[used] = 0
+    into.bias[used] = 0
     into.weight[plus, : rows.shape[1]] = rows
     into.weight[plus + 1, : rows.shape[1]] = -rows
     into.bias[groups + size - 2] = _CONSTANT
     into.bias[groups + size - 1] = -_CONSTANT
-    used = torch.cat([groups + i for i in range(size)])
     for block in blocks:
         carry(block, 0)
         block.norm1.weight[used] = deviation
         block.norm1.weight[constants] = 0
     norm.weight[used] = deviation
-    middle = tuple(side // 2 for side in out.kernel_size)
-    out.weight[: len(rows)] = 0
+    norm.weight[constants] = 0
+    # Channels of the same groups say nothing yet, and those of other groups are not listened to yet.
+    others = [i for i in range(norm.num_channels) if i not in set(used.tolist())]
+    out.weight[:, others] = 0
     out.bias[: len(rows)] = 0
-    out.weight[:, constants] = 0
+    middle = tuple(side // 2 for side in out.kernel_size)
     for k, channel in enumerate(plus.tolist()):
-        out.weight[k, channel, middle[0], middle[1]] = gain
-        out.weight[k, channel + 1, middle[0], middle[1]] = -gain
+        out.weight[: len(rows), channel : channel + 2] = 0
+        out.weight[k, channel, middle[0], middle[1]] = 1
+        out.weight[k, channel + 1, middle[0], middle[1]] = -1

@@ -123,7 +123,7 @@ class _Training:
             vae = autoencoding.build_vae(recipe)
         crops = autoencoding.crops_of(self.photos, recipe, self.recipe.workers)
         autoencoding.start_from_components(vae, torch.cat([crops.make(2**31 + i)[0] for i in range(16)]))
-        vae.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        vae.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         losses = autoencoding.vae_losses(vae, recipe, crops, self.device, self.products)
         self._fit(
             "vae",

@@ -122,21 +122,20 @@ def start_from_components(vae: AutoencoderKL, images: Tensor) -> None:
     samples = blocks.movedim(1, -1).reshape(-1, 48).double()
     _, vectors = torch.linalg.eigh(samples.T.cov())
     components = vectors.flip(1).T[:latents].float()  # [latents, 48], rows of unit length
-    gain = 48**0.5  # signals of about 1 inside, latents of the length that the components give
 
     place(encoder.conv_in, centre(torch.eye(3), 3))
     for block, signals in zip(encoder.down_blocks[:2], (3, 12), strict=True):
         for resnet in block.resnets:
             carry(resnet, signals)
     place(encoder.down_blocks[0].downsamplers[0].conv, halve)
-    rows = torch.einsum("ko,oihw->kihw", components, quarter) / gain
+    rows = torch.einsum("ko,oihw->kihw", components, quarter)
     rest = [*encoder.down_blocks[2].resnets, *encoder.mid_block.resnets]
-    linear_end(encoder.down_blocks[1].downsamplers[0].conv, rows, rest, encoder.conv_norm_out, encoder.conv_out, gain)
+    linear_end(encoder.down_blocks[1].downsamplers[0].conv, rows, rest, encoder.conv_norm_out, encoder.conv_out)
     with torch.no_grad():
         encoder.conv_out.weight[latents:] = 0
         encoder.conv_out.bias[latents:] = _NOISE
         vae.quant_conv.weight.copy_(centre(torch.eye(2 * latents), 1))
-        vae.post_quant_conv.weight.copy_(centre(torch.eye(latents) / gain, 1))
+        vae.post_quant_conv.weight.copy_(centre(torch.eye(latents), 1))
         vae.quant_conv.bias.zero_()
         vae.post_quant_conv.bias.zero_()
 
@@ -149,7 +148,7 @@ def start_from_components(vae: AutoencoderKL, images: Tensor) -> None:
         place(block.upsamplers[0].conv, centre(torch.eye(latents), 3))
     first, *others = decoder.up_blocks[2].resnets
     carry(first, 0)
-    colours = components.unflatten(1, (16, 3)).mean(1).T * gain  # [3, latents]
+    colours = components.unflatten(1, (16, 3)).mean(1).T  # [3, latents]
     linear_end(first.conv_shortcut, centre(colours, 1), others, decoder.conv_norm_out, decoder.conv_out)
 
 

@@ -25,7 +25,7 @@ from restoration.pretrain.ahead import Ahead
 from restoration.pretrain.cleaner import CleanerRecipe, build_cleaner, pairs_of
 from restoration.pretrain.denoiser import DenoiserRecipe, keep_the_condition, settings_of
 from restoration.pretrain.fit import Fit, FitSettings
-from restoration.pretrain.pairs import PairRecipe
+from restoration.pretrain.pairs import DegradedCrops, PairRecipe
 from restoration.pretrain.run import PretrainRecipe, Stage, pretrain
 from restoration.pretrain.tiles import heldout_tiles
 from restoration.pretrain.vae import VaeRecipe, build_vae, normalise_latents, start_from_components
@@ -256,3 +256,13 @@ def test_each_stage_multiplies_in_what_the_processor_is_made_for_unless_it_is_na
     else:
         pretrain(told, tmp_path / "out")
     assert found == {"vae": wanted, "cleaner": wanted, "denoiser": wanted}
+
+
+def test_recoloured_crops_are_the_photographs_with_their_colours_exchanged(photos: Path) -> None:
+    plain, other = (
+        DegradedCrops(photos / "train", PairRecipe(("rain",)), 16, 0, recolour) for recolour in (False, True)
+    )
+    wanted, found = plain.batch(16)[1], other.batch(16)[1]
+    assert torch.equal(wanted.sort(1).values, found.sort(1).values)
+    same = (wanted == found).flatten(1).all(1)
+    assert same.any() and not same.all()
