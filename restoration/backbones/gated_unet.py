@@ -54,16 +54,18 @@ class GatedBlock(nn.Module):
         super().__init__()
         hidden = channels * expansion
         self.norm = nn.LayerNorm(channels)
-        self.project_in = nn.Conv2d(channels, 2 * hidden, 1)
-        self.depthwise = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden)
-        self.project_out = nn.Conv2d(hidden, channels, 1)
+        # Two of each, since halves of one would lie scattered in memory.
+        self.gate, self.value = (nn.Linear(channels, hidden) for _ in range(2))
+        self.gate_near, self.value_near = (nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden) for _ in range(2))
+        self.project_out = nn.Linear(hidden, channels)
         nn.init.zeros_(self.project_out.weight)
-        nn.init.zeros_(self.project_out.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.project_out.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        normed = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        gate, value = self.depthwise(self.project_in(normed)).chunk(2, dim=1)
-        return x + self.project_out(gate * value)
+        normed = self.norm(x.permute(0, 2, 3, 1))
+        gate, value = self.gate(normed).permute(0, 3, 1, 2), self.value(normed).permute(0, 3, 1, 2)
+        gated = self.gate_near(gate) * self.value_near(value)
+        return x + self.project_out(gated.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class _Up(nn.Module):
@@ -71,10 +73,11 @@ class _Up(nn.Module):
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, 4 * out_channels, 1, bias=False)
+        self.spread = nn.Linear(channels, 4 * out_channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.conv(x), 2)
+        spread = self.spread(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return F.pixel_shuffle(spread, 2)
 
 
 class GatedUNet(nn.Module):
@@ -99,9 +102,9 @@ class GatedUNet(nn.Module):
         self.up = nn.ModuleList(_Up(channels[i + 1], channels[i]) for i in levels)
         self.decoder = nn.ModuleList(blocks(i, config.blocks[i]) for i in levels)
         self.refinement = blocks(0, config.refinement)
-        self.head = nn.Conv2d(channels[0], 3, 3, padding=1)
+        self.head = nn.Linear(channels[0], 3)
         nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.head.bias)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,7 +124,7 @@ class GatedUNet(nn.Module):
         y = self.bottom(y)
         for up, blocks, skip in reversed(list(zip(self.up, self.decoder, skips, strict=True))):
             y = blocks(up(y) + skip)
-        return self.head(self.refinement(y)) + x
+        return self.head(self.refinement(y).permute(0, 2, 3, 1)).permute(0, 3, 1, 2) + x
 
     def config_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON values; `GatedUNetConfig(**d)` reads it."""

@@ -105,16 +105,16 @@ def start_from_components(vae: AutoencoderKL, images: Tensor) -> None:
     """The encoder begins as the first principal components of blocks as large as a latent, the decoder as their mean.
 
     Args:
-        vae: of three levels, the last two of equal width, and at least 12 channels in the first.
+        vae: of three levels, the last two of equal width, the first narrower and of at least 12 channels.
         images: [B, 3, H, W] in [0, 1] to take the components of.
 
     Raises:
         ValueError: another shape.
     """
     widths = vae.config.block_out_channels
-    if len(widths) != 3 or widths[1] != widths[2] or widths[0] < 12:
+    if len(widths) != 3 or not 12 <= widths[0] < widths[1] == widths[2]:
         raise ValueError(
-            f"vae.channels={tuple(widths)}: three levels, the last two of equal width, the first of at least 12"
+            f"vae.channels={tuple(widths)}: three levels, the last two of equal width, the first narrower, at least 12"
         )
     encoder, decoder, latents = vae.encoder, vae.decoder, vae.config.latent_channels
     halve, quarter = to_channels(3), to_channels(12)

@@ -32,7 +32,7 @@ from restoration.pretrain.vae import VaeRecipe, build_vae, normalise_latents, st
 from restoration.restore import sample
 
 RHYTHM: dict[str, Any] = {"iterations": 3, "anneal": 1, "batch_size": 2, "crop": 32, "warmup": 0, "checkpoint_every": 1}
-VAE = VaeRecipe(**RHYTHM, channels=(32, 32, 32), latent_channels=4)
+VAE = VaeRecipe(**RHYTHM, channels=(32, 40, 40), latent_channels=4)
 CLEANER = CleanerRecipe(**RHYTHM, network={"channels": [8, 8], "blocks": [1, 1]}, late_crop=64, late_batch=1)
 DENOISER = DenoiserRecipe(**RHYTHM, network={"channels": [32]}, pool=2, refresh=2, latent_crop=4)
 
