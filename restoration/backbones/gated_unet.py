@@ -24,13 +24,16 @@ class GatedUNetConfig:
         channels: of each level, the finest (the picture's own resolution) first.
         blocks: of each level, on the way down and again on the way up; the coarsest level has its blocks once.
         refinement: blocks at the finest level after all others.
-        expansion: features that are gated, for each channel.
+        expansion: features that are gated, for each channel of a level without `dense`.
+        dense: how many of the finest levels, never the coarsest, have blocks that convolve all channels with each
+            other, which costs little there: few channels leave a processor waiting for memory.
     """
 
     channels: tuple[int, ...] = (32, 64, 128, 192)
     blocks: tuple[int, ...] = (1, 2, 4, 4)
     refinement: int = 1
     expansion: int = 2
+    dense: int = 2
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
@@ -40,23 +43,28 @@ class GatedUNetConfig:
                 f"channels={self.channels}, blocks={self.blocks}: one entry each for every level, of which there "
                 "are at least two"
             )
-        if min(*self.channels, *self.blocks, self.expansion) < 1 or self.refinement < 0:
+        if min(*self.channels, *self.blocks, self.expansion) < 1 or min(self.refinement, self.dense) < 0:
             raise ValueError(
                 f"channels={self.channels}, blocks={self.blocks}, expansion={self.expansion}, refinement="
-                f"{self.refinement}: at least 1 each, and refinement at least 0"
+                f"{self.refinement}, dense={self.dense}: at least 1 each, the last two at least 0"
             )
 
 
 class GatedBlock(nn.Module):
-    """[B, C, H, W] -> same; nothing is added before training."""
+    """[B, C, H, W] -> same; nothing is added before training.
 
-    def __init__(self, channels: int, expansion: int) -> None:
+    Two images of the features, one gating the other: made by full convolutions (`dense`), or pixel by pixel with
+    `expansion` times the channels and then by depthwise ones.
+    """
+
+    def __init__(self, channels: int, expansion: int, dense: bool) -> None:
         super().__init__()
-        hidden = channels * expansion
+        hidden = channels if dense else channels * expansion
         self.norm = nn.LayerNorm(channels)
         # Two of each, since halves of one would lie scattered in memory.
-        self.gate, self.value = (nn.Linear(channels, hidden) for _ in range(2))
-        self.gate_near, self.value_near = (nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden) for _ in range(2))
+        groups = 1 if dense else hidden
+        self.gate, self.value = (nn.Identity() if dense else nn.Linear(channels, hidden) for _ in range(2))
+        self.gate_near, self.value_near = (nn.Conv2d(hidden, hidden, 3, padding=1, groups=groups) for _ in range(2))
         self.project_out = nn.Linear(hidden, channels)
         nn.init.zeros_(self.project_out.weight)
         nn.init.zeros_(self.project_out.bias)
@@ -92,7 +100,9 @@ class GatedUNet(nn.Module):
         self.size_multiple = 2 ** (len(channels) - 1)
 
         def blocks(level: int, count: int) -> nn.Sequential:
-            return nn.Sequential(*(GatedBlock(channels[level], config.expansion) for _ in range(count)))
+            return nn.Sequential(
+                *(GatedBlock(channels[level], config.expansion, 0 <= level < config.dense) for _ in range(count))
+            )
 
         levels = range(len(channels) - 1)
         self.stem = nn.Conv2d(3, channels[0], 3, padding=1)
@@ -143,5 +153,6 @@ def config_from_shapes(shapes: Shapes) -> GatedUNetConfig:
         channels=tuple(channels),
         blocks=tuple(children(shapes, level) for level in levels),
         refinement=children(shapes, "refinement"),
-        expansion=hidden[0] // channels[0],
+        expansion=hidden[-1] // channels[-1],
+        dense=sum(f"{level}.0.gate.weight" not in shapes for level in levels),
     )

@@ -17,7 +17,7 @@ def tiny(kind: str) -> Cleaner:
     if kind == "snr":
         return SNRAware(TINY_SNR).eval()
     if kind == "gated_unet":
-        network = GatedUNet(GatedUNetConfig((8, 16, 24), (1, 2, 1), refinement=2, expansion=3)).eval()
+        network = GatedUNet(GatedUNetConfig((8, 16, 24), (1, 2, 1), refinement=2, expansion=3, dense=1)).eval()
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
         return network
@@ -95,7 +95,11 @@ def test_a_size_that_a_gated_unet_can_not_take_is_refused(shape: tuple[int, ...]
 
 @pytest.mark.parametrize(
     ("settings", "told"),
-    [({"blocks": (1, 2)}, "one entry each"), ({"expansion": 0}, "at least 1"), ({"refinement": -1}, "at least 0")],
+    [
+        ({"blocks": (1, 2)}, "one entry each"),
+        ({"expansion": 0}, "at least 1"),
+        ({"refinement": -1}, "the last two at least 0"),
+    ],
 )
 def test_a_gated_unet_of_no_such_shape_is_refused(settings: dict[str, int], told: str) -> None:
     with pytest.raises(ValueError, match=told):

@@ -52,7 +52,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(photos: Path) -> PretrainRecipe:
     return PretrainRecipe(
         photos=photos, pairs=PairRecipe(("rain",)), vae=VAE, cleaner=CLEANER, denoiser=DENOISER, threads=1, tiles=1,
-        validate_every=2, sampler=SamplerSettings(steps=2), device="cpu",
+        validate_every=0, sampler=SamplerSettings(steps=2), device="cpu",
     )  # fmt: skip
 
 
@@ -72,10 +72,11 @@ def assert_equal(first: Path, second: Path) -> None:
 
 
 def test_killed_or_one_stage_at_a_time_it_ends_in_the_same_model_and_log(
-    recipe: PretrainRecipe, tmp_path: Path
+    recipe: PretrainRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("restoration.pretrain.vae._NORMALISED_OVER", 4)
     assert pretrain(recipe, tmp_path / "whole") is not None
-    for stage, after in (("vae", 1), ("cleaner", 2), ("denoiser", 1)):
+    for stage, after in (("cleaner", 2), ("denoiser", 1)):
 
         def kill(name: str, done: int, *_: Any, at: tuple[str, int] = (stage, after)) -> None:
             if (name, done) == at:
@@ -85,13 +86,12 @@ def test_killed_or_one_stage_at_a_time_it_ends_in_the_same_model_and_log(
             pretrain(recipe, tmp_path / "killed", kill)
     pretrain(recipe, tmp_path / "killed")
     assert_equal(tmp_path / "whole", tmp_path / "killed")
-    stages: tuple[Stage, ...] = ("cleaner", "vae", "denoiser")
-    for name in stages:
-        made = pretrain(replace(recipe, stages=(name,)), tmp_path / "single")
-        assert (made is None) == (name != "denoiser")
+    stages: tuple[tuple[Stage, ...], ...] = (("cleaner", "vae"), ("denoiser",))
+    made = [pretrain(replace(recipe, stages=chosen), tmp_path / "single") for chosen in stages]
+    assert [model is None for model in made] == [True, False]
     assert_equal(tmp_path / "whole", tmp_path / "single")
     figures = [line for line in log_of(tmp_path / "whole" / "pretrain.jsonl") if "rain_ssim" in line]
-    assert [line["iteration"] for line in figures if line["stage"] == "denoiser"] == [0, 2, 3]
+    assert [line["iteration"] for line in figures if line["stage"] == "denoiser"] == [0, 3]
     assert load(tmp_path / "whole").name == "diffbir-small"
 
 
