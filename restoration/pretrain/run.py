@@ -111,7 +111,8 @@ class _Training:
         model = self._denoiser(vae, cleaner)
         model.save(self.out, torch.float16)
         logs = (self.states / f"{name}.jsonl" for name in ("vae", "cleaner", "denoiser"))
-        (self.out / LOG_FILE).write_bytes(b"".join(log.read_bytes() for log in logs))
+        # a state that was brought here has no log
+        (self.out / LOG_FILE).write_bytes(b"".join(log.read_bytes() for log in logs if log.exists()))
         told = json.dumps(asdict(self.recipe), indent=2, default=str)
         (self.out / "recipe.json").write_text(told + "\n", encoding="utf-8")
         return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,9 @@ from torch.nn.functional import interpolate
 from restoration.base_models import CheckpointError, load
 from restoration.base_models.diffbir import build_small
 from restoration.base_models.interface import SamplerSettings
+from restoration.datasets.paired import discover
 from restoration.demo_data import make_demo
+from restoration.evaluate import evaluate_pairs, mean_values
 from restoration.pretrain import run
 from restoration.pretrain.ahead import Ahead
 from restoration.pretrain.cleaner import CleanerRecipe, build_cleaner, pairs_of
@@ -75,6 +78,8 @@ def test_killed_or_one_stage_at_a_time_it_ends_in_the_same_model_and_log(
     recipe: PretrainRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("restoration.pretrain.vae._NORMALISED_OVER", 4)
+    monkeypatch.setattr(run, "heldout_tiles", lambda *_: {})
+    monkeypatch.setattr(run, "judge_autoencoder", lambda *_: {})
     assert pretrain(recipe, tmp_path / "whole") is not None
     for stage, after in (("cleaner", 2), ("denoiser", 1)):
 
@@ -90,9 +95,26 @@ def test_killed_or_one_stage_at_a_time_it_ends_in_the_same_model_and_log(
     made = [pretrain(replace(recipe, stages=chosen), tmp_path / "single") for chosen in stages]
     assert [model is None for model in made] == [True, False]
     assert_equal(tmp_path / "whole", tmp_path / "single")
-    figures = [line for line in log_of(tmp_path / "whole" / "pretrain.jsonl") if "rain_ssim" in line]
-    assert [line["iteration"] for line in figures if line["stage"] == "denoiser"] == [0, 3]
-    assert load(tmp_path / "whole").name == "diffbir-small"
+
+
+def test_the_log_says_what_the_model_makes_of_the_held_out_tiles(recipe: PretrainRecipe, tmp_path: Path) -> None:
+    once = {"iterations": 1, "anneal": 0}
+    stages = {name: replace(getattr(recipe, name), **once) for name in ("vae", "cleaner", "denoiser")}
+    pretrain(replace(recipe, **stages), tmp_path)
+    figures = {name: [] for name in stages}
+    for line in log_of(tmp_path / "pretrain.jsonl"):
+        if any(key.endswith("psnr") for key in line):
+            figures[line["stage"]].append(line)
+    assert [[line["iteration"] for line in lines] for lines in figures.values()] == [[0, 1]] * 3
+    tiles = discover(tmp_path / "stages" / "tiles" / "rain", "test")
+    model = load(tmp_path)
+    assert model.name == "diffbir-small"
+    means = mean_values(evaluate_pairs(model, tiles, recipe.sampler, {}))
+    told = figures["denoiser"][-1]
+    assert math.isclose(told["rain_psnr"], means["psnr"], abs_tol=0.05)
+    assert math.isclose(told["rain_ssim"], means["ssim"], abs_tol=0.005)
+    assert math.isclose(figures["cleaner"][0]["rain_psnr"], means["input_psnr"], abs_tol=1e-6)
+    assert figures["vae"][0]["psnr"] > 15
 
 
 def test_a_stage_that_is_neither_trained_nor_there_is_told(recipe: PretrainRecipe, tmp_path: Path) -> None:
