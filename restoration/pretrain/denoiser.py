@@ -108,7 +108,7 @@ def denoiser_losses(
 ) -> Callable[[int], Iterator[Tensor]]:
     """Iteration -> shares of the mean SFT loss at random timesteps, one a micro-batch."""
     drawn = DegradedCrops(photos, pairs, recipe.crop, recipe.seed)
-    pools: dict[int, tuple[Tensor, Tensor]] = {}
+    pools: dict[int, Tensor] = {}
     text = model.embeddings["text"]
 
     def latents(iteration: int) -> Tensor:

@@ -153,7 +153,7 @@ class _Training:
         model.to(self.device)
 
         def validate() -> dict[str, float]:
-            found = {}
+            found: dict[str, float] = {}
             for kind, pairs in self.tiles.items():
                 rows = evaluate_pairs(model, pairs, self.recipe.sampler, {}, device=self.device)
                 means = mean_values(rows)

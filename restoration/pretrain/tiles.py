@@ -33,7 +33,7 @@ def heldout_tiles(photos: Path, pairs: PairRecipe, count: int, folder: Path) -> 
 
 def judge(restore: Callable[[Tensor], Tensor], tiles: Tiles, device: torch.device) -> dict[str, float]:
     """Mean PSNR (dB) and SSIM of each degradation, `<kind>_psnr` and so on; `restore` is given [B, 3, H, W] there."""
-    found = {}
+    found: dict[str, float] = {}
     for kind, folder in tiles.items():
         found |= {f"{kind}_{k}": v for k, v in _means(restore, folder, device).items()}
         found[f"{kind}_input_psnr"] = _means(lambda lq: lq, folder, device)["psnr"]
