@@ -132,8 +132,7 @@ def pretrain(
 
     restorl pretrain configs/pretrain_demo.yaml --out models/demo
 
-    Stopped, the same command goes on: fine-tuning from its last state, training from scratch after the last finished
-    stage.
+    Stopped, the same command goes on from its last state.
     """
     from cluster.config.configure import ConfigError, load_config, value_of
     from restoration.pretrain.run import PretrainRecipe
@@ -153,8 +152,9 @@ def pretrain(
 
             if kind == "sft":
                 fine_tune(load_config(SftRecipe, config, given), folder, show)
-            else:
-                train_from_scratch(load_config(PretrainRecipe, config, given), folder, show)
+            elif train_from_scratch(load_config(PretrainRecipe, config, given), folder, show) is None:
+                print(f"trained: {folder / 'stages'}; the model is written with the denoiser")
+                return
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(str(error) or "stopped; the same command goes on") from None
     print(f"model: {folder}")

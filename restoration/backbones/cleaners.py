@@ -1,4 +1,4 @@
-"""Networks that make the clean condition of a base model: Restormer, and SNR-aware for low light."""
+"""Networks that make the clean condition: Restormer, SNR-aware for low light, and a gated U-Net of our own."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from restoration.backbones import restormer, snr
+from restoration.backbones import gated_unet, restormer, snr
+from restoration.backbones.gated_unet import GatedUNet, GatedUNetConfig
 from restoration.backbones.restormer import Restormer, RestormerConfig
 from restoration.backbones.snr import SNRAware, SNRConfig
 from restoration.checkpoints import CheckpointError, Shapes, empty, load_strict
 from restoration.file_kinds import first
 from restoration.state_dicts import unprefixed
 
-_LANDMARKS = ("patch_embed.proj.weight", "conv_first_1.weight")
-Cleaner = Restormer | SNRAware
+_LANDMARKS = ("patch_embed.proj.weight", "conv_first_1.weight", "bottom.0.project_out.weight")
+Cleaner = Restormer | SNRAware | GatedUNet
 """float32 [B, 3, H, W] in [0, 1] -> the same, not clamped; H and W multiples of its `size_multiple`."""
+_KINDS: dict[str, tuple[Any, Any]] = {
+    "restormer": (Restormer, RestormerConfig),
+    "snr": (SNRAware, SNRConfig),
+    "gated_unet": (GatedUNet, GatedUNetConfig),
+}
 
 
 def empty_cleaner(shapes: Shapes, file: Path | str, **choices: Any) -> Cleaner:
@@ -27,7 +33,7 @@ def empty_cleaner(shapes: Shapes, file: Path | str, **choices: Any) -> Cleaner:
         choices: what no shape tells (`snr.config_from_shapes`).
 
     Raises:
-        CheckpointError: neither network's keys, or widths that fit no such network.
+        CheckpointError: no such network's keys, or widths that fit no such network.
     """
     try:
         if _LANDMARKS[0] in shapes:
@@ -36,13 +42,16 @@ def empty_cleaner(shapes: Shapes, file: Path | str, **choices: Any) -> Cleaner:
         if _LANDMARKS[1] in shapes:
             of_snr = snr.config_from_shapes(shapes, **choices)
             return empty(lambda: SNRAware(of_snr))
+        if _LANDMARKS[2] in shapes:
+            of_gated = gated_unet.config_from_shapes(shapes)
+            return empty(lambda: GatedUNet(of_gated))
     except KeyError as error:
         raise CheckpointError(f"{file} holds no whole cleaner: key {error} is missing") from error
     except ValueError as error:
         raise CheckpointError(f"{file}: {error}") from error
     raise CheckpointError(
-        f"{file} holds no cleaner: neither {_LANDMARKS[0]} (Restormer) nor {_LANDMARKS[1]} (SNR-aware) is among its "
-        f"keys, which begin {first(shapes)}"
+        f"{file} holds no cleaner: neither {_LANDMARKS[0]} (Restormer) nor {_LANDMARKS[1]} (SNR-aware) nor "
+        f"{_LANDMARKS[2]} (gated U-Net) is among its keys, which begin {first(shapes)}"
     )
 
 
@@ -67,7 +76,8 @@ def cleaner_from_released(state: Mapping[str, Tensor], file: Path | str, **choic
 
 def config_of(cleaner: Cleaner) -> dict[str, Any]:
     """What `cleaner_of` reads, as plain JSON values."""
-    return {"kind": "restormer" if isinstance(cleaner, Restormer) else "snr", **cleaner.config_dict()}
+    kind = next(name for name, (network, _) in _KINDS.items() if isinstance(cleaner, network))
+    return {"kind": kind, **cleaner.config_dict()}
 
 
 def cleaner_of(config: Mapping[str, Any]) -> Cleaner:
@@ -78,10 +88,9 @@ def cleaner_of(config: Mapping[str, Any]) -> Cleaner:
     """
     values = dict(config)
     kind = values.pop("kind", "restormer")
-    if kind == "restormer":
-        of_restormer = RestormerConfig(**values)
-        return empty(lambda: Restormer(of_restormer))
-    if kind == "snr":
-        of_snr = SNRConfig(**values)
-        return empty(lambda: SNRAware(of_snr))
-    raise ValueError(f"kind={kind!r} of a cleaner: choose restormer or snr")
+    if kind not in _KINDS:
+        raise ValueError(f"kind={kind!r} of a cleaner: choose {', '.join(_KINDS)}")
+    network, settings = _KINDS[kind]
+    chosen = settings(**values)
+    made: Cleaner = empty(lambda: network(chosen))
+    return made

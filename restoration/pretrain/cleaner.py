@@ -2,60 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from restoration.backbones.cleaners import training_loss
+from restoration.backbones.gated_unet import GatedUNet, GatedUNetConfig
+from restoration.backbones.restormer import Restormer, RestormerConfig
 from restoration.precision import autocast
+from restoration.pretrain.ahead import Ahead
+from restoration.pretrain.fit import FitSettings
 from restoration.pretrain.pairs import DegradedCrops, PairRecipe
-from restoration.pretrain.trainer import train
-from restoration.pretrain.vae import psnr
 
 
 @dataclass(frozen=True)
-class CleanerRecipe:
-    network: dict[str, Any] = field(
-        default_factory=lambda: {"dim": 16, "num_blocks": [1, 1, 1, 2], "num_refinement_blocks": 1}
-    )
+class CleanerRecipe(FitSettings):
+    """
+    Attributes:
+        network: settings of the network (`GatedUNetConfig`, `RestormerConfig`).
+        late_crop, late_batch: crops while the learning rate falls, larger ones: what a picture restored whole shows
+            at its middle, a small crop rarely does. 0: as before.
+        recolour: exchange the colours of every second crop (`DegradedCrops`).
+    """
+
+    kind: Literal["gated_unet", "restormer"] = "gated_unet"
+    network: dict[str, Any] = field(default_factory=dict)
     iterations: int = 3000
     batch_size: int = 8
     crop: int = 64
     lr: float = 1e-3
+    ema: float = 0.999
+    late_crop: int = 0
+    late_batch: int = 0
+    recolour: bool = False
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("late_crop", "late_batch"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: 0 or above")
 
-def train_cleaner(
-    cleaner: nn.Module,
-    recipe: CleanerRecipe,
-    pairs: PairRecipe,
-    photos: Path,
-    heldout: Path,
-    log: Path,
-    progress: Callable[..., None] | None = None,
-    products: torch.dtype = torch.float32,
-) -> dict[str, Any]:
-    torch.manual_seed(recipe.seed)
-    drawn = DegradedCrops(photos, pairs, recipe.crop, recipe.seed)
-    lq_test, gt_test = DegradedCrops(heldout, pairs, 128, seed=1).batch(32)
 
-    def loss() -> dict[str, Tensor]:
-        lq, gt = drawn.batch(recipe.batch_size)
-        with autocast("cpu", products):
-            restored = cleaner(lq)
-        l1 = (restored.float() - gt).abs().mean()
-        return {"loss": l1, "l1": l1.detach()}
+def build_cleaner(recipe: CleanerRecipe) -> GatedUNet | Restormer:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        if recipe.kind == "gated_unet":
+            return GatedUNet(GatedUNetConfig(**recipe.network))
+        return Restormer(RestormerConfig(**recipe.network))
 
-    def evaluate() -> dict[str, float]:
-        return {
-            "input_psnr": psnr(lq_test, gt_test).mean().item(),
-            "heldout_psnr": psnr(cleaner(lq_test), gt_test).mean().item(),
-        }
 
-    return train(
-        "cleaner", [cleaner], loss, iterations=recipe.iterations, lr=recipe.lr, log=log, evaluate=evaluate,
-        progress=progress,
-    )  # fmt: skip
+def pairs_of(photos: Path, pairs: PairRecipe, recipe: CleanerRecipe, workers: int) -> Ahead:
+    """(lq, gt) of an iteration, float32 [batch, 3, crop, crop] in [0, 1] each."""
+    small = DegradedCrops(photos, pairs, recipe.crop, recipe.seed, recipe.recolour)
+    large = DegradedCrops(photos, pairs, recipe.late_crop or recipe.crop, recipe.seed, recipe.recolour)
+
+    def make(iteration: int) -> tuple[Tensor, ...]:
+        late = iteration >= recipe.plateau
+        drawn = large if late else small
+        drawn.reseed((recipe.seed, 1, iteration))
+        return drawn.batch(recipe.late_batch or recipe.batch_size if late else recipe.batch_size)
+
+    return Ahead(make, workers)
+
+
+def cleaner_losses(
+    cleaner: nn.Module, recipe: CleanerRecipe, pairs: Ahead, device: torch.device, products: torch.dtype
+) -> Callable[[int], Iterator[Tensor]]:
+    """Iteration -> shares of the cleaner's own loss (`training_loss`), one a micro-batch."""
+
+    def losses(iteration: int) -> Iterator[Tensor]:
+        lq, gt = pairs(iteration)
+        for rows in torch.arange(len(lq)).split(recipe.micro_batch):
+            with autocast(device, products):
+                restored = cleaner(lq[rows].to(device))
+            yield training_loss(cleaner, restored, gt[rows].to(device)).sum() / len(lq)
+
+    return losses

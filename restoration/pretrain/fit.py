@@ -35,6 +35,8 @@ class FitSettings:
         batch_size: crops of an iteration; of which `micro_batch` are computed at once and their gradients added up.
         crop: side of a crop in pixels, a multiple of what the model works on.
         warmup: iterations over which the learning rate grows linearly to `lr`.
+        anneal: last iterations, over which it falls linearly to 0. With more iterations asked for later, training goes
+            on from before the fall.
         grad_clip: largest global gradient norm, 0 for no clipping.
         ema: decay, an iteration, of the average of the weights that is validated and kept; 0 for the last weights.
         bfloat16: matrix products of the trained forward in bfloat16 (autocast); weights and losses stay float32. "auto"
@@ -50,6 +52,7 @@ class FitSettings:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     warmup: int = 100
+    anneal: int = 0
     grad_clip: float = 1.0
     ema: float = 0.0
     bfloat16: bool | Literal["auto"] = False
@@ -68,9 +71,20 @@ class FitSettings:
             raise ValueError(f"betas={self.betas}: two numbers in [0, 1)")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema}: from 0 (none) to below 1")
-        for name in ("weight_decay", "warmup", "grad_clip"):
+        for name in ("weight_decay", "warmup", "anneal", "grad_clip"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: 0 or above")
+        if self.anneal > self.iterations:
+            raise ValueError(f"anneal={self.anneal}: at most iterations={self.iterations}")
+
+    @property
+    def plateau(self) -> int:
+        """Iterations before the learning rate falls."""
+        return self.iterations - self.anneal
+
+    def lr_at(self, iteration: int) -> float:
+        rise = min(1.0, (iteration + 1) / self.warmup) if self.warmup else 1.0
+        return self.lr * rise * (min(1.0, (self.iterations - iteration) / self.anneal) if self.anneal else 1.0)
 
 
 @dataclass
@@ -114,6 +128,7 @@ class Fit:
         )
         self._average = WeightAverage(chosen.ema) if chosen.ema else None
         self._recent: list[float] = []
+        self._seconds = 0.0
         if self.file.exists():
             self._load()
         else:
@@ -123,16 +138,20 @@ class Fit:
         while self.done < chosen.iterations:
             started = time.monotonic()
             loss, norm, lr = self._step()
+            took = time.monotonic() - started
+            self._seconds += took
             self.done += 1
             self._recent.append(loss)
             last = self.done == chosen.iterations
             if self.done % chosen.log_every == 0 or last:
                 mean = math.fsum(self._recent) / len(self._recent)
                 self._recent.clear()
-                seconds = round(time.monotonic() - started, 3)
-                self._write({"loss": mean, "grad_norm": norm, "lr": lr, "iteration_s": seconds})
+                spent = {"iteration_s": round(took, 3), "seconds": round(self._seconds)}
+                self._write({"loss": mean, "grad_norm": norm, "lr": lr, **spent})
             if last or (self.validate_every and self.done % self.validate_every == 0):
                 self._measure()
+            if chosen.anneal and self.done == chosen.plateau:
+                self._save(self._before_fall)
             if last or self.done % chosen.checkpoint_every == 0:
                 self._save()
             self._tell()
@@ -143,7 +162,7 @@ class Fit:
     def _step(self) -> tuple[float, float, float]:
         """(loss, gradient norm before clipping, learning rate)."""
         chosen, parameters = self.settings, list(self.parameters.values())
-        lr = chosen.lr * min(1.0, (self.done + 1) / chosen.warmup if chosen.warmup else 1.0)
+        lr = chosen.lr_at(self.done)
         for group in self._optimiser.param_groups:
             group["lr"] = lr
         self._optimiser.zero_grad(set_to_none=True)
@@ -188,7 +207,13 @@ class Fit:
         if self.progress is not None:
             self.progress(self.stage, self.done, self.settings.iterations, self.figures)
 
-    def _save(self) -> None:
+    @property
+    def _before_fall(self) -> Path:
+        """The state when the learning rate began to fall."""
+        return self.file.with_suffix(f".plateau{self.file.suffix}")
+
+    def _save(self, file: Path | None = None) -> None:
+        file = file or self.file
         tensors = {f"weights/{name}": p.detach() for name, p in self.parameters.items()}
         for name, p in self.parameters.items():
             tensors |= {f"adamw.{key}/{name}": value for key, value in self._optimiser.state.get(p, {}).items()}
@@ -200,29 +225,34 @@ class Fit:
             "figures": self.figures,
             "log_bytes": self.log.stat().st_size,
             "averaged": self._average.updates if self._average is not None else 0,
+            "seconds": self._seconds,
+            "falls": [self.settings.plateau, self.settings.iterations],
             "identity": self.identity,
         }
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.file.with_name(f".{self.file.name}.part")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f".{file.name}.part")
         try:
             stored = {name: value.cpu().contiguous() for name, value in tensors.items()}
             save_file(stored, partial, metadata={"restorl_fit": json.dumps(about)})
             with partial.open("rb") as written:
                 os.fsync(written.fileno())
-            os.replace(partial, self.file)
+            os.replace(partial, file)
         except (OSError, SafetensorError) as error:
             partial.unlink(missing_ok=True)
-            raise CheckpointError(f"{self.file} can't be written: {error}; free space and start again") from error
+            raise CheckpointError(f"{file} can't be written: {error}; free space and start again") from error
 
     def _load(self) -> None:
-        try:
-            with safe_open(self.file, "pt") as opened:
-                about = json.loads((opened.metadata() or {})["restorl_fit"])
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise CheckpointError(
-                f"{self.file} is no state of a training ({error}); delete it to start anew"
-            ) from error
+        about, tensors = _read(self.file)
+        chosen = [self.settings.plateau, self.settings.iterations]
+        falls = about.get("falls", chosen)
+        if about["done"] > falls[0] and falls != chosen:
+            if not self._before_fall.exists():
+                raise CheckpointError(
+                    f"{self.file}: its learning rate has begun to fall, and {self._before_fall.name}, the state "
+                    f"before, is gone; take back {self.stage}.iterations={falls[1]} and anneal={falls[1] - falls[0]}, "
+                    "or delete the file to start anew"
+                )
+            about, tensors = _read(self._before_fall)
         wanted = json.loads(json.dumps(self.identity))
         differing = sorted(k for k in wanted | about["identity"] if wanted.get(k) != about["identity"].get(k))
         if differing:
@@ -242,11 +272,14 @@ class Fit:
             moments = {kind.removeprefix("adamw."): found[name] for kind, found in parts.items() if name in found}
             state = {k: v for k, v in moments.items() if k not in ("weights", "average")}
             if state:  # AdamW counts its steps on the CPU
-                self._optimiser.state[p] = {k: v if k == "step" else v.to(p.device) for k, v in state.items()}
+                self._optimiser.state[p] = {
+                    k: v if k == "step" else torch.empty_like(p).copy_(v) for k, v in state.items()
+                }
         if self._average is not None and about["averaged"]:
             device = {name: p.device for name, p in self.parameters.items()}
             self._average.load({n: v.to(device[n]) for n, v in parts["average"].items()}, about["averaged"])
         self.done, self._recent, self.figures = about["done"], about["recent"], about["figures"]
+        self._seconds = about.get("seconds", 0.0)
         if self.done > self.settings.iterations:
             raise CheckpointError(
                 f"{self.file} is at iteration {self.done} already, beyond {self.stage}.iterations="
@@ -255,6 +288,22 @@ class Fit:
         unfinished = self.done < self.settings.iterations  # of a finished stage, the next one's lines follow
         if unfinished and self.log.exists() and self.log.stat().st_size > about["log_bytes"]:
             os.truncate(self.log, about["log_bytes"])  # what was logged after the state is logged again
+
+
+def kept_weights(file: Path) -> dict[str, Tensor]:
+    """What a training leaves, finished or not: the average of its weights, if there is one. Raises CheckpointError."""
+    tensors = _read(file)[1]
+    kept = "average/" if any(name.startswith("average/") for name in tensors) else "weights/"
+    return {name.removeprefix(kept): value for name, value in tensors.items() if name.startswith(kept)}
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(file, "pt") as opened:
+            about = json.loads((opened.metadata() or {})["restorl_fit"])
+            return about, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{file} is no state of a training ({error}); delete it to start anew") from error
 
 
 @torch.no_grad()

@@ -29,10 +29,14 @@ class PairRecipe:
 
 
 class DegradedCrops:
-    """Draws (lq, gt) batches, float32 [B, 3, crop, crop] in [0, 1]; LQ on the 8-bit grid as files are."""
+    """Draws (lq, gt) batches, float32 [B, 3, crop, crop] in [0, 1]; LQ on the 8-bit grid as files are.
 
-    def __init__(self, folder: Path, recipe: PairRecipe, crop: int, seed: int) -> None:
-        self.recipe = recipe
+    Args:
+        recolour: exchange the colours of every second crop, where photographs are few.
+    """
+
+    def __init__(self, folder: Path, recipe: PairRecipe, crop: int, seed: int, recolour: bool = False) -> None:
+        self.recipe, self.recolour = recipe, recolour
         self.crops = PhotoCrops(folder, crop, recipe.scale, seed)
         self.rng = np.random.default_rng((seed, 1))
 
@@ -43,8 +47,13 @@ class DegradedCrops:
 
     def batch(self, size: int) -> tuple[Tensor, Tensor]:
         gt = self.crops.batch(size)
+        if self.recolour:
+            gt = torch.stack([self._recoloured(image) for image in gt])
         lq = [self._degraded(image) for image in gt.permute(0, 2, 3, 1).numpy()]
         return torch.from_numpy(np.stack(lq)).permute(0, 3, 1, 2).contiguous(), gt
+
+    def _recoloured(self, image: Tensor) -> Tensor:
+        return image[self.rng.permutation(3).tolist()] if self.rng.random() < 0.5 else image
 
     def _degraded(self, image: np.ndarray) -> np.ndarray:
         kind = self.recipe.kinds[self.rng.integers(len(self.recipe.kinds))]

@@ -1,35 +1,55 @@
-"""All stages of pretraining in order; a finished stage is kept, so an interrupted run goes on after it."""
+"""Train a small model from scratch: VAE, cleaner, denoiser, each of which goes on from its last state."""
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL
-from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
-from restoration.backbones.restormer import Restormer, RestormerConfig
 from restoration.base_models.diffbir import DiffBIR, build_small
 from restoration.base_models.interface import SamplerSettings
+from restoration.evaluate import evaluate_pairs, mean_values
 from restoration.precision import resolve, slow_here
-from restoration.pretrain.cleaner import CleanerRecipe, train_cleaner
-from restoration.pretrain.denoiser import DenoiserRecipe, train_denoiser
+from restoration.pretrain import cleaner as cleaning
+from restoration.pretrain import denoiser as denoising
+from restoration.pretrain import vae as autoencoding
+from restoration.pretrain.cleaner import CleanerRecipe
+from restoration.pretrain.denoiser import DenoiserRecipe
+from restoration.pretrain.fit import Fit, FitSettings, Progress, kept_weights
 from restoration.pretrain.pairs import PairRecipe
-from restoration.pretrain.vae import VaeRecipe, train_vae
+from restoration.pretrain.sft import device_of
+from restoration.pretrain.tiles import heldout_tiles, judge, judge_autoencoder
+from restoration.pretrain.vae import VaeRecipe
+
+Stage = Literal["vae", "cleaner", "denoiser"]
+LOG_FILE = "pretrain.jsonl"
+# What may change between an interruption and going on; the VAE's deviations are set when it is trained.
+_FREE = {"iterations", "anneal", "micro_batch", "log_every", "checkpoint_every", "whiten", "bfloat16"}
 
 
 @dataclass(frozen=True)
 class PretrainRecipe:
-    """What `restorl pretrain` trains; photographs of `photos`/train, judged on `photos`/heldout.
+    """What `restorl pretrain` trains; photographs of `photos`/train, judged on tiles of `photos`/heldout.
 
     Attributes:
-        products: in which matrix products of what is trained are taken, on the CPU; "auto" is bfloat16 where it
-            multiplies that natively.
+        stages: those to train. Of the others the states of earlier trainings are taken as they are, finished or
+            not; the model is written when the denoiser is among them.
+        sampler: how the model restores, here and when it is loaded.
+        tiles: held-out tiles of each degradation (`make_demo`).
+        validate_every: iterations after which they are judged; 0 for the ends of a stage only.
+        threads: CPU threads.
+        workers: processes that make crops ahead of the training, for a GPU; 0 where the cores train.
+        device: auto, cpu, cuda, cuda:1, ...
+        products: in which matrix products of what is trained are taken; "auto" is bfloat16 where the device multiplies
+            that natively.
     """
 
     kind: Literal["scratch"] = "scratch"
@@ -39,44 +59,151 @@ class PretrainRecipe:
     cleaner: CleanerRecipe = field(default_factory=CleanerRecipe)
     denoiser: DenoiserRecipe = field(default_factory=DenoiserRecipe)
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
+    stages: tuple[Stage, ...] = ("vae", "cleaner", "denoiser")
+    tiles: int = 48
+    validate_every: int = 500
     threads: int = 2
+    workers: int = 0
+    device: str = "auto"
     products: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self) -> None:
-        resolve(self.products, "cpu")
-        if self.threads < 1:
-            raise ValueError(f"threads={self.threads}: at least 1")
+        for name, least in (("threads", 1), ("workers", 0), ("tiles", 1), ("validate_every", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: at least {least}")
+        if not self.stages:
+            raise ValueError("stages: none trains nothing; choose of vae, cleaner, denoiser")
 
 
-def pretrain(recipe: PretrainRecipe, out: Path, progress: Callable[..., None] | None = None) -> DiffBIR:
-    """Train VAE, cleaner, denoiser; write the model to `out` (float16) with its log and recipe.
+def pretrain(recipe: PretrainRecipe, out: Path, progress: Progress | None = None) -> DiffBIR | None:
+    """Train the stages; with the denoiser among them, write the model to `out` (float16) with its log and recipe.
+
+    States and logs of the stages lie in `out`/stages. Started again, each stage goes on from its state: to its end, or
+    on where more iterations are asked for. A denoiser may go on with a cleaner that was trained further.
 
     Raises:
-        FileNotFoundError: no photographs.
+        FileNotFoundError, DataError, ImageError: the photographs.
+        CheckpointError: a state of other settings; no state of a stage that isn't trained.
         FloatingPointError: a stage diverged.
     """
     torch.set_num_threads(recipe.threads)
-    products = resolve(recipe.products, "cpu")
-    if (warning := slow_here(products, "cpu")) is not None:
-        warnings.warn(f"products={recipe.products}: {warning}; set it to auto", stacklevel=2)
-    out.mkdir(parents=True, exist_ok=True)
-    stages = out / "stages"
-    log = out / "pretrain.jsonl"
-    train, heldout = recipe.photos / "train", recipe.photos / "heldout"
-    if (stages / "vae" / "config.json").exists():
-        vae = AutoencoderKL.from_pretrained(stages / "vae", local_files_only=True)
-    else:
-        vae, _ = train_vae(recipe.vae, train, heldout, log, progress, products)
-        vae.save_pretrained(stages / "vae")
-    cleaner = Restormer(RestormerConfig(**recipe.cleaner.network))
-    cleaner_file = stages / "cleaner.safetensors"
-    if cleaner_file.exists():
-        cleaner.load_state_dict(load_file(cleaner_file))
-    else:
-        train_cleaner(cleaner, recipe.cleaner, recipe.pairs, train, heldout, log, progress, products)
-        save_file(cleaner.state_dict(), cleaner_file)
-    model = build_small(vae, cleaner, **recipe.denoiser.network, seed=recipe.denoiser.seed)
-    train_denoiser(model, recipe.denoiser, recipe.pairs, recipe.sampler, train, heldout, log, progress, products)
-    model.save(out, torch.float16)
-    (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2, default=str) + "\n")
-    return model
+    return _Training(recipe, out, progress).run()
+
+
+class _Training:
+    def __init__(self, recipe: PretrainRecipe, out: Path, progress: Progress | None) -> None:
+        self.recipe, self.out, self.progress = recipe, out, progress
+        self.device = device_of(recipe.device)
+        self.products = resolve(recipe.products, self.device)
+        if (warning := slow_here(self.products, self.device)) is not None:
+            warnings.warn(f"products={recipe.products}: {warning}; set it to auto", stacklevel=3)
+        self.states = out / "stages"
+        self.states.mkdir(parents=True, exist_ok=True)
+        self.photos = recipe.photos / "train"
+        self.tiles = heldout_tiles(recipe.photos, recipe.pairs, recipe.tiles, self.states / "tiles")
+
+    def run(self) -> DiffBIR | None:
+        vae = self._vae() if {"vae", "denoiser"} & set(self.recipe.stages) else None
+        cleaner = self._cleaner() if {"cleaner", "denoiser"} & set(self.recipe.stages) else None
+        if "denoiser" not in self.recipe.stages:
+            return None
+        assert vae is not None and cleaner is not None
+        model = self._denoiser(vae, cleaner)
+        model.save(self.out, torch.float16)
+        logs = (self.states / f"{name}.jsonl" for name in ("vae", "cleaner", "denoiser"))
+        # a state that was brought here has no log
+        (self.out / LOG_FILE).write_bytes(b"".join(log.read_bytes() for log in logs if log.exists()))
+        told = json.dumps(asdict(self.recipe), indent=2, default=str)
+        (self.out / "recipe.json").write_text(told + "\n", encoding="utf-8")
+        return model
+
+    def _vae(self) -> AutoencoderKL:
+        recipe = self.recipe.vae
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            vae = autoencoding.build_vae(recipe)
+        crops = autoencoding.crops_of(self.photos, recipe, self.recipe.workers)
+        autoencoding.start_from_components(vae, torch.cat([crops.make(2**31 + i)[0] for i in range(16)]))
+        vae.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        losses = autoencoding.vae_losses(vae, recipe, crops, self.device, self.products)
+        self._fit(
+            "vae",
+            recipe,
+            vae,
+            losses,
+            {"photos": str(self.recipe.photos)},
+            lambda: judge_autoencoder(vae, self.tiles, self.device),
+        )
+        self.latents = f"{digest(vae)}, whiten={recipe.whiten:g}"  # before rounding that a device may do otherwise
+        autoencoding.normalise(vae, self.photos, recipe, self.device)
+        return vae.eval()
+
+    def _cleaner(self) -> nn.Module:
+        recipe, pairs = self.recipe.cleaner, self.recipe.pairs
+        cleaner = cleaning.build_cleaner(recipe).to(self.device)
+        crops = cleaning.pairs_of(self.photos, pairs, recipe, self.recipe.workers)
+        losses = cleaning.cleaner_losses(cleaner, recipe, crops, self.device, self.products)
+        self._fit("cleaner", recipe, cleaner, losses, self._data(), lambda: judge(cleaner, self.tiles, self.device))
+        return cleaner.eval()
+
+    def _denoiser(self, vae: AutoencoderKL, cleaner: Any) -> DiffBIR:
+        recipe = self.recipe.denoiser
+        model = build_small(vae, cleaner, **recipe.network, seed=recipe.seed, settings=denoising.settings_of())
+        denoising.keep_the_condition(model)
+        model.to(self.device)
+
+        def validate() -> dict[str, float]:
+            found: dict[str, float] = {}
+            for kind, pairs in self.tiles.items():
+                rows = evaluate_pairs(model, pairs, self.recipe.sampler, {}, device=self.device)
+                means = mean_values(rows)
+                found |= {f"{kind}_{name}": means[name] for name in ("psnr", "ssim")}
+            return found
+
+        losses = denoising.denoiser_losses(model, recipe, self.recipe.pairs, self.photos, self.device, self.products)
+        identity = self._data() | {"vae": self.latents}
+        self._fit("denoiser", recipe, model.policy, losses, identity, validate)
+        return model
+
+    def _data(self) -> dict[str, Any]:
+        return {"photos": str(self.recipe.photos), "pairs": asdict(self.recipe.pairs)}
+
+    def _fit(
+        self,
+        stage: Stage,
+        settings: FitSettings,
+        network: nn.Module,
+        losses: Callable[[int], Iterator[Tensor]],
+        identity: Mapping[str, Any],
+        validate: Callable[[], dict[str, float]],
+    ) -> None:
+        """Train `network`, or give it the weights that its state keeps."""
+        parameters, file = dict(network.named_parameters()), self.states / f"{stage}.safetensors"
+        if stage not in self.recipe.stages:
+            found = kept_weights(file)
+            with torch.no_grad():
+                for name, parameter in parameters.items():
+                    parameter.copy_(found[name])
+            return
+        chosen = {k: v for k, v in asdict(settings).items() if k not in _FREE}
+        Fit(
+            stage=stage,
+            parameters=parameters,
+            losses=losses,
+            settings=settings,
+            file=file,
+            identity=json.loads(json.dumps({**identity, **chosen}, default=str)),
+            log=self.states / f"{stage}.jsonl",
+            validate=validate,
+            validate_every=self.recipe.validate_every,
+            progress=self.progress,
+        ).run()
+
+
+def digest(network: nn.Module) -> str:
+    """Of all weights."""
+    found = sha256()
+    for name, value in sorted(network.state_dict().items()):
+        found.update(name.encode())
+        found.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]

@@ -32,7 +32,7 @@ from restoration.restore import seeded_generator
 
 LOG_FILE = "sft.jsonl"
 # What may change between an interruption and going on.
-_FREE = {"iterations", "micro_batch", "log_every", "checkpoint_every", "gradient_checkpointing"}
+_FREE = {"iterations", "anneal", "micro_batch", "log_every", "checkpoint_every", "gradient_checkpointing"}
 
 
 class RecipeError(ValueError):
@@ -142,7 +142,7 @@ def fine_tune(recipe: SftRecipe, out: Path, progress: Progress | None = None) ->
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     _refuse_foreign(out, recipe.model)
-    device = _device(recipe.device)
+    device = device_of(recipe.device)
     model = load(recipe.model, recipe.data.embeddings)
     sampler = recipe.sampler or sampler_of(recipe.model, model)
     _check(recipe, model)
@@ -328,7 +328,8 @@ def _refuse_foreign(out: Path, model: Path) -> None:
         raise CheckpointError(f"{out} holds a model that was made otherwise; choose another folder (--out)")
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """auto, cpu, cuda, cuda:1, ... Raises RecipeError for one that isn't there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

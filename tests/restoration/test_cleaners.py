@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from restoration.backbones.cleaners import Cleaner, cleaner_from_released, cleaner_of, config_of
+from restoration.backbones.gated_unet import GatedUNet, GatedUNetConfig
 from restoration.backbones.restormer import Restormer, RestormerConfig
 from restoration.backbones.snr import SNRAware, SNRConfig, snr_map
 from restoration.checkpoints import CheckpointError
@@ -15,10 +16,15 @@ def tiny(kind: str) -> Cleaner:
     torch.manual_seed(0)
     if kind == "snr":
         return SNRAware(TINY_SNR).eval()
+    if kind == "gated_unet":
+        network = GatedUNet(GatedUNetConfig((8, 16, 24), (1, 2, 1), refinement=2, expansion=3, dense=1)).eval()
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        return network
     return Restormer(RestormerConfig(dim=8, num_blocks=(1, 1, 1, 1), num_refinement_blocks=1)).eval()
 
 
-@pytest.mark.parametrize("kind", ["restormer", "snr"])
+@pytest.mark.parametrize("kind", ["restormer", "snr", "gated_unet"])
 @torch.no_grad()
 def test_a_cleaner_is_rebuilt_from_its_keys_and_from_its_configuration(kind: str) -> None:
     cleaner, x = tiny(kind), torch.rand(1, 3, 32, 48)
@@ -69,3 +75,32 @@ def test_the_map_is_low_where_there_is_noise() -> None:
 def test_a_size_that_snr_aware_can_not_take_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="multiples of 4"):
         tiny("snr")(torch.rand(shape))
+
+
+@torch.no_grad()
+def test_an_untrained_gated_unet_changes_nothing_and_a_trained_one_what_lies_near() -> None:
+    x = torch.rand(1, 3, 64, 64)
+    assert torch.equal(GatedUNet(GatedUNetConfig((8, 16), (1, 1))).eval()(x), x)
+    network, other = tiny("gated_unet"), x.clone()
+    other[..., 32:, 32:] = 0
+    changed = (network(x) - network(other)).abs().amax((0, 1)) > 0
+    assert changed[:32, :32].any() and not changed[0, 0]
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 18, 16), (1, 3, 16, 14), (1, 4, 16, 16)])
+def test_a_size_that_a_gated_unet_can_not_take_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="multiples of 4"):
+        tiny("gated_unet")(torch.rand(shape))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"blocks": (1, 2)}, "one entry each"),
+        ({"expansion": 0}, "at least 1"),
+        ({"refinement": -1}, "the last two at least 0"),
+    ],
+)
+def test_a_gated_unet_of_no_such_shape_is_refused(settings: dict[str, int], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        GatedUNetConfig(**settings)  # type: ignore[arg-type]

@@ -172,7 +172,7 @@ def test_a_killed_training_goes_on_to_the_same_bits_and_log(
     assert states[0].keys() == states[1].keys() and any(k.startswith("adamw.exp_avg_sq/") for k in states[0])
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     logs = [(tmp_path / f / "sft.jsonl").read_text().splitlines() for f in ("whole", "killed")]
-    whole_log, again_log = ([json.loads(line) | {"iteration_s": 0} for line in log] for log in logs)
+    whole_log, again_log = ([json.loads(line) | {"iteration_s": 0, "seconds": 0} for line in log] for log in logs)
     assert whole_log == again_log
 
 
