@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -279,15 +278,6 @@ def test_the_least_side_is_what_it_takes(scorer: LevelTokens) -> None:
     ):
         with pytest.raises(ValueError, match=told):
             scorer.score(images)
-
-
-def test_pictures_that_may_not_be_written_are_scored_without_a_word(scorer: LevelTokens) -> None:
-    images = pictures(2)
-    before = scorer.score(images)
-    images.setflags(write=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        np.testing.assert_array_equal(scorer.score(images), before)
 
 
 def test_the_estimate_of_memory_counts_the_weights_and_grows_with_the_batch(folder: Path, scorer: LevelTokens) -> None:
