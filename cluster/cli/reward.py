@@ -101,7 +101,7 @@ def scale(
     app_name: Annotated[str | None, typer.Option("--app", help="Name of the service at --address.")] = None,
     term: Annotated[str | None, typer.Option(help="Of the run's reward, where several have a service.")] = None,
 ) -> None:
-    """Change the number of replicas of a service, while runs use it.
+    """Change the number of replicas of a service, while runs use it. Interrupted, it is as before.
 
     restorl reward scale 3 --run runs/demo
 
@@ -114,14 +114,11 @@ def scale(
     if (replicas is None) == (least is None or most is None) or (least is None) != (most is None):
         raise UserMistake("how many? give either a number of replicas, or both --min and --max")
     with _connected(run, address):
-        from reward_service import service
+        from reward_service.rescaling import rescale
 
         wanted = app_name or _service_of(run, term)
         with as_mistake(ValueError):
-            if replicas is not None:
-                service.scale(wanted, replicas)
-            else:
-                service.scale(wanted, least=least, most=most)
+            rescale(wanted, replicas, least, most)
     print(f"reward replicas: {replicas if replicas is not None else f'{least} to {most}'}")
 
 

@@ -14,7 +14,7 @@ import cluster.jobs
 from cluster.cli.app import app
 from cluster.cli.reward import named_services, told
 from cluster.config.configure import ConfigError
-from reward_service import service, standing
+from reward_service import rescaling, standing
 from reward_service.settings import RewardApp, RewardSettings
 
 
@@ -23,9 +23,7 @@ def scaled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     calls: list[tuple[str, Any]] = []
     monkeypatch.setattr(cluster.jobs, "attach", lambda folder: contextlib.nullcontext())
     monkeypatch.setattr(cluster.jobs, "connect", lambda settings: contextlib.nullcontext())
-    monkeypatch.setattr(
-        service, "scale", lambda name, replicas=None, **bounds: calls.append((name, bounds if bounds else replicas))
-    )
+    monkeypatch.setattr(rescaling, "rescale", lambda name, *wanted: calls.append((name, wanted)))
     return calls
 
 
@@ -52,14 +50,14 @@ def test_the_service_is_that_of_the_runs_own_id_and_of_the_named_term(
     monkeypatch.setattr(standing, "names", lambda: there)
     result = CliRunner().invoke(app, ["reward", "scale", "3", "--run", str(tmp_path), *words])
     if wanted.startswith("reward-"):
-        assert (result.exit_code, scaled) == (0, [(wanted, 3)])
+        assert (result.exit_code, scaled) == (0, [(wanted, (3, None, None))])
     else:
         assert result.exit_code == 2 and wanted in " ".join(result.output.split()) and not scaled
 
 
 def test_on_a_cluster_the_service_is_named(scaled: list[tuple[str, Any]]) -> None:
     result = CliRunner().invoke(app, ["reward", "scale", "2", "--address", "10.0.0.1:6379", "--app", "reward-x-1"])
-    assert (result.exit_code, scaled) == (0, [("reward-x-1", 2)])
+    assert (result.exit_code, scaled) == (0, [("reward-x-1", (2, None, None))])
 
 
 @pytest.mark.parametrize("arguments", [[], ["--address", "auto"], ["--run", "runs/x", "--app", "reward-x-1"]])
@@ -71,7 +69,7 @@ def test_no_service_is_guessed(scaled: list[tuple[str, Any]], arguments: list[st
 
 def test_bounds_let_a_service_scale_itself(scaled: list[tuple[str, Any]]) -> None:
     result = CliRunner().invoke(app, ["reward", "scale", "--min", "1", "--max", "4", "--app", "iqa"])
-    assert (result.exit_code, scaled) == (0, [("iqa", {"least": 1, "most": 4})])
+    assert (result.exit_code, scaled) == (0, [("iqa", (None, 1, 4))])
     for wrong in (["2", "--min", "1", "--max", "4"], ["--min", "1"], []):
         result = CliRunner().invoke(app, ["reward", "scale", *wrong, "--app", "iqa"])
         assert result.exit_code == 2 and "how many?" in result.output and len(scaled) == 1

@@ -1,0 +1,60 @@
+"""Another number of replicas for a running service; an interrupt in the middle takes it back."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from reward_service import service
+from reward_service.application import application
+from reward_service.bounded import bounded
+from reward_service.errors import RewardUnavailable
+from reward_service.settings import RewardSettings
+
+BACK_S = 15.0  # for setting it back, tries included
+LOOK_S = 1.0
+
+
+def rescale(name: str, replicas: int | None = None, least: int | None = None, most: int | None = None) -> None:
+    """`service.scale`, which an interrupt doesn't leave half done.
+
+    Raises:
+        RewardUnavailable, ValueError: as `service.scale`.
+        KeyboardInterrupt: it was interrupted; the message says how many replicas the service is wanted to have.
+    """
+    before = RewardSettings(**service.describe(name, service.CALL_S)["settings"])
+    try:
+        service.scale(name, replicas, least, most)
+    except KeyboardInterrupt as interrupt:
+        wanted = replace(before, replicas=replicas or before.replicas, min_replicas=least, max_replicas=most)
+        raise KeyboardInterrupt(f"stopped; {_back(name, before, wanted)}") from interrupt
+
+
+def _back(name: str, before: RewardSettings, wanted: RewardSettings) -> str:
+    """Want what was wanted before; says what is wanted now."""
+    ends = time.monotonic() + BACK_S
+    try:
+        while (left := ends - time.monotonic()) > 0:
+            target = serve.RunTarget(application(before), name=name, route_prefix=None)
+            bounded(lambda: serve.run_many([target], wait_for_applications_running=False), left, "scaling back")
+            time.sleep(LOOK_S)  # the interrupted call may reach Serve only now
+            found = RewardSettings(**service.describe(name, LOOK_S + max(ends - time.monotonic(), 0))["settings"])
+            if amount(found) == amount(before):
+                return f"reward service {name!r} is wanted as before, with {amount(before)}"
+    except (RewardUnavailable, RayError, RayServeException, RuntimeError, TimeoutError, KeyboardInterrupt):
+        pass  # what was interrupted is told, and what may be left of it
+    return (
+        f"reward service {name!r} had {amount(before)} and may now be wanted with {amount(wanted)}: look at "
+        f"`restorl reward status {name}`, and scale it again"
+    )
+
+
+def amount(settings: RewardSettings) -> str:
+    """How many replicas are wanted, in words."""
+    if settings.autoscales:
+        return f"{settings.min_replicas} to {settings.max_replicas} replicas"
+    return f"{settings.replicas} replica{'s' * (settings.replicas > 1)}"
