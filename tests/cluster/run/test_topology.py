@@ -9,6 +9,7 @@ import pytest
 
 from cluster.run import topology
 from cluster.run.topology import StoreWatch
+from reward_service.settings import RewardSettings
 
 
 def test_a_restart_that_a_full_disk_refuses_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,3 +27,12 @@ def test_a_restart_that_a_full_disk_refuses_is_tried_again(monkeypatch: pytest.M
         while len(tries) < 3 and time.monotonic() < ends:
             time.sleep(0.01)
     assert len(tries) == 3
+
+
+def test_a_runs_own_service_is_for_pictures_of_its_crop(monkeypatch: pytest.MonkeyPatch) -> None:
+    sides: list[int | None] = []
+    monkeypatch.setattr(topology, "deploy", lambda settings, app, given_up: sides.append(settings.picture_side))
+    for crop, settings in ((384, RewardSettings()), (0, RewardSettings()), (384, RewardSettings(picture_side=64))):
+        run = SimpleNamespace(config=SimpleNamespace(rollout=SimpleNamespace(crop=crop)), _app=lambda term: "reward-x")
+        topology.Topology._serve(run, "lite0_levels", settings)  # type: ignore[arg-type]
+    assert sides == [384, None, 64]
