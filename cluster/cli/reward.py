@@ -52,7 +52,13 @@ def serve(
         from reward_service import standing
 
         for service, settings in services.items():
-            app = standing.stand(settings, service)
+            try:
+                app = standing.stand(settings, service)
+            except KeyboardInterrupt as interrupt:
+                raise KeyboardInterrupt(
+                    f"stopped; {service} is taken back if it wasn't there before, else its change may go on: look at "
+                    f"`restorl reward status {service}`"
+                ) from interrupt
             print(
                 f"{service}: {app.scorer}, version {app.version}\n"
                 f"  a run uses it by reward.app={service} reward.scorer={settings.scorer}; it ends by: "
@@ -74,6 +80,8 @@ def status(
 
     restorl reward status --run runs/demo
     """
+    if name is not None and run is not None:
+        raise UserMistake(f"which service? give either its name, {name}, or --run RUN")
     with _connected(run, address):
         from reward_service import standing
         from reward_service.settings import terms_of
@@ -134,10 +142,17 @@ def stop(
     """
     with _connected(None, address):
         from reward_service import standing
+        from reward_service.errors import RewardUnavailable
 
-        for name in names:
-            standing.stop(name)
-            print(f"{name}: stopped")
+        left: list[str] = []
+        for name in dict.fromkeys(names):
+            try:
+                standing.stop(name)
+                print(f"{name}: stopped")
+            except RewardUnavailable as error:
+                left.append(str(error))
+        if left:
+            raise RewardUnavailable("\n".join(left))
 
 
 def named_services(words: Sequence[str], name: str | None) -> dict[str, RewardSettings]:
@@ -179,13 +194,22 @@ def named_services(words: Sequence[str], name: str | None) -> dict[str, RewardSe
         # A replica works in another folder.
         params |= {k: str(Path(v).absolute()) for k, v in params.items() if isinstance(v, str) and Path(v).exists()}
         settings = build_config(RewardSettings, {**section, **given, "params": params, "app": None})
-        plain = settings.scorer.rpartition(":")[2]
-        service = plain if name is None else name if len(sections) == 1 else f"{name}-{plain}"
+        service = _name_of(settings.scorer, name, len(sections) > 1)
         check_name(service)
         if service in found:
             raise UserMistake(f"two services named {service}; serve them one by one, each with a --name of its own")
         found[service] = settings
     return found
+
+
+def _name_of(scorer: str, name: str | None, several: bool) -> str:
+    """Of the service of a scorer."""
+    if name is not None and not several:
+        return name
+    if "//" in scorer:
+        raise UserMistake(f"{scorer}: a server's address is no name of a service; serve it by itself, with --name NAME")
+    plain = scorer.rpartition(":")[2]
+    return plain if name is None else f"{name}-{plain}"
 
 
 def told(service: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from restoration.devices import check_device
 from reward_service.scorers.interface import Scorer, check_block
 
 __all__ = ["FAMILIES", "LEAST_SIDE", "SCORERS", "Scorer", "check_block", "make_scorer"]
@@ -47,7 +48,8 @@ def make_scorer(name: str, place: str | None = None, /, **params: Any) -> Scorer
         params: arguments of the scorer.
 
     Raises:
-        ValueError: unknown name, parameters the scorer does not take, or a GPU for a shipped scorer that can't use it.
+        ValueError: unknown name, parameters the scorer does not take, a device that isn't there, or a GPU for a shipped
+            scorer that can't use it.
     """
     family = next((target for beginning, target in FAMILIES.items() if name.startswith(beginning)), None)
     shipped = name in SCORERS or family is not None
@@ -68,6 +70,8 @@ def make_scorer(name: str, place: str | None = None, /, **params: Any) -> Scorer
             raise ValueError(f"scorer {name!r} computes on the CPU only: set reward.num_gpus=0")
         elif place != "cpu":
             warnings.warn(f"scorer {name!r} takes no `device`: is it to use the reserved {place}?", stacklevel=2)
+    if shipped and "device" in params and _takes_device(factory):
+        check_device(params["device"])
     try:
         scorer = factory(**params)
     except TypeError as error:

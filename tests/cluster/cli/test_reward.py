@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import cluster.jobs
 from cluster.cli.app import app
 from cluster.cli.reward import named_services, told
 from cluster.config.configure import ConfigError
+from cluster.run.interrupts import Stopped
 from reward_service import rescaling, standing
+from reward_service.errors import RewardUnavailable
 from reward_service.settings import RewardApp, RewardSettings
 
 
@@ -116,6 +119,8 @@ def test_the_reward_of_a_recipe_is_served_and_what_is_given_beside_it_wins(
         (["piqe", "replicas=0"], "at least 1"),
         (["piqe", "piqe"], "two services named piqe"),
         (["nowhere.yaml"], "no such file"),
+        (["https://scores.example/iqa"], "a server's address is no name"),
+        (["http://localhost:8900,insecure=true"], "a server's address is no name"),
     ],
 )
 def test_words_that_make_no_service_are_refused(words: list[str], said: str, stood: dict[str, RewardSettings]) -> None:
@@ -175,3 +180,41 @@ def test_each_served_term_of_a_recipe_is_a_service(stood: dict[str, RewardSettin
     recipe.write_text("reward: {terms: [{scorer: piqe}, {scorer: niqe, weight: 2, max_batch: 3}, {scorer: psnr}]}\n")
     assert CliRunner().invoke(app, ["reward", "serve", str(recipe), "num_cpus=2"]).exit_code == 0
     assert {name: (s.max_batch, s.num_cpus) for name, s in stood.items()} == {"piqe": (64, 2.0), "niqe": (3, 2.0)}
+
+
+def test_a_server_is_served_under_the_name_that_is_given(stood: dict[str, RewardSettings]) -> None:
+    result = CliRunner().invoke(app, ["reward", "serve", "https://scores.example/iqa,retries=1", "--name", "iqa"])
+    assert result.exit_code == 0, result.output
+    assert stood["iqa"] == RewardSettings("https://scores.example/iqa", {"retries": 1})
+
+
+def test_a_start_that_is_interrupted_says_what_may_be_left(
+    stood: dict[str, RewardSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(settings: RewardSettings, name: str) -> RewardApp:
+        raise Stopped(number=signal.SIGTERM)
+
+    monkeypatch.setattr(standing, "stand", interrupted)
+    result = CliRunner().invoke(app, ["reward", "serve", "piqe", "--name", "iqa"])
+    assert result.exit_code == 143 and "iqa is taken back if it wasn't there before" in result.output
+
+
+def test_one_service_that_can_not_be_stopped_keeps_no_other(
+    monkeypatch: pytest.MonkeyPatch, scaled: list[tuple[str, Any]]
+) -> None:
+    stopped: list[str] = []
+
+    def stop(name: str) -> None:
+        if name.startswith("no"):
+            raise RewardUnavailable(f"no reward service {name!r} to stop")
+        stopped.append(name)
+
+    monkeypatch.setattr(standing, "stop", stop)
+    result = CliRunner().invoke(app, ["reward", "stop", "none", "iqa", "iqa", "nobody"])
+    assert (result.exit_code, stopped) == (2, ["iqa"])
+    assert "service 'none' to stop" in result.output and "service 'nobody' to stop" in result.output
+
+
+def test_a_status_of_a_service_and_of_a_run_is_of_neither(scaled: list[tuple[str, Any]]) -> None:
+    result = CliRunner().invoke(app, ["reward", "status", "iqa", "--run", "runs/x"])
+    assert result.exit_code == 2 and "give either its name, iqa, or --run" in result.output
