@@ -18,4 +18,6 @@ def check_device(name: Any) -> None:
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device={name}: no device; give cpu, cuda, or one of several GPUs as cuda:1") from error
     if device.type == "cuda" and (device.index or 0) >= (there := torch.cuda.device_count()):
-        raise ValueError(f"device={name}: torch finds {there or 'no'} GPU{'s' * (there != 1)} here; give cpu, or another")
+        raise ValueError(
+            f"device={name}: torch finds {there or 'no'} GPU{'s' * (there != 1)} here; give cpu, or another"
+        )

@@ -162,8 +162,8 @@ class Probe:
             self.scorer.score(picture)
         except Exception as error:
             raise ScorerFailed(
-                f"scorer {self.name} raised {type(error).__name__} on a picture of {side} x {side}, the size that it is "
-                f"served for (a run's rollout.crop, or reward.picture_side): {error}"
+                f"scorer {self.name} raised {type(error).__name__} on a picture of {side} x {side}, the size that it "
+                f"is served for (a run's rollout.crop, or reward.picture_side): {error}"
             ) from error
 
     def _other(self, found: tuple[float, ...], wanted: tuple[float, ...]) -> str:

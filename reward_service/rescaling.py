@@ -39,8 +39,7 @@ def _back(name: str, before: RewardSettings, wanted: RewardSettings) -> str:
     ends = time.monotonic() + BACK_S
     try:
         while (left := ends - time.monotonic()) > 0:
-            target = serve.RunTarget(application(before), name=name, route_prefix=None)
-            bounded(lambda: serve.run_many([target], wait_for_applications_running=False), left, "scaling back")
+            bounded(lambda: _want(name, before), left, "scaling back")
             time.sleep(LOOK_S)  # the interrupted call may reach Serve only now
             found = RewardSettings(**service.describe(name, LOOK_S + max(ends - time.monotonic(), 0))["settings"])
             if amount(found) == amount(before):
@@ -51,6 +50,11 @@ def _back(name: str, before: RewardSettings, wanted: RewardSettings) -> str:
         f"reward service {name!r} had {amount(before)} and may now be wanted with {amount(wanted)}: look at "
         f"`restorl reward status {name}`, and scale it again"
     )
+
+
+def _want(name: str, settings: RewardSettings) -> None:
+    target = serve.RunTarget(application(settings), name=name, route_prefix=None)
+    serve.run_many([target], wait_for_applications_running=False)
 
 
 def amount(settings: RewardSettings) -> str:

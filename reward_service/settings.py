@@ -45,7 +45,7 @@ class RewardSettings:
         stuck_after_s: so is one whose scorer has been at one call for so long; a first call may compile for minutes.
         probe_every_s: how often a replica scores its probe pictures, between two batches; one whose scores changed is
             replaced.
-        picture_side: of the square pictures that it will be asked for, which a replica also scores before it takes requests,
+        picture_side: of the square pictures that it will be asked for: a replica scores one before it takes requests,
             so that a size that its scorer refuses is told at the start; null: unknown. A run says its crop.
         app: name of a service that stands alone (`restorl reward serve`) to use instead of one of the run's own.
 
@@ -97,7 +97,9 @@ class RewardSettings:
             if not amount > 0:
                 raise ValueError(f"resources[{name!r}]={amount}: must be above 0; leave it out instead")
         if self.picture_side is not None and self.picture_side < 1:
-            raise ValueError(f"picture_side={self.picture_side}: pixels a side, at least 1, or null where it isn't known")
+            raise ValueError(
+                f"picture_side={self.picture_side}: pixels a side, at least 1, or null where it isn't known"
+            )
         self._check_scaling()
         if self.app is not None:
             check_name(self.app)

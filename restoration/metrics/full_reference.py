@@ -143,9 +143,7 @@ def _lpips(
     return np.asarray(torch.cat(parts).numpy())
 
 
-def _distances(
-    distance: Callable[[Tensor, Tensor], Tensor], device: str, images: Tensor, truths: Tensor
-) -> Tensor:
+def _distances(distance: Callable[[Tensor, Tensor], Tensor], device: str, images: Tensor, truths: Tensor) -> Tensor:
     """uint8 [B, H, W, 3] each -> [B], on the device."""
     a, b = (x.to(device).movedim(-1, 1).float() / 255 for x in (images, truths))
     return distance(a, b)

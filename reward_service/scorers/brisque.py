@@ -32,7 +32,7 @@ from reward_service.scorers.natural_scenes import (
     sums,
     symmetric_shape,
 )
-from reward_service.scorers.pixel_sums import total, weighted_sums
+from reward_service.scorers.pixel_sums import exponential, total, weighted_sums
 from reward_service.scorers.room import room
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "brisque" / "brisque_live.safetensors"
@@ -84,7 +84,7 @@ class Regression:
         scaled = 2 * (features - self.least) / (self.most - self.least) - 1
         products = weighted_sums(scaled, self.support)
         distance = total(self.support.square()) + total(scaled.square())[:, None] - 2 * products
-        return total(distance.mul(-self.gamma).exp() * self.coefficients) - self.rho
+        return total(exponential(distance.mul(-self.gamma)) * self.coefficients) - self.rho
 
 
 class Brisque:

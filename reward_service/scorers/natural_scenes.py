@@ -87,13 +87,14 @@ def in_parts(work: Callable[[Tensor], Part], images: np.ndarray, device: torch.d
         return [work(torch.tensor(images, device=device))]
     threads, each = torch.get_num_threads(), images.shape[1] * images.shape[2]
     step = max(1, min(PIXELS_AT_ONCE // each, -(-len(images) // threads)))
-    parts = [torch.tensor(images[start : start + step]) for start in range(0, len(images), step)]
+    # copied by NumPy: threads that torch makes for it would go on turning for a while, on cores that are wanted here
+    parts = [images[start : start + step] for start in range(0, len(images), step)]
     if threads == 1 or len(parts) == 1:
-        return [work(part) for part in parts]
+        return [work(torch.from_numpy(part.copy())) for part in parts]
 
     @torch.inference_mode()  # each thread has its own mode
-    def quietly(part: Tensor) -> Part:
-        return work(part)
+    def quietly(part: np.ndarray) -> Part:
+        return work(torch.from_numpy(part.copy()))
 
     try:
         # threads of torch's own within each of these would wait for one another

@@ -66,5 +66,5 @@ def test_a_term_that_the_actors_compute_is_held_beside_any_pass(facts: ModelFact
     actor, same = plan(facts, terms)
     network, work = device_bytes("lpips", config_of().rollout.rollouts_per_image, 64, 64)
     added = {name: size for name, size in actor.kept.items() if size and name not in without.kept}
-    assert added == {"near: network": network, "near: work, beside a pass": work} and work > network > 9e6
+    assert added == {"near: network": network, "near: work, beside a pass": work} and network > 9e6 < 3 * work
     assert actor.device_bytes == without.device_bytes + network + work and same.kept == rank.kept
