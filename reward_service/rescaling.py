@@ -13,6 +13,7 @@ from reward_service import service
 from reward_service.application import application
 from reward_service.bounded import bounded
 from reward_service.errors import RewardUnavailable
+from reward_service.placement import shortage
 from reward_service.settings import RewardSettings
 
 BACK_S = 15.0  # for setting it back, tries included
@@ -23,15 +24,26 @@ def rescale(name: str, replicas: int | None = None, least: int | None = None, mo
     """`service.scale`, which an interrupt doesn't leave half done.
 
     Raises:
-        RewardUnavailable, ValueError: as `service.scale`.
+        RewardUnavailable, ValueError: as `service.scale`; where the cluster has no place for so many, nothing changes.
         KeyboardInterrupt: it was interrupted; the message says how many replicas the service is wanted to have.
     """
     before = RewardSettings(**service.describe(name, service.CALL_S)["settings"])
+    wanted = replace(before, replicas=replicas or before.replicas, min_replicas=least, max_replicas=most)
+    _require_place(name, wanted)
     try:
         service.scale(name, replicas, least, most)
     except KeyboardInterrupt as interrupt:
-        wanted = replace(before, replicas=replicas or before.replicas, min_replicas=least, max_replicas=most)
         raise KeyboardInterrupt(f"stopped; {_back(name, before, wanted)}") from interrupt
+
+
+def _require_place(name: str, wanted: RewardSettings) -> None:
+    """Before Serve starts as many processes as there is place for, and then is told to end them."""
+    try:
+        lacking = "" if service._grows() else shortage(wanted, service._nodes())
+    except (RayError, TimeoutError) as error:
+        raise RewardUnavailable(f"reward service {name!r}: the cluster doesn't answer: {error}") from error
+    if lacking:
+        raise RewardUnavailable(f"reward service {name!r} has no place: {lacking}")
 
 
 def _back(name: str, before: RewardSettings, wanted: RewardSettings) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -86,7 +87,7 @@ def status(
         from reward_service import standing
         from reward_service.settings import terms_of
 
-        wanted = [name] if name else standing.names()
+        wanted = standing.names() if name is None else [_known(name)]
         if run is not None:
             own = _app_of(run)
             wanted = [*terms_of(own, wanted).values()] or [own]
@@ -124,7 +125,7 @@ def scale(
     with _connected(run, address):
         from reward_service.rescaling import rescale
 
-        wanted = app_name or _service_of(run, term)
+        wanted = _service_of(run, term) if app_name is None else _known(app_name)
         with as_mistake(ValueError):
             rescale(wanted, replicas, least, most)
     print(f"reward replicas: {replicas if replicas is not None else f'{least} to {most}'}")
@@ -165,6 +166,7 @@ def named_services(words: Sequence[str], name: str | None) -> dict[str, RewardSe
 
     from cluster.config.configure import ConfigError, build_config, parse_override, split_at_commas, value_of
     from cluster.config.reward import RunReward
+    from reward_service.scorers import target_of
     from reward_service.settings import RewardSettings, check_name
 
     given: dict[str, Any] = {}
@@ -194,6 +196,7 @@ def named_services(words: Sequence[str], name: str | None) -> dict[str, RewardSe
         # A replica works in another folder.
         params |= {k: str(Path(v).absolute()) for k, v in params.items() if isinstance(v, str) and Path(v).exists()}
         settings = build_config(RewardSettings, {**section, **given, "params": params, "app": None})
+        target_of(settings.scorer)  # there is such a one
         service = _name_of(settings.scorer, name, len(sections) > 1)
         check_name(service)
         if service in found:
@@ -241,9 +244,21 @@ def told(service: dict[str, Any]) -> str:
 
 
 def _connected(run: Path | None, address: str) -> Connection:
+    from ray import serve
+
     from cluster.jobs import ClusterSettings, attach, connect
 
+    logging.getLogger(serve.__name__).setLevel(logging.WARNING)  # after it has set one itself
     return attach(run) if run is not None else connect(ClusterSettings(address))
+
+
+def _known(name: str) -> str:
+    """The name, if there is such a service."""
+    from reward_service import standing
+
+    if name not in (there := standing.names()):
+        raise UserMistake(f"no reward service {name!r}; there are: {', '.join(there) or 'none'}")
+    return name
 
 
 def _service_of(run: Path | None, term: str | None) -> str:

@@ -42,6 +42,8 @@ def put(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Serve]:
             raise error
 
         monkeypatch.setattr(service, "describe", serve.describe)
+        monkeypatch.setattr(service, "_grows", lambda: False)
+        monkeypatch.setattr(service, "_nodes", lambda: [{"CPU": 9.0}])
         monkeypatch.setattr(service, "scale", scale)
         monkeypatch.setattr(rescaling.serve, "run_many", serve.run_many)
         monkeypatch.setattr(rescaling, "LOOK_S", 0.01)
@@ -83,3 +85,10 @@ def test_a_failure_is_the_services_own_to_take_back(put: Callable[..., Serve]) -
     with pytest.raises(RewardUnavailable, match="no place"):
         rescale("iqa", 5)
     assert not serve.targets
+
+
+def test_more_than_there_is_place_for_are_refused_before_any_is_started(put: Callable[..., Serve]) -> None:
+    serve = put(Serve(THREE), AssertionError("nothing is asked of Serve"))
+    with pytest.raises(RewardUnavailable, match="'iqa' has no place: each of its 10 replicas wants 1 CPU.* room for 9"):
+        rescale("iqa", 10)
+    assert not serve.targets and serve.wanted == THREE

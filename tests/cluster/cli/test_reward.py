@@ -119,6 +119,7 @@ def test_the_reward_of_a_recipe_is_served_and_what_is_given_beside_it_wins(
         (["piqe", "replicas=0"], "at least 1"),
         (["piqe", "piqe"], "two services named piqe"),
         (["nowhere.yaml"], "no such file"),
+        (["nima"], "no scorer named 'nima'; there are brisque"),
         (["https://scores.example/iqa"], "a server's address is no name"),
         (["http://localhost:8900,insecure=true"], "a server's address is no name"),
     ],
