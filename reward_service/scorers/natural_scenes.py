@@ -17,7 +17,7 @@ import torch
 from scipy.special import gammaln
 from torch import Tensor
 
-from reward_service.scorers.pixel_sums import blurred, halved, levels, pair_sums
+from reward_service.scorers.pixel_sums import blurred, halved, levels, pair_sums, root
 from reward_service.scorers.room import Room
 
 Border = Literal["zeros", "replicate"]
@@ -202,8 +202,8 @@ def fit(of: Sums) -> Fit:
 
     Numbers that are on one side of 0 only, as in an even picture, count as a Gaussian without any spread on the other.
     """
-    left = ((of.square - of.signed) / 2 / of.below).clamp_(min=0).sqrt_()
-    right = ((of.square + of.signed) / 2 / of.above).clamp_(min=0).sqrt_()
+    left = root(((of.square - of.signed) / 2 / of.below).clamp_(min=0))
+    right = root(((of.square + of.signed) / 2 / of.above).clamp_(min=0))
     one_sided = (of.below == 0) | (of.above == 0) | (left == 0) | (right == 0)
     left, right = left.nan_to_num_(0.0), right.nan_to_num_(0.0)
     ratio = torch.where(one_sided, 1.0, left / right)

@@ -125,6 +125,11 @@ def exponential(x: Tensor) -> Tensor:
     return x.exp() if x.device.type != "cpu" else torch.from_numpy(np.exp(x.numpy()))
 
 
+def root(x: Tensor) -> Tensor:
+    """The square root of each number, likewise."""
+    return x.sqrt() if x.device.type != "cpu" else torch.from_numpy(np.sqrt(x.numpy()))
+
+
 def pair_sums(planes: Tensor, size: tuple[int, int, int], shifts: Sequence[tuple[int, int]]) -> Tensor:
     """Sums over each picture: of its pixels, and of the products of each with the one so many rows and columns before.
 

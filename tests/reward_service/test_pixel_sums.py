@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -78,3 +81,22 @@ def test_parts_for_several_threads_come_back_in_order(monkeypatch: pytest.Monkey
         torch.set_num_threads(before)
     assert [len(part) for part in parts] == [2] * 7 + [1]
     assert np.array_equal(torch.cat(parts).numpy(), images)
+
+
+ALONE = """
+import os, numpy as np, torch
+from reward_service.scorers import make_scorer
+torch.set_num_threads(2)
+images = np.random.default_rng(0).integers(0, 256, (32, 64, 64, 3), dtype=np.uint8)
+for name in ("brisque", "piqe"):
+    scorer = make_scorer(name)
+    before = len(os.listdir("/proc/self/task"))
+    scorer.score(np.repeat(np.repeat(images, 2, 1), 2, 2))
+    print(name, len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+def test_no_threads_are_left_that_go_on_turning_on_the_cores_that_score() -> None:
+    """Those of OpenMP wait for their next task by turning, and take half of a core from the parts' own threads."""
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["brisque 0", "piqe 0"], done.stdout

@@ -27,6 +27,7 @@ def scaled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     monkeypatch.setattr(cluster.jobs, "attach", lambda folder: contextlib.nullcontext())
     monkeypatch.setattr(cluster.jobs, "connect", lambda settings: contextlib.nullcontext())
     monkeypatch.setattr(rescaling, "rescale", lambda name, *wanted: calls.append((name, wanted)))
+    monkeypatch.setattr(standing, "names", lambda: ["iqa", "reward-x-1"])
     return calls
 
 
@@ -219,3 +220,12 @@ def test_one_service_that_can_not_be_stopped_keeps_no_other(
 def test_a_status_of_a_service_and_of_a_run_is_of_neither(scaled: list[tuple[str, Any]]) -> None:
     result = CliRunner().invoke(app, ["reward", "status", "iqa", "--run", "runs/x"])
     assert result.exit_code == 2 and "give either its name, iqa, or --run" in result.output
+
+
+@pytest.mark.parametrize("words", [["scale", "2", "--app", "iq"], ["status", "iq"]])
+def test_a_service_that_is_not_there_is_told_with_those_that_are(
+    scaled: list[tuple[str, Any]], words: list[str]
+) -> None:
+    result = CliRunner().invoke(app, ["reward", *words])
+    assert result.exit_code == 2 and not scaled
+    assert "no reward service 'iq'; there are: iqa, reward-x-1" in " ".join(result.output.split())
