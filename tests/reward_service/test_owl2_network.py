@@ -129,8 +129,8 @@ def test_at_full_size_a_picture_takes_the_arithmetic_that_is_needed() -> None:
         full.decode(x, reader.image, Rotation(reader.cos, reader.sin), reader.mask, past)
         last_whole = counter.get_total_flops() - before
     page = (Path(__file__).parents[2] / "docs" / "reward.md").read_text()
-    assert f"| {counted / 1e9:.0f} GFLOP a picture, counted" in page and f"; {last_whole / 1e9:.0f} if the last" in page
-    assert f"{last_whole / 1e9:.0f}" == f"{NEEDED / 1e9:.0f}"
+    assert f"| {counted / 1e9:.0f} GFLOP a picture, counted" in page and f"; {NEEDED / 1e9:.0f} if the last" in page
+    assert abs(last_whole - NEEDED) < 1e-3 * NEEDED
 
 
 def test_a_question_without_one_picture_between_text_is_refused(network: Owl2) -> None:
