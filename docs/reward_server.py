@@ -4,6 +4,7 @@ Put your own model into `score`. With REWARD_TOKEN set, requests must bring it. 
 certificate and its key as further arguments.
 """
 
+import contextlib
 import hmac
 import io
 import json
@@ -77,11 +78,15 @@ class Handler(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    port, *certificate = sys.argv[1:]
-    server = ThreadingHTTPServer(("127.0.0.1" if not certificate else "", int(port)), Handler)
+    port, *certificate = sys.argv[1:] or sys.exit("which port? reward_server.py PORT [CERTIFICATE KEY]")
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1" if not certificate else "", int(port)), Handler)
+    except (OSError, OverflowError, ValueError) as error:
+        sys.exit(f"port {port}: {error}; give another")
     if certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*certificate)
         server.socket = context.wrap_socket(server.socket, server_side=True)
     print(f"listening on port {server.server_port}", flush=True)
-    server.serve_forever()
+    with contextlib.suppress(KeyboardInterrupt):
+        server.serve_forever()

@@ -63,6 +63,7 @@ class Probe:
         name: registered name, or "module:class".
         params: arguments that the scorer was made with. Of a folder of weights the scores lie in it, of a file
             beside it, in `restorl_probe.json`.
+        side: of the pictures that it will be asked for, if that is known: the first check tries it, too.
 
     Where nothing is stored, the first scores are what later ones are compared with, and a warning says how to store
     them.
@@ -72,7 +73,7 @@ class Probe:
         ValueError: the scorer says something impossible of itself (`traits`).
     """
 
-    def __init__(self, scorer: Scorer, name: str, params: Mapping[str, Any]) -> None:
+    def __init__(self, scorer: Scorer, name: str, params: Mapping[str, Any], side: int | None = None) -> None:
         self.scorer, self.name, self.params = scorer, name, dict(params)
         own = traits(scorer)
         self.pictures = probe_pictures(own.native_side or max(SIDE, own.least_side))
@@ -84,6 +85,7 @@ class Probe:
             told = f"probe of scorer {name}: {error}; put the file right, or delete it and {self._write}"
             raise ScorerFailed(told) from error
         self._first: tuple[float, ...] | None = None
+        self._untried = side
 
     @property
     def command(self) -> str:
@@ -113,9 +115,12 @@ class Probe:
 
         Raises:
             ScorerFailed: the scorer raises, gives something else than a finite number each, or another one than is
-                stored, or than it gave at first.
+                stored, or than it gave at first; or raises at the size that it will be asked for.
         """
         found = self.scores()
+        if self._untried is not None:
+            self._try_size(self._untried)
+            self._untried = None
         if self.stored is None and self._first is None:
             self._first = found
             reason = "nowhere to store its scores" if self.file is None else f"none of its scores in {self.file}"
@@ -133,7 +138,9 @@ class Probe:
     def scores(self) -> tuple[float, ...]:
         """What it gives to the pictures. Raises ScorerFailed."""
         try:
-            given = np.asarray(self.scorer.score(self.pictures.copy()), dtype=np.float64)
+            # compared within a tolerance, so that a promise about bits need not hold at their size
+            score = getattr(self.scorer, "probed", self.scorer.score)
+            given = np.asarray(score(self.pictures.copy()), dtype=np.float64)
         except Exception as error:
             side = self.pictures.shape[1]
             raise ScorerFailed(
@@ -146,6 +153,18 @@ class Probe:
                 "be a finite number each"
             )
         return tuple(given.tolist())
+
+    def _try_size(self, side: int) -> None:
+        """Raises ScorerFailed."""
+        times = -(-side // self.pictures.shape[1])
+        picture = np.tile(self.pictures[:1], (1, times, times, 1))[:, :side, :side].copy()
+        try:
+            self.scorer.score(picture)
+        except Exception as error:
+            raise ScorerFailed(
+                f"scorer {self.name} raised {type(error).__name__} on a picture of {side} x {side}, the size that it "
+                f"is served for (a run's rollout.crop, or reward.picture_side): {error}"
+            ) from error
 
     def _other(self, found: tuple[float, ...], wanted: tuple[float, ...]) -> str:
         told = f"scorer {self.name} gives {_listed(found)} to the probe's pictures, "

@@ -80,7 +80,7 @@ class RewardReplica:
         _limit_threads(self.settings.threads)
         scorer = make_scorer(self.settings.scorer, self.device, **self.settings.params)
         _limit_threads(self.settings.threads)  # a scorer may have brought torch in only now
-        self.probe = Probe(scorer, self.settings.scorer, self.settings.params)
+        self.probe = Probe(scorer, self.settings.scorer, self.settings.params, self.settings.picture_side)
         self.probe.check()
         self.probed = time.monotonic()
         self.probing: asyncio.Task[None] | None = None

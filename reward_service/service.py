@@ -59,7 +59,7 @@ def deploy(
         bounded(lambda: ownership.claim(name, stands_alone), CALL_S, "asking whose the service is")
         if before is not None and (stood or before.job == ownership.this_job().job):
             former = _running(name)
-        if former is not None and not _grows() and (lacking := shortage(settings, _nodes())):
+        if former is not None and not grows() and (lacking := shortage(settings, nodes())):
             raise RewardUnavailable(f"reward service {name!r} has no place: {lacking}")  # before a replica has gone
         return _put(settings, name, given_up)
     except FAILURES as error:
@@ -133,8 +133,8 @@ def _wait_until_running(settings: RewardSettings, name: str, ends: float, given_
         if state == "NOT_STARTED":
             raise RewardUnavailable(f"reward service {name!r} was deleted by another process while it started")
         waited = time.monotonic() - began
-        if waited > PLACE_GRACE_S and not _grows():
-            lacking = shortage(settings, _nodes())
+        if waited > PLACE_GRACE_S and not grows():
+            lacking = shortage(settings, nodes())
             if lacking:
                 raise RewardUnavailable(f"reward service {name!r} has no place: {lacking}")
         if time.monotonic() > ends:
@@ -319,12 +319,12 @@ def _take_back(name: str, stands_alone: bool, stood: bool) -> None:
             end(name, timeout_s=20.0)
 
 
-def _grows() -> bool:
+def grows() -> bool:
     """Whether an autoscaler could add nodes."""
     return _cluster(lambda: ray._private.state.state.get_cluster_config()) is not None
 
 
-def _nodes() -> list[dict[str, float]]:
+def nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in _cluster(ray.nodes) if node["Alive"]]
 
 

@@ -45,6 +45,8 @@ class RewardSettings:
         stuck_after_s: so is one whose scorer has been at one call for so long; a first call may compile for minutes.
         probe_every_s: how often a replica scores its probe pictures, between two batches; one whose scores changed is
             replaced.
+        picture_side: of the square pictures that it will be asked for: a replica scores one before it takes requests,
+            so that a size that its scorer refuses is told at the start; null: unknown. A run says its crop.
         app: name of a service that stands alone (`restorl reward serve`) to use instead of one of the run's own.
 
     The defaults of `max_batch` and `deadline_s` suit a small scorer. A large one (billions of parameters) wants a
@@ -68,6 +70,7 @@ class RewardSettings:
     health_check_timeout_s: float = 30.0
     stuck_after_s: float = 1800.0
     probe_every_s: float = 30.0
+    picture_side: int | None = None
     app: str | None = None
     min_replicas: int | None = None
     max_replicas: int | None = None
@@ -93,6 +96,10 @@ class RewardSettings:
         for name, amount in self.resources.items():
             if not amount > 0:
                 raise ValueError(f"resources[{name!r}]={amount}: must be above 0; leave it out instead")
+        if self.picture_side is not None and self.picture_side < 1:
+            raise ValueError(
+                f"picture_side={self.picture_side}: pixels a side, at least 1, or null where it isn't known"
+            )
         self._check_scaling()
         if self.app is not None:
             check_name(self.app)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from ray import serve
@@ -60,7 +61,7 @@ def stop(name: str, timeout_s: float = 60.0) -> None:
     Raises:
         RewardUnavailable: there is none of that name, it is a run's, or it doesn't stop in time.
     """
-    owner = bounded(lambda: ownership.owner_of(name), CALL_S, "asking whose the service is")
+    owner = _owner_of(name, CALL_S)
     if owner is None:
         there = ", ".join(names()) or "none"
         raise RewardUnavailable(f"no reward service {name!r} to stop; there are: {there}")
@@ -81,7 +82,9 @@ def names() -> list[str]:
         found = bounded(serve.status, CALL_S, "the status of Ray Serve").applications
     except (RayServeException, RayError, TimeoutError) as error:
         raise RewardUnavailable(f"Ray Serve doesn't answer: {error}") from error
-    return sorted(name for name, app in found.items() if DEPLOYMENT in app.deployments and ownership.owner_of(name))
+    ends = time.monotonic() + CALL_S
+    ours = (name for name, app in found.items() if DEPLOYMENT in app.deployments)
+    return sorted(name for name in ours if _owner_of(name, ends - time.monotonic()))
 
 
 def overview(name: str) -> dict[str, Any]:
@@ -91,7 +94,7 @@ def overview(name: str) -> dict[str, Any]:
     Raises:
         RewardUnavailable: Serve doesn't answer.
     """
-    owner = ownership.owner_of(name)
+    owner = _owner_of(name, CALL_S)
     found = {**status(name), "owner": None if owner is None else owner.who}
     found["stands_alone"] = owner is not None and owner.stands_alone
     try:
@@ -107,3 +110,11 @@ def overview(name: str) -> dict[str, Any]:
         "limits": {size: limit for r in replicas for size, limit in r["limits"].items()},
         **merged(r["figures"] for r in replicas),
     }
+
+
+def _owner_of(name: str, timeout_s: float) -> ownership.Owner | None:
+    """Raises RewardUnavailable: the cluster doesn't answer."""
+    try:
+        return bounded(lambda: ownership.owner_of(name), timeout_s, "asking whose the service is")
+    except (RayError, TimeoutError) as error:
+        raise RewardUnavailable(f"reward service {name!r}: the cluster doesn't answer: {error}") from error

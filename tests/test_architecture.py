@@ -58,8 +58,8 @@ RULES = (
         ("ray",),
         except_in=(
             *("reward_service.service", "reward_service.application", "reward_service.replica"),
-            *("reward_service.standing", "reward_service.ownership", "reward_service.listening"),
-            "reward_service.client",
+            *("reward_service.standing", "reward_service.rescaling", "reward_service.ownership"),
+            *("reward_service.listening", "reward_service.client"),
         ),
     ),
     Rule(

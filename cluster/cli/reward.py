@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -52,7 +53,13 @@ def serve(
         from reward_service import standing
 
         for service, settings in services.items():
-            app = standing.stand(settings, service)
+            try:
+                app = standing.stand(settings, service)
+            except KeyboardInterrupt as interrupt:
+                raise KeyboardInterrupt(
+                    f"stopped; {service} is taken back if it wasn't there before, else its change may go on: look at "
+                    f"`restorl reward status {service}`"
+                ) from interrupt
             print(
                 f"{service}: {app.scorer}, version {app.version}\n"
                 f"  a run uses it by reward.app={service} reward.scorer={settings.scorer}; it ends by: "
@@ -74,11 +81,13 @@ def status(
 
     restorl reward status --run runs/demo
     """
+    if name is not None and run is not None:
+        raise UserMistake(f"which service? give either its name, {name}, or --run RUN")
     with _connected(run, address):
         from reward_service import standing
         from reward_service.settings import terms_of
 
-        wanted = [name] if name else standing.names()
+        wanted = standing.names() if name is None else [_known(name)]
         if run is not None:
             own = _app_of(run)
             wanted = [*terms_of(own, wanted).values()] or [own]
@@ -101,7 +110,7 @@ def scale(
     app_name: Annotated[str | None, typer.Option("--app", help="Name of the service at --address.")] = None,
     term: Annotated[str | None, typer.Option(help="Of the run's reward, where several have a service.")] = None,
 ) -> None:
-    """Change the number of replicas of a service, while runs use it.
+    """Change the number of replicas of a service, while runs use it. Interrupted, it is as before.
 
     restorl reward scale 3 --run runs/demo
 
@@ -114,14 +123,11 @@ def scale(
     if (replicas is None) == (least is None or most is None) or (least is None) != (most is None):
         raise UserMistake("how many? give either a number of replicas, or both --min and --max")
     with _connected(run, address):
-        from reward_service import service
+        from reward_service.rescaling import rescale
 
-        wanted = app_name or _service_of(run, term)
+        wanted = _service_of(run, term) if app_name is None else _known(app_name)
         with as_mistake(ValueError):
-            if replicas is not None:
-                service.scale(wanted, replicas)
-            else:
-                service.scale(wanted, least=least, most=most)
+            rescale(wanted, replicas, least, most)
     print(f"reward replicas: {replicas if replicas is not None else f'{least} to {most}'}")
 
 
@@ -137,10 +143,17 @@ def stop(
     """
     with _connected(None, address):
         from reward_service import standing
+        from reward_service.errors import RewardUnavailable
 
-        for name in names:
-            standing.stop(name)
-            print(f"{name}: stopped")
+        left: list[str] = []
+        for name in dict.fromkeys(names):
+            try:
+                standing.stop(name)
+                print(f"{name}: stopped")
+            except RewardUnavailable as error:
+                left.append(str(error))
+        if left:
+            raise RewardUnavailable("\n".join(left))
 
 
 def named_services(words: Sequence[str], name: str | None) -> dict[str, RewardSettings]:
@@ -153,6 +166,7 @@ def named_services(words: Sequence[str], name: str | None) -> dict[str, RewardSe
 
     from cluster.config.configure import ConfigError, build_config, parse_override, split_at_commas, value_of
     from cluster.config.reward import RunReward
+    from reward_service.scorers import target_of
     from reward_service.settings import RewardSettings, check_name
 
     given: dict[str, Any] = {}
@@ -182,13 +196,23 @@ def named_services(words: Sequence[str], name: str | None) -> dict[str, RewardSe
         # A replica works in another folder.
         params |= {k: str(Path(v).absolute()) for k, v in params.items() if isinstance(v, str) and Path(v).exists()}
         settings = build_config(RewardSettings, {**section, **given, "params": params, "app": None})
-        plain = settings.scorer.rpartition(":")[2]
-        service = plain if name is None else name if len(sections) == 1 else f"{name}-{plain}"
+        target_of(settings.scorer)  # there is such a one
+        service = _name_of(settings.scorer, name, len(sections) > 1)
         check_name(service)
         if service in found:
             raise UserMistake(f"two services named {service}; serve them one by one, each with a --name of its own")
         found[service] = settings
     return found
+
+
+def _name_of(scorer: str, name: str | None, several: bool) -> str:
+    """Of the service of a scorer."""
+    if name is not None and not several:
+        return name
+    if "//" in scorer:
+        raise UserMistake(f"{scorer}: a server's address is no name of a service; serve it by itself, with --name NAME")
+    plain = scorer.rpartition(":")[2]
+    return plain if name is None else f"{name}-{plain}"
 
 
 def told(service: dict[str, Any]) -> str:
@@ -220,9 +244,21 @@ def told(service: dict[str, Any]) -> str:
 
 
 def _connected(run: Path | None, address: str) -> Connection:
+    from ray import serve
+
     from cluster.jobs import ClusterSettings, attach, connect
 
+    logging.getLogger(serve.__name__).setLevel(logging.WARNING)  # after it has set one itself
     return attach(run) if run is not None else connect(ClusterSettings(address))
+
+
+def _known(name: str) -> str:
+    """The name, if there is such a service."""
+    from reward_service import standing
+
+    if name not in (there := standing.names()):
+        raise UserMistake(f"no reward service {name!r}; there are: {', '.join(there) or 'none'}")
+    return name
 
 
 def _service_of(run: Path | None, term: str | None) -> str:

@@ -13,6 +13,7 @@ from restoration.activations import acting, training
 from restoration.base_models import ModelFacts
 from restoration.footprint import Counts, Setup, actor_bytes, counts_of, rank_bytes
 from restoration.images import images_within
+from restoration.metrics.full_reference import device_bytes
 from restoration.precision import AUTO, DTYPES
 
 CONTEXT = 1 << 30  # of CUDA and its libraries, about
@@ -106,7 +107,22 @@ def _actor(config: RunConfig, facts: ModelFacts, counts: Counts, moved: Flow, he
     )
     passes["evaluation"] = max(judged[k] for k in ("condition", "denoise", "decode")) + judged["held"]
     host = {"records of a batch": rollout.images_per_batch * moved.group_bytes, "while loading": _loaded(counts, setup)}
-    return RoleMemory("actor", actor_bytes(counts, setup), passes, host)
+    kept = actor_bytes(counts, setup) | _compared(config, moved)
+    return RoleMemory("actor", kept, passes, host)
+
+
+def _compared(config: RunConfig, moved: Flow) -> dict[str, int]:
+    """Of terms that compare with the ground truth: their networks, and their work.
+
+    One rollout is compared while the next is denoised, so that the work comes on top of any pass.
+    """
+    rollout, found = config.rollout, dict[str, int]()
+    pictures = rollout.images_per_batch * rollout.rollouts_per_image
+    for term in config.reward.resolved.trained:
+        if not term.served:
+            network, work = device_bytes(term.scorer, pictures, *moved.picture)
+            found |= {f"{term.name}: network": network, f"{term.name}: work, beside a pass": work}
+    return found
 
 
 def _rank(config: RunConfig, facts: ModelFacts, counts: Counts, moved: Flow) -> RoleMemory:

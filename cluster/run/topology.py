@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -230,7 +231,8 @@ class Topology:
     def _serve(self, term: str, settings: RewardSettings, given_up: threading.Event) -> RewardApp:
         if settings.app is not None:  # it stands alone: never changed, never ended by a run
             return attach(settings.app, settings.deadline_s, settings.retries, settings.scorer)
-        return deploy(settings, self._app(term), given_up=given_up)
+        side = settings.picture_side or self.config.rollout.crop or None
+        return deploy(replace(settings, picture_side=side), self._app(term), given_up=given_up)
 
     def _app(self, term: str) -> str:
         return reward_app_name(self.run_id, term if self.config.reward.terms else "")

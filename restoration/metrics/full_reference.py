@@ -15,6 +15,8 @@ from torch import Tensor
 from restoration.metrics.protocols import DEFAULT_PROTOCOL, LPIPS_SIDE, SSIM_WINDOW, Images, protocol
 
 LPIPS_BATCH = 8
+AT_ONCE = 8
+"""Pairs that `psnr` and `ssim` hold in float64, some ten times, while they compare them."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,26 @@ def version_of(name: str, **params: Any) -> str:
     return f"{name}-1-{protocol(value).name}"
 
 
+def device_bytes(name: str, pairs: int, height: int, width: int) -> tuple[int, int]:
+    """Bytes that such a scorer keeps on its device, and those of its work on so many pairs at the worst moment.
+
+    Computed from shapes, without a convolution's own workspace; 0 of those that a CPU computes.
+    """
+    if name != "lpips":
+        return 0, 0
+    from restoration.activations import LiveBytes
+    from restoration.checkpoints import empty
+    from restoration.metrics.lpips import Lpips
+
+    metric = empty(Lpips)
+    kept = [*metric.parameters(), *metric.buffers()]
+    shape = (min(pairs, LPIPS_BATCH), height, width, 3)
+    pixels = [torch.empty(shape, dtype=torch.uint8) for _ in range(2)]
+    with LiveBytes([*kept, *pixels]) as live:
+        _distances(metric, "meta", *pixels)
+    return sum(tensor.nbytes for tensor in kept), live.peak
+
+
 def _parameter(name: str, params: dict[str, Any]) -> str:
     """The value of a scorer's only parameter, "" if it has none."""
     if name not in FULL_REFERENCE:
@@ -101,7 +123,9 @@ def _parameter(name: str, params: dict[str, Any]) -> str:
 
 
 def _by_protocol(metric: Callable[[Images, Images], np.ndarray], images: np.ndarray, truths: np.ndarray) -> np.ndarray:
-    return metric(images, truths).astype(np.float32)
+    starts = range(0, len(images), AT_ONCE)
+    parts = [metric(images[i : i + AT_ONCE], truths[i : i + AT_ONCE]) for i in starts]
+    return np.concatenate(parts).astype(np.float32)
 
 
 def _reconstruction(images: np.ndarray, truths: np.ndarray) -> np.ndarray:
@@ -114,7 +138,12 @@ def _lpips(
 ) -> np.ndarray:
     parts = []
     for start in range(0, len(images), LPIPS_BATCH):
-        pair = (x[start : start + LPIPS_BATCH] for x in (images, truths))
-        a, b = (torch.from_numpy(x).to(device).movedim(-1, 1).float() / 255 for x in pair)
-        parts.append(-distance(a, b).cpu())
+        pair = (torch.from_numpy(x[start : start + LPIPS_BATCH]) for x in (images, truths))
+        parts.append(_distances(distance, device, *pair).neg().cpu())
     return np.asarray(torch.cat(parts).numpy())
+
+
+def _distances(distance: Callable[[Tensor, Tensor], Tensor], device: str, images: Tensor, truths: Tensor) -> Tensor:
+    """uint8 [B, H, W, 3] each -> [B], on the device."""
+    a, b = (x.to(device).movedim(-1, 1).float() / 255 for x in (images, truths))
+    return distance(a, b)

@@ -9,9 +9,10 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from restoration.devices import check_device
 from reward_service.scorers.interface import Scorer, check_block
 
-__all__ = ["FAMILIES", "LEAST_SIDE", "SCORERS", "Scorer", "check_block", "make_scorer"]
+__all__ = ["FAMILIES", "LEAST_SIDE", "SCORERS", "Scorer", "check_block", "make_scorer", "target_of"]
 
 # name -> "module:class"; modules are imported only when asked for, their dependencies may be optional.
 SCORERS: dict[str, str] = {
@@ -37,6 +38,22 @@ LEAST_SIDE = {
 }  # fmt: skip
 
 
+def target_of(name: str) -> str:
+    """The "module:class" of a scorer.
+
+    Raises:
+        ValueError: no such name.
+    """
+    target = _family(name) or SCORERS.get(name, name)
+    if ":" not in target:
+        raise ValueError(f"no scorer named {name!r}; there are {', '.join(sorted(SCORERS))}, or use 'module:class'")
+    return target
+
+
+def _family(name: str) -> str | None:
+    return next((target for beginning, target in FAMILIES.items() if name.startswith(beginning)), None)
+
+
 def make_scorer(name: str, place: str | None = None, /, **params: Any) -> Scorer:
     """Construct a scorer by its registered name, `pyiqa:METRIC`, a server's address, or any class by `"module:class"`.
 
@@ -47,14 +64,12 @@ def make_scorer(name: str, place: str | None = None, /, **params: Any) -> Scorer
         params: arguments of the scorer.
 
     Raises:
-        ValueError: unknown name, parameters the scorer does not take, or a GPU for a shipped scorer that can't use it.
+        ValueError: unknown name, parameters the scorer does not take, a device that isn't there, or a GPU for a shipped
+            scorer that can't use it.
     """
-    family = next((target for beginning, target in FAMILIES.items() if name.startswith(beginning)), None)
+    target, family = target_of(name), _family(name)
     shipped = name in SCORERS or family is not None
-    target = family or SCORERS.get(name, name)
-    module, separator, attribute = target.partition(":")
-    if not separator:
-        raise ValueError(f"no scorer named {name!r}; there are {', '.join(sorted(SCORERS))}, or use 'module:class'")
+    module, _, attribute = target.partition(":")
     try:
         factory = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
@@ -68,6 +83,8 @@ def make_scorer(name: str, place: str | None = None, /, **params: Any) -> Scorer
             raise ValueError(f"scorer {name!r} computes on the CPU only: set reward.num_gpus=0")
         elif place != "cpu":
             warnings.warn(f"scorer {name!r} takes no `device`: is it to use the reserved {place}?", stacklevel=2)
+    if shipped and "device" in params and _takes_device(factory):
+        check_device(params["device"])
     try:
         scorer = factory(**params)
     except TypeError as error:

@@ -32,7 +32,8 @@ from reward_service.scorers.natural_scenes import (
     sums,
     symmetric_shape,
 )
-from reward_service.scorers.pixel_sums import row_products, total
+from reward_service.scorers.pixel_sums import exponential, total, weighted_sums
+from reward_service.scorers.room import room
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "brisque" / "brisque_live.safetensors"
 FEATURES = 36
@@ -81,12 +82,9 @@ class Regression:
     def __call__(self, features: Tensor) -> Tensor:
         """[N, 36] -> [N]."""
         scaled = 2 * (features - self.least) / (self.most - self.least) - 1
-        # no product of matrices: that rounds as their sizes will have it
-        products = row_products(
-            self.support.expand(len(scaled), -1, -1), scaled[:, None].expand(-1, len(self.support), -1)
-        )
+        products = weighted_sums(scaled, self.support)
         distance = total(self.support.square()) + total(scaled.square())[:, None] - 2 * products
-        return total(distance.mul(-self.gamma).exp() * self.coefficients) - self.rho
+        return total(exponential(distance.mul(-self.gamma)) * self.coefficients) - self.rho
 
 
 class Brisque:
@@ -132,8 +130,11 @@ def features(images: np.ndarray, device: torch.device = CPU) -> Tensor:
 
 
 def _sums(images: Tensor) -> tuple[Sums, Sums]:
-    level = grey(images, torch.float32)
-    return sums(normalised(level, "zeros")), sums(normalised(half_size(level), "zeros"))
+    with room() as kept:
+        level = grey(images, torch.float32, kept)
+        with kept.lent():
+            full = sums(normalised(level, "zeros", room=kept), kept)
+        return full, sums(normalised(half_size(level, kept), "zeros", room=kept), kept)
 
 
 def _statistics(found: Sums) -> Tensor:

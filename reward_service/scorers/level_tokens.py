@@ -56,7 +56,7 @@ class LevelSettings:
         template: further variables of the chat template, such as {enable_thinking: false}.
         processor: settings of the image processor that replace the folder's, such as {size: {...}}.
         deterministic: every pass has the same number of rows, filled up with grey pictures, so that a score has the
-            same bits in any company.
+            same bits in any company. Tried at each size of pictures when it first comes.
     """
 
     question: str = "How would you rate the quality of this image?"
@@ -151,8 +151,6 @@ class LevelTokens:
         self.tokens = self._try_prompt(folder)
         self.version = self._version(folder)
         self._proven: set[tuple[int, int]] = set()  # sizes at which a picture's place changed no bit
-        if deterministic:
-            self._require_equal_bits(NATIVE, NATIVE)
 
     @property
     def preferred_batch(self) -> int:
@@ -186,9 +184,14 @@ class LevelTokens:
             MemoryError: not even one picture fits, or `deterministic` forbids a smaller batch.
         """
         images = check_block(images, LEAST_SIDE)
-        kept = self.settings.deterministic
-        if kept and images.shape[1:3] not in self._proven:
+        if self.settings.deterministic and images.shape[1:3] not in self._proven:
             self._require_equal_bits(*images.shape[1:3])
+        return self.probed(images)
+
+    @torch.inference_mode()
+    def probed(self, images: np.ndarray) -> np.ndarray:
+        """As `score`, of pictures at whose size `deterministic` need not be kept: the probe's, held to a tolerance."""
+        kept = self.settings.deterministic
         found = in_passes(self, len(images), lambda i, j: self._scores(images[i:j]), filled=kept, kept=kept)
         return found.cpu().numpy()
 

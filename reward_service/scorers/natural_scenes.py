@@ -6,6 +6,7 @@ float64, and the order of a sum depends on how much is added only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -15,9 +16,9 @@ import numpy as np
 import torch
 from scipy.special import gammaln
 from torch import Tensor
-from torch.nn import functional
 
-from reward_service.scorers.pixel_sums import blurred, channels_sum, halved, row_products, total
+from reward_service.scorers.pixel_sums import blurred, halved, levels, pair_sums, root
+from reward_service.scorers.room import Room
 
 Border = Literal["zeros", "replicate"]
 Part = TypeVar("Part")
@@ -86,13 +87,14 @@ def in_parts(work: Callable[[Tensor], Part], images: np.ndarray, device: torch.d
         return [work(torch.tensor(images, device=device))]
     threads, each = torch.get_num_threads(), images.shape[1] * images.shape[2]
     step = max(1, min(PIXELS_AT_ONCE // each, -(-len(images) // threads)))
-    parts = [torch.tensor(images[start : start + step]) for start in range(0, len(images), step)]
+    # copied by NumPy: threads that torch makes for it would go on turning for a while, on cores that are wanted here
+    parts = [images[start : start + step] for start in range(0, len(images), step)]
     if threads == 1 or len(parts) == 1:
-        return [work(part) for part in parts]
+        return [work(torch.from_numpy(part.copy())) for part in parts]
 
     @torch.inference_mode()  # each thread has its own mode
-    def quietly(part: Tensor) -> Part:
-        return work(part)
+    def quietly(part: np.ndarray) -> Part:
+        return work(torch.from_numpy(part.copy()))
 
     try:
         # threads of torch's own within each of these would wait for one another
@@ -102,13 +104,13 @@ def in_parts(work: Callable[[Tensor], Part], images: np.ndarray, device: torch.d
         torch.set_num_threads(threads)  # what threads of later begin with
 
 
-def grey(images: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+def grey(images: Tensor, dtype: torch.dtype = torch.float64, room: Room | None = None) -> Tensor:
     """uint8 [N, H, W, 3] -> whole levels 0 to 255, [N, H, W], as MATLAB's rgb2gray."""
     # no colour's level comes nearer than 4e-6 to the middle of two whole ones: rounding errors don't matter
-    return channels_sum(images, GREY).add_(0.5).floor_().to(dtype)
+    return levels(images, GREY, dtype, room)
 
 
-def normalised(x: Tensor, border: Border, signed: bool = True) -> Tensor:
+def normalised(x: Tensor, border: Border, signed: bool = True, room: Room | None = None) -> Tensor:
     """Levels [N, H, W] -> its pixels less their neighbourhood's mean, over its deviation plus one.
 
     In an even patch nothing but rounding is left, of one sign, which MATLAB's sums count as above 0 in every product
@@ -116,57 +118,77 @@ def normalised(x: Tensor, border: Border, signed: bool = True) -> Tensor:
 
     Args:
         signed: signs are counted; else even patches keep their rounding errors.
+        room: for what it returns, and what it needs for it.
     """
-    sides, centred = (REACH,) * 4, x - MIDDLE  # squares of smaller numbers keep more digits
+    room = room or Room()
+    count, high, wide = x.shape
+    found = room.take(x, *x.shape)
+    with room.lent():
+        around = room.take(x, count, high + 2 * REACH, wide + 2 * REACH)
+        centred = around[:, REACH:-REACH, REACH:-REACH]
+        torch.sub(x, MIDDLE, out=centred)  # squares of smaller numbers keep more digits
+        _fill_border(around, border)
+        squared = torch.mul(around, around, out=room.take(x, *around.shape))
+        mean, square = blurred(around, BLUR, room), blurred(squared, BLUR, room)
+        deviation = square.addcmul_(mean, mean, value=-1).abs_().sqrt_().add_(1)
+        rest = centred.sub_(mean)
+        if signed:
+            torch.hardshrink(rest, EVEN[x.dtype], out=found)
+            rest = found.add_(x, alpha=UNIT)  # the unit is nothing elsewhere
+        return torch.div(rest, deviation, out=found)
+
+
+def _fill_border(around: Tensor, border: Border) -> None:
+    """What lies around pictures [N, H + 2 R, W + 2 R]."""
     if border == "zeros":
-        around = functional.pad(centred, sides, value=-MIDDLE)
-    else:
-        around = functional.pad(centred[:, None], sides, "replicate")[:, 0]
-    mean, square = blurred(around, BLUR), blurred(around.square(), BLUR)
-    deviation = square.addcmul_(mean, mean, value=-1).abs_().sqrt_().add_(1)
-    rest = centred.sub_(mean)
-    if signed:
-        rest = functional.hardshrink(rest, EVEN[x.dtype]).add_(x, alpha=UNIT)  # the unit is nothing elsewhere
-    return rest.div_(deviation)
+        for side in (around[:, :REACH], around[:, -REACH:], around[..., :REACH], around[..., -REACH:]):
+            side.fill_(-MIDDLE)
+        return
+    for dim in (1, 2):
+        size = around.shape[dim]
+        around.narrow(dim, 0, REACH).copy_(around.narrow(dim, REACH, 1).expand_as(around.narrow(dim, 0, REACH)))
+        around.narrow(dim, size - REACH, REACH).copy_(
+            around.narrow(dim, size - REACH - 1, 1).expand_as(around.narrow(dim, 0, REACH))
+        )
 
 
-def half_size(x: Tensor) -> Tensor:
+def half_size(x: Tensor, room: Room | None = None) -> Tensor:
     """[N, H, W], sides of at least 4 -> half the size, odd sides rounded up, as MATLAB's imresize(x, 0.5).
 
     A cubic twice as wide as for enlarging, so that it blurs what half the pixels can't show; mirrored at the border.
     """
-    return halved(x, HALVING)
+    return halved(x, HALVING, room)
 
 
-def sums(x: Tensor) -> Sums:
+def sums(x: Tensor, room: Room | None = None) -> Sums:
     """[N, H, W] -> sums, float64 [5, N]: of the pixels, and of their products with the neighbours at `SHIFTS`.
 
     What lies beyond a border is the other end of the picture.
     """
+    room = room or Room()
     count, high, wide = x.shape
-    # the picture, a row above it and a column on each side, each from its other end
-    around = x.new_empty(count, high + 1, wide + 2)
-    around[:, 1:, 1:-1] = x
-    around[:, 0] = around[:, -1]
-    around[:, :, 0], around[:, :, -1] = around[:, :, -2], around[:, :, 1]
-    size = around.abs()
-    # of a product x*y, each of |xy|, (xy)^2, xy|xy| and its sign is the product of what it is for x and for y
-    absolute, square, signed, sign = (
-        _pair_sums(plane) for plane in (size, around.square(), around * size, around.sign())
-    )
-    # a picture has zeros only where it is black: mostly none, and whole numbers are added exactly in any way
-    nonzero = _pair_sums(around.sign().abs()) if bool(size.amin() == 0) else high * wide
+    size = (count, high + 1, wide + 2)
+    # the picture, a row above it and a column on each side, each from its other end; and with columns of zeros
+    with room.lent():
+        planes = room.take(x, 2, 2 + math.prod(size))
+        planes[:, 0] = planes[:, -1] = 0
+        pair = planes[:, 1:-1].view(2, *size)
+        pair[:, :, 1:, 1:-1] = x
+        pair[:, :, 0] = pair[:, :, -1]
+        around, inner = pair
+        around[:, :, 0], around[:, :, -1] = around[:, :, -2], around[:, :, 1]
+        inner[:, :, 0] = inner[:, :, -1] = 0
+        # of a product x*y, each of |xy|, (xy)^2, xy|xy| and its sign is the product of what it is for x and for y
+        positive = torch.abs(planes, out=room.take(x, *planes.shape))
+        other = room.take(x, *planes.shape)
+        absolute = pair_sums(positive, size, SHIFTS)
+        square = pair_sums(torch.mul(planes, planes, out=other), size, SHIFTS)
+        signed = pair_sums(torch.mul(planes, positive, out=other), size, SHIFTS)
+        sign = pair_sums(torch.sign(planes, out=other), size, SHIFTS)
+        # a picture has zeros only where it is black: mostly none, and whole numbers are added exactly in any way
+        black = bool(positive[0, 1:-1].amin() == 0)
+        nonzero = pair_sums(other.abs_(), size, SHIFTS) if black else high * wide
     return Sums(high * wide, absolute, square, signed, (nonzero - sign) / 2, (nonzero + sign) / 2)
-
-
-def _pair_sums(plane: Tensor) -> Tensor:
-    """[N, H + 1, W + 2] -> float64 [5, N]."""
-    high, wide = plane.shape[1] - 1, plane.shape[2] - 2
-    here = plane[:, 1:, 1:-1]
-    rows = [total(here)]
-    for down, right in SHIFTS:
-        rows.append(row_products(here, plane[:, 1 - down : 1 - down + high, 1 - right : 1 - right + wide]))
-    return total(torch.stack(rows).double())
 
 
 def joined(parts: Sequence[Sums]) -> Sums:
@@ -180,8 +202,8 @@ def fit(of: Sums) -> Fit:
 
     Numbers that are on one side of 0 only, as in an even picture, count as a Gaussian without any spread on the other.
     """
-    left = ((of.square - of.signed) / 2 / of.below).clamp_(min=0).sqrt_()
-    right = ((of.square + of.signed) / 2 / of.above).clamp_(min=0).sqrt_()
+    left = root(((of.square - of.signed) / 2 / of.below).clamp_(min=0))
+    right = root(((of.square + of.signed) / 2 / of.above).clamp_(min=0))
     one_sided = (of.below == 0) | (of.above == 0) | (left == 0) | (right == 0)
     left, right = left.nan_to_num_(0.0), right.nan_to_num_(0.0)
     ratio = torch.where(one_sided, 1.0, left / right)

@@ -19,6 +19,7 @@ from reward_service.scorers.digests import digest_of
 from reward_service.scorers.interface import MEMORY_SIDE, check_block
 from reward_service.scorers.natural_scenes import SHAPES, fit, grey, half_size, in_parts, normalised, sums
 from reward_service.scorers.pixel_sums import total
+from reward_service.scorers.room import room
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "niqe" / "niqe_pristine.safetensors"
 BLOCK = 96
@@ -100,8 +101,9 @@ def features(images: Tensor) -> Tensor:
 def _statistics(level: Tensor, high: int, wide: int) -> Tensor:
     """Shape and mean width of the normalised pixels; shape, mean and both widths of four products of neighbours."""
     count, side = len(level), level.shape[1] // high
-    blocks = normalised(level, "replicate").view(count, high, side, wide, side).transpose(2, 3)
-    fitted = fit(sums(blocks.reshape(-1, side, side)))
+    with room() as kept:
+        blocks = normalised(level, "replicate", room=kept).view(count, high, side, wide, side).transpose(2, 3)
+        fitted = fit(sums(blocks.reshape(-1, side, side), kept))
     left, right = fitted.left * fitted.scale, fitted.right * fitted.scale
     columns = torch.stack([fitted.shape, fitted.mean, left, right])
     columns[1, 0] = (left[0] + right[0]) / 2

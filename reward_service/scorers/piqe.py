@@ -16,6 +16,7 @@ from torch import Tensor
 from reward_service.scorers.interface import MEMORY_SIDE, check_block
 from reward_service.scorers.natural_scenes import grey, in_parts, normalised
 from reward_service.scorers.pixel_sums import folded, mirrored, total
+from reward_service.scorers.room import room
 
 SIDE = 16  # of a block
 SEGMENT = 6  # length of an edge segment
@@ -54,15 +55,20 @@ class Piqe:
 
 def piqe(images: Tensor) -> Tensor:
     """PIQE of uint8 [N, H, W, 3] images, float64 [N]; lower is better."""
-    level = grey(images)
-    for dim in (-2, -1):
-        level = mirrored(level, dim, 0, -level.shape[dim] % SIDE)
-    count, high, wide = level.shape
-    blocks = normalised(level, "replicate", signed=False).view(count, high // SIDE, SIDE, wide // SIDE, SIDE)
-    columns = torch.stack([folded(blocks, 2), folded(blocks.square(), 2)])  # sums [2, N, rows of blocks, blocks, 16]
+    with room() as kept:
+        level = grey(images, room=kept)
+        for dim in (-2, -1):
+            level = mirrored(level, dim, 0, -level.shape[dim] % SIDE)
+        count, high, wide = level.shape
+        blocks = normalised(level, "replicate", signed=False, room=kept)
+        blocks = blocks.view(count, high // SIDE, SIDE, wide // SIDE, SIDE)
+        squares = torch.mul(blocks, blocks, out=kept.take(blocks, *blocks.shape))
+        # sums [2, N, rows of blocks, blocks, 16]
+        columns = torch.stack([folded(blocks, 2, kept), folded(squares, 2, kept)])
+        flat = _has_flat_edge(blocks)
     variance = _variance(folded(columns, -1), SIDE * SIDE)
     active = (variance > ACTIVITY).double()
-    distorted = _has_flat_edge(blocks) * (1 - variance) + _is_noisy(columns, variance) * variance
+    distorted = flat * (1 - variance) + _is_noisy(columns, variance) * variance
     distorted = torch.where(active > 0, distorted, 0.0)
     # an image without an active block gets the worst score: (0 + 1) / (0 + 1)
     return (total(distorted.flatten(1)) + 1) / (total(active.flatten(1)) + 1) * 100
@@ -75,14 +81,14 @@ def _variance(of: Tensor, number: int) -> Tensor:
 
 def _has_flat_edge(blocks: Tensor) -> Tensor:
     """Whether any segment of a block's four edges hardly varies; float64 of 0 and 1."""
-    rows = torch.stack([blocks[:, :, 0], blocks[:, :, -1]])
-    columns = torch.stack([blocks[..., 0], blocks[..., -1]]).transpose(-1, -2)
-    edges = torch.cat([rows, columns])  # [4, N, rows of blocks, blocks, 16]
-    edges = torch.stack([edges, edges.square()])
-    segments = edges[..., : SIDE - SEGMENT + 1].clone()
+    rows = torch.stack([blocks[:, :, 0], blocks[:, :, -1]]).movedim(-1, 0)
+    columns = torch.stack([blocks[..., 0], blocks[..., -1]]).movedim(3, 0)
+    edges = torch.cat([rows, columns], 1)  # [16, 4, N, rows of blocks, blocks]: what is added lies side by side
+    edges = torch.stack([edges, edges.square()], 1)
+    segments = edges[: SIDE - SEGMENT + 1].clone()
     for at in range(1, SEGMENT):
-        segments += edges[..., at : at + SIDE - SEGMENT + 1]
-    return (_variance(segments, SEGMENT) < FLATNESS**2).any(-1).any(0).double()
+        segments += edges[at : at + SIDE - SEGMENT + 1]
+    return (_variance(segments.movedim(1, 0), SEGMENT) < FLATNESS**2).flatten(0, 1).any(0).double()
 
 
 def _is_noisy(columns: Tensor, variance: Tensor) -> Tensor:

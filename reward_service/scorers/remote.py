@@ -51,6 +51,28 @@ class _Unavailable(Exception):
 
 
 @dataclass(frozen=True)
+class _Request:
+    """What the server is asked.
+
+    Attributes:
+        path: below the scorer's address.
+        most: bytes of the answer that are read.
+        limit_s: until the answer is there, tries included.
+        what: is asked for, in messages.
+        body: makes the body anew for each try; None: there is none.
+        size: its bytes.
+    """
+
+    method: str
+    path: str
+    most: int
+    limit_s: float
+    what: str = "its description"
+    body: Callable[[], AsyncIterator[bytes | memoryview]] | None = None
+    size: int = 0
+
+
+@dataclass(frozen=True)
 class _Answer:
     status: int
     reason: str
@@ -111,7 +133,7 @@ class RemoteScorer:
             self._loop.call_soon_threadsafe(self._loop.stop)
             raise
         try:
-            said = self._ask("GET", "describe", DESCRIPTION_BYTES, timeout_s).content
+            said = self._ask(_Request("GET", "describe", DESCRIPTION_BYTES, timeout_s)).content
             self._take(said)
         except (ServerFailed, ValueError) as error:
             self.close()
@@ -140,7 +162,7 @@ class RemoteScorer:
 
         limit = self.timeout_s + size / self.bytes_per_s
         what = f"{count} pictures of {images.shape[2]}x{images.shape[1]} ({size / 1e6:.1f} MB)"
-        answer = self._ask("POST", "score", HEADER_BYTES + 4 * count, limit, what, body, len(header) + size)
+        answer = self._ask(_Request("POST", "score", HEADER_BYTES + 4 * count, limit, what, body, len(header) + size))
         if answer.version != self.version:
             came = "without one" if answer.version is None else f"of {_shown(answer.version[:200])!r}"
             raise ServerFailed(
@@ -174,24 +196,15 @@ class RemoteScorer:
         self.preferred_batch = _whole(said, "preferred_batch", where)
         self.native_side = _whole(said, "native_side", where)
 
-    def _ask(
-        self,
-        method: str,
-        path: str,
-        most: int,
-        limit_s: float,
-        what: str = "its description",
-        body: Callable[[], AsyncIterator[bytes | memoryview]] | None = None,
-        size: int = 0,
-    ) -> _Answer:
+    def _ask(self, asked: _Request) -> _Answer:
         """The answer with status 200, tried again where that is worth it. Raises ServerFailed."""
-        where = f"{self.url}/{path}"
+        where, limit_s, what = f"{self.url}/{asked.path}", asked.limit_s, asked.what
         late = ServerFailed(
             f"{where}: no answer within {limit_s:.3g} s for {what}: raise timeout_s={self.timeout_s:g}, lower "
             f"bytes_per_s={self.bytes_per_s:g}, or send smaller blocks"
         )
         try:
-            found = self._wait(self._tried(method, where, most, limit_s, body, size), limit_s + 10)
+            found = self._wait(self._tried(asked), limit_s + 10)
         except TimeoutError as error:
             raise late from error
         except _Unavailable as error:
@@ -215,20 +228,12 @@ class RemoteScorer:
             raise ServerFailed(f"{where}: {found.status} {_shown(found.reason[:80])} for {what}: {told}{advice}")
         return found
 
-    async def _tried(
-        self,
-        method: str,
-        where: str,
-        most: int,
-        limit_s: float,
-        body: Callable[[], AsyncIterator[bytes | memoryview]] | None,
-        size: int,
-    ) -> _Answer:
+    async def _tried(self, asked: _Request) -> _Answer:
         loop = asyncio.get_running_loop()
-        ends, pause = loop.time() + limit_s, BACKOFF_S
+        ends, pause = loop.time() + asked.limit_s, BACKOFF_S
         for left in range(self.retries, -1, -1):
             try:
-                return await self._once(method, where, most, ends - loop.time(), body, size)
+                return await self._once(asked, ends - loop.time())
             except _Unavailable:
                 if not left:
                     raise
@@ -238,26 +243,18 @@ class RemoteScorer:
             pause = min(2 * pause, LONGEST_BACKOFF_S)
         raise AssertionError("the last try returns or raises")
 
-    async def _once(
-        self,
-        method: str,
-        where: str,
-        most: int,
-        limit_s: float,
-        body: Callable[[], AsyncIterator[bytes | memoryview]] | None,
-        size: int,
-    ) -> _Answer:
-        headers = dict(self._headers)
+    async def _once(self, asked: _Request, left_s: float) -> _Answer:
+        headers, body, most = dict(self._headers), asked.body, asked.most
         if body is not None:
-            headers |= {"Content-Type": _NPY, "Content-Length": str(size)}
+            headers |= {"Content-Type": _NPY, "Content-Length": str(asked.size)}
         try:
             async with self._session.request(
-                method,
-                where,
+                asked.method,
+                f"{self.url}/{asked.path}",
                 data=body() if body is not None else None,
                 headers=headers,
                 allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=max(limit_s, 0.001)),
+                timeout=aiohttp.ClientTimeout(total=max(left_s, 0.001)),
             ) as answer:
                 if answer.status == 503:
                     raise _Unavailable(f"503 {answer.reason}")

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from restoration.activations import LiveBytes
 from restoration.checkpoints import CheckpointError
-from restoration.metrics.full_reference import FULL_REFERENCE, full_reference, version_of
+from restoration.metrics import full_reference as module
+from restoration.metrics.full_reference import FULL_REFERENCE, LPIPS_BATCH, device_bytes, full_reference, version_of
 from restoration.metrics.lpips import BACKBONE, HEADS, Lpips
 from restoration.metrics.protocols import PSNR_CEILING, measure
 
@@ -91,3 +93,36 @@ def test_each_says_the_least_side_that_it_takes() -> None:
     assert {name: side for name, (_, side) in FULL_REFERENCE.items()} == {
         "psnr": 1, "ssim": 11, "reconstruction": 1, "lpips": 31,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("count", "side"), [(2, 40), (3, 67), (LPIPS_BATCH + 1, 40)])
+def test_what_lpips_holds_is_known_from_shapes_alone(tmp_path: Path, count: int, side: int) -> None:
+    published(tmp_path, 0)
+    metric = full_reference("lpips", weights=str(tmp_path))
+    network, work = device_bytes("lpips", count, side, side)
+    files = sum(v.nbytes for name in (BACKBONE, HEADS) for v in torch.load(tmp_path / name, weights_only=True).values())
+    assert network == files + 6 * 4  # and what pictures are normalised by
+    images, truths = pictures(count, side)
+    with LiveBytes() as measured:
+        metric.score(images, truths)
+    # pictures and scores lie in main memory besides
+    assert work <= measured.peak <= work + images.nbytes + truths.nbytes + 4 * count
+    first = 64 * ((side + 4 - 11) // 4 + 1) ** 2 * 4 * 2 * min(count, LPIPS_BATCH)
+    assert 2 * first < work < 10 * first
+
+
+def test_others_hold_nothing_on_a_device() -> None:
+    assert {device_bytes(name, 64, 512, 512) for name in FULL_REFERENCE if name != "lpips"} == {(0, 0)}
+
+
+@pytest.mark.parametrize("name", ["psnr", "ssim"])
+def test_pairs_are_compared_a_few_at_a_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, truths = pictures(7)
+    whole = full_reference(name).score(images, truths)
+    monkeypatch.setattr(module, "AT_ONCE", 3)
+    with LiveBytes() as few:
+        np.testing.assert_array_equal(full_reference(name).score(images, truths), whole)
+    monkeypatch.setattr(module, "AT_ONCE", 7)
+    with LiveBytes() as all_of_them:
+        full_reference(name).score(images, truths)
+    assert few.peak < 0.6 * all_of_them.peak

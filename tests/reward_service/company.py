@@ -1,6 +1,8 @@
-"""A scorer's promise: what lies beside a picture, before or behind it, is nothing to its score."""
+"""A scorer's promises: what lies beside a picture, before or behind it, is nothing to its score; it writes nothing."""
 
 from __future__ import annotations
+
+import warnings
 
 import numpy as np
 import torch
@@ -36,3 +38,18 @@ def scores_in_any_company(
     require(block[:2], block[2:])
     require(block)
     return together
+
+
+def reads_only(scorer: Scorer, block: np.ndarray) -> None:
+    """Pictures in shared memory, which may not be written, have the scores of others, and nothing is said of it."""
+    before = scorer.score(block.copy())
+    shared = block.copy()
+    shared.setflags(write=False)
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # torch says once a process what it has to say of such arrays
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            np.testing.assert_array_equal(scorer.score(shared), before)
+    finally:
+        torch.set_warn_always(always)

@@ -45,7 +45,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
     monkeypatch.setattr(service.ownership, "claim", lambda name, stands_alone: None)
     monkeypatch.setattr(service, "describe", lambda name, timeout_s=0.0: {"settings": vars(BEFORE)})
     monkeypatch.setattr(service, "status", lambda name: {"replicas": {"RUNNING": 1}})
-    monkeypatch.setattr(service, "_grows", lambda: True)
+    monkeypatch.setattr(service, "grows", lambda: True)
     monkeypatch.setattr(service, "_put", made.put)
     monkeypatch.setattr(service, "_hand_over", made.hand_over)
     monkeypatch.setattr(service, "end", lambda name, timeout_s: made.ended.append(name))

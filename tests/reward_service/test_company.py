@@ -1,4 +1,4 @@
-"""Batch mates, order and batch size are nothing to a score, of every scorer."""
+"""Batch mates, order, batch size and memory that may not be written are nothing to a score, of every scorer."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from reward_service.probe_pictures import probe_pictures
 from reward_service.scorers import LEAST_SIDE, SCORERS, make_scorer
 from reward_service.scorers.interface import traits
-from tests.reward_service.company import scores_in_any_company
+from tests.reward_service.company import reads_only, scores_in_any_company
 from tests.reward_service.makers import PARAMS, VARIANTS, made
 
 CASES = [
@@ -66,6 +67,32 @@ class Shy:
 def test_a_scorer_that_looks_at_the_company_is_found() -> None:
     with pytest.raises(AssertionError):
         scores_in_any_company(Shy(), block(48))
+
+
+@pytest.mark.parametrize("name", sorted(SCORERS))
+def test_pictures_that_may_not_be_written_are_scored_alike_and_without_a_word(name: str, folder: Path) -> None:
+    reads_only(made(name, folder), block(max(LEAST_SIDE[name], 48))[:3])
+
+
+class Greedy(Shy):
+    """Writes into the pictures that it is given."""
+
+    def score(self, images: np.ndarray) -> np.ndarray:
+        images[:, 0, 0] = 0
+        return images.mean((1, 2, 3), dtype=np.float32)
+
+
+class Loud(Shy):
+    """Takes the pictures as they are, of which torch warns."""
+
+    def score(self, images: np.ndarray) -> np.ndarray:
+        return torch.from_numpy(images).float().mean((1, 2, 3)).numpy()
+
+
+@pytest.mark.parametrize("kind", [Greedy, Loud])
+def test_a_scorer_that_writes_or_warns_of_writing_is_found(kind: type[Shy]) -> None:
+    with pytest.raises((ValueError, UserWarning), match="read-only|not writable"):
+        reads_only(kind(), block(48))
 
 
 @pytest.mark.parametrize("name", sorted(SCORERS))

@@ -209,15 +209,6 @@ def test_weights_that_the_device_has_no_memory_for_are_told(folder: Path, monkey
         made(folder)
 
 
-def test_pictures_in_shared_memory_that_may_not_be_written_are_scored_without_a_word(scorer: OwlScorer) -> None:
-    images = pictures(2)
-    before = scorer.score(images)
-    images.setflags(write=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        np.testing.assert_array_equal(scorer.score(images), before)
-
-
 def test_other_errors_of_a_pass_are_not_taken_for_memory(scorer: OwlScorer) -> None:
     def broken(pixels: Tensor) -> Tensor:
         raise RuntimeError("device-side assert")

@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.gpu.reward import NEEDED
 from benchmarks.owl2_published import published_levels
 from restoration.checkpoints import empty
 from reward_service.scorers.mplug_owl2.config import AbstractorConfig, OwlConfig, VisionConfig
+from reward_service.scorers.mplug_owl2.language import Rotation
 from reward_service.scorers.mplug_owl2.network import LevelReader, Owl2
 from reward_service.scorers.mplug_owl2.prompt import IMAGE
 from tests.golden.__main__ import check_file
@@ -119,9 +121,16 @@ def test_a_weight_is_multiplied_once_a_batch_and_not_row_by_row(network: Owl2, p
 def test_at_full_size_a_picture_takes_the_arithmetic_that_is_needed() -> None:
     full = empty(lambda: Owl2(OwlConfig()))
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        reader, of_question = LevelReader(full), counter.get_total_flops()
-        reader(torch.empty(1, 3, 448, 448))
-    assert 1700e9 < counter.get_total_flops() - of_question < 1740e9  # as published 1982e9
+        reader, before = LevelReader(full), counter.get_total_flops()
+        reader(pixels := torch.empty(1, 3, 448, 448))
+        counted, before = counter.get_total_flops() - before, counter.get_total_flops()
+        past = list(zip(reader.keys, reader.values, strict=True))
+        x = torch.cat([full.see(pixels), reader.after], 1)
+        full.decode(x, reader.image, Rotation(reader.cos, reader.sin), reader.mask, past)
+        last_whole = counter.get_total_flops() - before
+    page = (Path(__file__).parents[2] / "docs" / "reward.md").read_text()
+    assert f"| {counted / 1e9:.0f} GFLOP a picture, counted" in page and f"; {NEEDED / 1e9:.0f} if the last" in page
+    assert abs(last_whole - NEEDED) < 1e-3 * NEEDED
 
 
 def test_a_question_without_one_picture_between_text_is_refused(network: Owl2) -> None:

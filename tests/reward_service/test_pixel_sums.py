@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from reward_service.scorers import natural_scenes, pixel_sums
-from reward_service.scorers.natural_scenes import BLUR, GREY, HALVING
+from reward_service.scorers.natural_scenes import BLUR, GREY, HALVING, SHIFTS
 
 SIZES = [(16, 16), (37, 50), (64, 33)]
 
@@ -18,8 +21,9 @@ def pictures(size: tuple[int, int]) -> Tensor:
 @pytest.mark.parametrize("size", SIZES)
 def test_the_way_of_a_cpu_and_that_of_any_device_give_the_same(size: tuple[int, int]) -> None:
     images = pictures(size)
-    level = pixel_sums.channels_sum(images, GREY)
-    assert torch.allclose(level, pixel_sums.channels_sum_anywhere(images, GREY), rtol=1e-12)
+    level = pixel_sums.levels(images, GREY, torch.float64)
+    assert torch.equal(level, pixel_sums.levels_anywhere(images, GREY, torch.float64))
+    assert torch.equal(level.float(), pixel_sums.levels(images, GREY, torch.float32))
     for dtype, near in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
         x = level.to(dtype)
         assert pixel_sums.blurred(x, BLUR).dtype == pixel_sums.halved(x, HALVING).dtype == dtype
@@ -27,17 +31,29 @@ def test_the_way_of_a_cpu_and_that_of_any_device_give_the_same(size: tuple[int, 
         assert torch.allclose(
             pixel_sums.halved(x, HALVING), pixel_sums.halved_anywhere(x, HALVING), rtol=near, atol=near
         )
-        rows = pixel_sums.row_products(x[:, 1:, 1:-1], x[:, :-1, 2:])
-        assert torch.allclose(rows, pixel_sums.folded(x[:, 1:, 1:-1] * x[:, :-1, 2:], -1), rtol=near)
+        assert torch.allclose(pixel_sums.weighted_sums(x[0], x[1]), x[0] @ x[1].T, rtol=near)
 
 
-@pytest.mark.parametrize("name", ["channels_sum_anywhere", "blurred_anywhere", "halved_anywhere"])
+@pytest.mark.parametrize("name", ["levels_anywhere", "blurred_anywhere", "halved_anywhere"])
 def test_on_any_device_a_picture_gets_the_same_numbers_in_any_company(name: str) -> None:
     images = pictures((64, 33))
-    given = {"channels_sum_anywhere": GREY, "blurred_anywhere": BLUR, "halved_anywhere": HALVING}[name]
-    x = images if name.startswith("channels") else images[..., 0].double()
+    given = {"levels_anywhere": (GREY, torch.float64), "blurred_anywhere": (BLUR,), "halved_anywhere": (HALVING,)}[name]
+    x = images if name.startswith("levels") else images[..., 0].double()
     work = getattr(pixel_sums, name)
-    assert torch.equal(work(x, given)[1:2], work(x[1:2].clone(), given))
+    assert torch.equal(work(x, *given)[1:2], work(x[1:2].clone(), *given))
+
+
+@pytest.mark.parametrize("size", [(3, 5), (37, 50), (64, 1030)])
+def test_sums_of_pairs_are_those_of_a_picture_and_of_itself_shifted(size: tuple[int, int]) -> None:
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(2, *size)))
+    x[0, 0, 0] = 0
+    found = natural_scenes.sums(x)
+    for number, picture in enumerate(x.numpy()):
+        around = np.pad(picture, 1, "wrap")[:-1]
+        planes = [picture, *(picture * around[1 - d : 1 - d + size[0], 1 - r : 1 - r + size[1]] for d, r in SHIFTS)]
+        wanted = [[np.abs(p).sum(), (p**2).sum(), (p * np.abs(p)).sum(), (p < 0).sum(), (p > 0).sum()] for p in planes]
+        got = [column[:, number].numpy() for column in found[1:]]
+        np.testing.assert_allclose(np.array(got).T, wanted, rtol=1e-12)
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 64, 100])
@@ -65,3 +81,25 @@ def test_parts_for_several_threads_come_back_in_order(monkeypatch: pytest.Monkey
         torch.set_num_threads(before)
     assert [len(part) for part in parts] == [2] * 7 + [1]
     assert np.array_equal(torch.cat(parts).numpy(), images)
+
+
+ALONE = """
+import os, time, numpy as np, torch
+from reward_service.scorers import make_scorer
+torch.set_num_threads(2)
+images = np.random.default_rng(0).integers(0, 256, (32, 64, 64, 3), dtype=np.uint8)
+for name in ("brisque", "piqe"):
+    scorer = make_scorer(name)
+    before = len(os.listdir("/proc/self/task"))
+    scorer.score(np.repeat(np.repeat(images, 2, 1), 2, 2))
+    ends = time.monotonic() + 3
+    while (left := len(os.listdir("/proc/self/task")) - before) and time.monotonic() < ends:
+        time.sleep(0.01)  # the parts' own are just ending
+    print(name, left)
+"""
+
+
+def test_no_threads_are_left_that_go_on_turning_on_the_cores_that_score() -> None:
+    """Those of OpenMP wait for their next task by turning, and take half of a core from the parts' own threads."""
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["brisque 0", "piqe 0"], done.stdout

@@ -187,3 +187,20 @@ def test_pictures_have_the_scorers_own_size() -> None:
     scorer = make_scorer(MINE)
     scorer.native_side = 72  # type: ignore[attr-defined]
     assert Probe(scorer, MINE, {}).pictures.shape == (3, 72, 72, 3)
+
+
+@pytest.mark.parametrize("side", [100, 400])
+def test_the_first_check_tries_the_size_that_the_scorer_is_for_and_no_later_one(side: int) -> None:
+    scorer, sizes = make_scorer(MINE), list[tuple[int, ...]]()
+    score = scorer.score
+    scorer.score = lambda images: (sizes.append(images.shape), score(images))[1]  # type: ignore[method-assign]
+    probe = Probe(scorer, MINE, {}, side)
+    with pytest.warns(UserWarning, match="nowhere to store"):
+        probe.check()
+    probe.check()
+    assert sizes == [(3, 192, 192, 3), (1, side, side, 3), (3, 192, 192, 3)]
+
+
+def test_a_size_that_the_scorer_refuses_is_told_with_what_names_it() -> None:
+    with pytest.raises(ScorerFailed, match="raised ValueError on a picture of 64 x 64, .*rollout.crop.*sides of 96"):
+        Probe(make_scorer("niqe"), "niqe", {}, 64).check()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from reward_service.scorers import Scorer, make_scorer
 from reward_service.scorers.offline import Refused, Unsafe, offline
-from tests.reward_service.company import scores_in_any_company
+from tests.reward_service.company import reads_only, scores_in_any_company
 
 WEIGHTS = "https://weights.example/judge-1.pth"
 
@@ -116,6 +116,7 @@ def test_scores_are_the_metrics_and_its_range_too(fake: None) -> None:
     scorer, images = made("bright"), pictures()
     assert isinstance(scorer, Scorer) and scorer.name == "pyiqa:bright" and scorer.range == (0.0, np.inf)
     np.testing.assert_allclose(scores_in_any_company(scorer, images), wanted(images), rtol=1e-5)
+    reads_only(scorer, images)
     assert made("tuple").score(images).dtype == np.float32 and made("unbounded").range == (-np.inf, np.inf)
 
 

@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from reward_service.scorers import Scorer, make_scorer
 from reward_service.scorers.npy import NotNpy, header_of, read_npy
 from reward_service.scorers.remote import RemoteScorer, ServerFailed
-from tests.reward_service.company import scores_in_any_company
+from tests.reward_service.company import reads_only, scores_in_any_company
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVER = ROOT / "docs" / "reward_server.py"
@@ -143,6 +143,7 @@ def test_a_score_is_the_same_in_any_company_and_of_any_part_of_an_array(fake: Fa
     together = scores_in_any_company(scorer, images)
     np.testing.assert_array_equal(scorer.score(np.asfortranarray(images)), together)
     np.testing.assert_array_equal(scorer.score(images[:, ::-1]), together)
+    reads_only(scorer, images)
 
 
 def test_it_is_made_and_scores_where_an_event_loop_runs_as_in_a_replica(fake: Fake) -> None:

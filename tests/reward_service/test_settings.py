@@ -33,6 +33,7 @@ from reward_service.settings import RewardSettings
         ("scale_up_s", 0.0),
         ("scale_down_s", -1.0),
         ("probe_every_s", 0.0),
+        ("picture_side", 0),
         ("app", "reward-of-a-run"),
         ("app", "two words"),
     ],

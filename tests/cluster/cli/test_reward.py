@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import cluster.jobs
 from cluster.cli.app import app
 from cluster.cli.reward import named_services, told
 from cluster.config.configure import ConfigError
-from reward_service import service, standing
+from cluster.run.interrupts import Stopped
+from reward_service import rescaling, standing
+from reward_service.errors import RewardUnavailable
 from reward_service.settings import RewardApp, RewardSettings
 
 
@@ -23,9 +26,8 @@ def scaled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     calls: list[tuple[str, Any]] = []
     monkeypatch.setattr(cluster.jobs, "attach", lambda folder: contextlib.nullcontext())
     monkeypatch.setattr(cluster.jobs, "connect", lambda settings: contextlib.nullcontext())
-    monkeypatch.setattr(
-        service, "scale", lambda name, replicas=None, **bounds: calls.append((name, bounds if bounds else replicas))
-    )
+    monkeypatch.setattr(rescaling, "rescale", lambda name, *wanted: calls.append((name, wanted)))
+    monkeypatch.setattr(standing, "names", lambda: ["iqa", "reward-x-1"])
     return calls
 
 
@@ -52,14 +54,14 @@ def test_the_service_is_that_of_the_runs_own_id_and_of_the_named_term(
     monkeypatch.setattr(standing, "names", lambda: there)
     result = CliRunner().invoke(app, ["reward", "scale", "3", "--run", str(tmp_path), *words])
     if wanted.startswith("reward-"):
-        assert (result.exit_code, scaled) == (0, [(wanted, 3)])
+        assert (result.exit_code, scaled) == (0, [(wanted, (3, None, None))])
     else:
         assert result.exit_code == 2 and wanted in " ".join(result.output.split()) and not scaled
 
 
 def test_on_a_cluster_the_service_is_named(scaled: list[tuple[str, Any]]) -> None:
     result = CliRunner().invoke(app, ["reward", "scale", "2", "--address", "10.0.0.1:6379", "--app", "reward-x-1"])
-    assert (result.exit_code, scaled) == (0, [("reward-x-1", 2)])
+    assert (result.exit_code, scaled) == (0, [("reward-x-1", (2, None, None))])
 
 
 @pytest.mark.parametrize("arguments", [[], ["--address", "auto"], ["--run", "runs/x", "--app", "reward-x-1"]])
@@ -71,7 +73,7 @@ def test_no_service_is_guessed(scaled: list[tuple[str, Any]], arguments: list[st
 
 def test_bounds_let_a_service_scale_itself(scaled: list[tuple[str, Any]]) -> None:
     result = CliRunner().invoke(app, ["reward", "scale", "--min", "1", "--max", "4", "--app", "iqa"])
-    assert (result.exit_code, scaled) == (0, [("iqa", {"least": 1, "most": 4})])
+    assert (result.exit_code, scaled) == (0, [("iqa", (None, 1, 4))])
     for wrong in (["2", "--min", "1", "--max", "4"], ["--min", "1"], []):
         result = CliRunner().invoke(app, ["reward", "scale", *wrong, "--app", "iqa"])
         assert result.exit_code == 2 and "how many?" in result.output and len(scaled) == 1
@@ -118,6 +120,9 @@ def test_the_reward_of_a_recipe_is_served_and_what_is_given_beside_it_wins(
         (["piqe", "replicas=0"], "at least 1"),
         (["piqe", "piqe"], "two services named piqe"),
         (["nowhere.yaml"], "no such file"),
+        (["nima"], "no scorer named 'nima'; there are brisque"),
+        (["https://scores.example/iqa"], "a server's address is no name"),
+        (["http://localhost:8900,insecure=true"], "a server's address is no name"),
     ],
 )
 def test_words_that_make_no_service_are_refused(words: list[str], said: str, stood: dict[str, RewardSettings]) -> None:
@@ -177,3 +182,50 @@ def test_each_served_term_of_a_recipe_is_a_service(stood: dict[str, RewardSettin
     recipe.write_text("reward: {terms: [{scorer: piqe}, {scorer: niqe, weight: 2, max_batch: 3}, {scorer: psnr}]}\n")
     assert CliRunner().invoke(app, ["reward", "serve", str(recipe), "num_cpus=2"]).exit_code == 0
     assert {name: (s.max_batch, s.num_cpus) for name, s in stood.items()} == {"piqe": (64, 2.0), "niqe": (3, 2.0)}
+
+
+def test_a_server_is_served_under_the_name_that_is_given(stood: dict[str, RewardSettings]) -> None:
+    result = CliRunner().invoke(app, ["reward", "serve", "https://scores.example/iqa,retries=1", "--name", "iqa"])
+    assert result.exit_code == 0, result.output
+    assert stood["iqa"] == RewardSettings("https://scores.example/iqa", {"retries": 1})
+
+
+def test_a_start_that_is_interrupted_says_what_may_be_left(
+    stood: dict[str, RewardSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(settings: RewardSettings, name: str) -> RewardApp:
+        raise Stopped(number=signal.SIGTERM)
+
+    monkeypatch.setattr(standing, "stand", interrupted)
+    result = CliRunner().invoke(app, ["reward", "serve", "piqe", "--name", "iqa"])
+    assert result.exit_code == 143 and "iqa is taken back if it wasn't there before" in result.output
+
+
+def test_one_service_that_can_not_be_stopped_keeps_no_other(
+    monkeypatch: pytest.MonkeyPatch, scaled: list[tuple[str, Any]]
+) -> None:
+    stopped: list[str] = []
+
+    def stop(name: str) -> None:
+        if name.startswith("no"):
+            raise RewardUnavailable(f"no reward service {name!r} to stop")
+        stopped.append(name)
+
+    monkeypatch.setattr(standing, "stop", stop)
+    result = CliRunner().invoke(app, ["reward", "stop", "none", "iqa", "iqa", "nobody"])
+    assert (result.exit_code, stopped) == (2, ["iqa"])
+    assert "service 'none' to stop" in result.output and "service 'nobody' to stop" in result.output
+
+
+def test_a_status_of_a_service_and_of_a_run_is_of_neither(scaled: list[tuple[str, Any]]) -> None:
+    result = CliRunner().invoke(app, ["reward", "status", "iqa", "--run", "runs/x"])
+    assert result.exit_code == 2 and "give either its name, iqa, or --run" in result.output
+
+
+@pytest.mark.parametrize("words", [["scale", "2", "--app", "iq"], ["status", "iq"]])
+def test_a_service_that_is_not_there_is_told_with_those_that_are(
+    scaled: list[tuple[str, Any]], words: list[str]
+) -> None:
+    result = CliRunner().invoke(app, ["reward", *words])
+    assert result.exit_code == 2 and not scaled
+    assert "no reward service 'iq'; there are: iqa, reward-x-1" in " ".join(result.output.split())

@@ -41,6 +41,7 @@ def test_it_stores_the_scores_and_replaces_others_by_force_only(tmp_path: Path) 
     [
         ("nima", "no scorer named 'nima'"),
         ("deqa", "scorer deqa needs `weights`"),
+        ("piqe,device=gpu", "device=gpu: no device"),
         ("tests.reward_service.fakes:Mine", "name no file or folder of weights"),
         ("tests.reward_service.fakes:Mine,give", "give"),
     ],

@@ -11,6 +11,7 @@ from cluster.run import memory_plan
 from cluster.run.flow import flow
 from cluster.run.memory_plan import RoleMemory
 from restoration.base_models import ModelFacts, describe
+from restoration.metrics.full_reference import device_bytes
 from tests.cluster.run.checks.cases import config_of
 
 
@@ -57,3 +58,13 @@ def test_an_evaluation_is_counted_in_the_type_that_it_computes_in(facts: ModelFa
     assert (evaluated(), evaluated("evaluation.dtype=bfloat16")) == (4, 2)
     # Weights in 16 bits leave no choice.
     assert evaluated("adapt.frozen_dtype=bfloat16", "rollout.denoise_dtype=bfloat16", "learner.dtype=bfloat16") == 2
+
+
+def test_a_term_that_the_actors_compute_is_held_beside_any_pass(facts: ModelFacts) -> None:
+    without, rank = plan(facts)
+    terms = "reward.terms=[{scorer: lite0_levels}, {scorer: psnr}, {scorer: lpips, name: near, params: {weights: w}}]"
+    actor, same = plan(facts, terms)
+    network, work = device_bytes("lpips", config_of().rollout.rollouts_per_image, 64, 64)
+    added = {name: size for name, size in actor.kept.items() if size and name not in without.kept}
+    assert added == {"near: network": network, "near: work, beside a pass": work} and network > 9e6 < 3 * work
+    assert actor.device_bytes == without.device_bytes + network + work and same.kept == rank.kept

@@ -46,7 +46,8 @@ def test_a_learner_that_cannot_start_is_told_while_large_scorers_still_load(
     made: Any = Topology.__new__(Topology)
     made.run_id = "run"
     made.config = SimpleNamespace(
-        reward=SimpleNamespace(services={term: RewardSettings() for term in terms}, terms=terms[0])
+        reward=SimpleNamespace(services={term: RewardSettings() for term in terms}, terms=terms[0]),
+        rollout=SimpleNamespace(crop=0),
     )
     learner = Future[None]()
     threading.Timer(0.1, learner.set_exception, (OSError("no such model"),)).start()
@@ -60,6 +61,18 @@ def test_a_service_that_cannot_start_is_told_as_that_where_the_learner_is_well(m
 
     monkeypatch.setattr(topology, "deploy", failing)
     made: Any = Topology.__new__(Topology)
-    made.run_id, made.config = "run", SimpleNamespace(reward=SimpleNamespace(services={"": RewardSettings()}, terms=""))
+    made.run_id = "run"
+    made.config = SimpleNamespace(
+        reward=SimpleNamespace(services={"": RewardSettings()}, terms=""), rollout=SimpleNamespace(crop=0)
+    )
     with pytest.raises(RewardUnavailable, match="no weights"):
         made._deploy_beside(Future())
+
+
+def test_a_runs_own_service_is_for_pictures_of_its_crop(monkeypatch: pytest.MonkeyPatch) -> None:
+    sides: list[int | None] = []
+    monkeypatch.setattr(topology, "deploy", lambda settings, app, given_up: sides.append(settings.picture_side))
+    for crop, settings in ((384, RewardSettings()), (0, RewardSettings()), (384, RewardSettings(picture_side=64))):
+        run = SimpleNamespace(config=SimpleNamespace(rollout=SimpleNamespace(crop=crop)), _app=lambda term: "reward-x")
+        topology.Topology._serve(run, "lite0_levels", settings, threading.Event())  # type: ignore[arg-type]
+    assert sides == [384, None, 64]

@@ -92,6 +92,7 @@ def test_without_a_page_and_without_strict_it_ends_well_whatever_is_found(recipe
         (("data.heldout=absent",), "absent"),
         (("model=/nowhere",), "/nowhere"),
         (("reward.scorer=niqe",), "rollout.crop=40: niqe takes pictures of at least 96 pixels"),
+        (("--device", "gpu"), "device=gpu: no device"),
     ],
 )
 def test_what_cannot_be_tried_is_told_in_words(recipe: Path, arguments: tuple[str, ...], told: str) -> None:
