@@ -93,7 +93,14 @@ def train_single(
 
     def evaluate(known: list[Row]) -> list[Row]:
         e = config.evaluation
-        return evaluate_pairs(runner.model, heldout, config.sampler, scorers, e.protocol, e.seed, e.batch, known=known)
+        return evaluate_pairs(
+            *(runner.model, heldout, config.sampler, scorers, e.protocol, e.seed, e.batch),
+            known=known,
+            pixels=e.pixels,
+            limit=e.limit,
+            dtype=resolve(e.dtype, "cpu"),
+            tiling=e.tiling,
+        )
 
     with MetricsLog(folder) as log:
         base = rows = evaluate([])
