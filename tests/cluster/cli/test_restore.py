@@ -130,7 +130,7 @@ def test_a_gpu_that_is_not_here_is_one_line(
 
 def test_a_worker_restores_what_one_process_does(model: Path, photos: Path, tmp_path: Path) -> None:
     assert run("--model", model, photos, tmp_path / "one", "--steps", 2, "--device", "cpu").exit_code == 0
-    sampler = SamplerSettings(steps=2)
+    sampler = SamplerSettings(steps=2, spacing="linspace")
     worker = workers.RestoreWorker(spec(model, sampler=sampler))
     assert worker.ready() and worker.restore(Job(photos / "b.png", tmp_path / "b.png", "b")) is None
     assert (tmp_path / "b.png").read_bytes() == (tmp_path / "one" / "b.png").read_bytes()
