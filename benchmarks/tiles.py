@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import RESULTS, write
-from restoration.base_models import load
-from restoration.base_models.interface import BaseModel, Condition
+from restoration.base_models import load, sampler_of
+from restoration.base_models.interface import BaseModel, Condition, SamplerSettings
 from restoration.colour import ColourFix
 from restoration.degradations import degrade, seeded_rng
 from restoration.images import read_image
@@ -100,9 +100,14 @@ def each_tile_for_itself() -> Iterator[None]:
 
 
 def compared(
-    model: BaseModel, lq: Tensor, tiling: Tiling = TILING, colour: ColourFix = "none", gt: Tensor | None = None
+    model: BaseModel,
+    own: SamplerSettings,
+    lq: Tensor,
+    tiling: Tiling = TILING,
+    colour: ColourFix = "none",
+    gt: Tensor | None = None,
 ) -> dict[str, Any]:
-    sampler = replace(model.sampler, colour_fix=colour)
+    sampler = replace(own, colour_fix=colour)
 
     def restored(tiling: Tiling | None) -> Tensor:
         return restore(model, lq, sampler, seeded_generator("tiles", 0), tiling=tiling)
@@ -123,7 +128,7 @@ def compared(
 
 
 @torch.no_grad()
-def alone(model: Any, lq: Tensor, tiling: Tiling) -> dict[str, float]:
+def alone(model: Any, own: SamplerSettings, lq: Tensor, tiling: Tiling) -> dict[str, float]:
     """Steps of the ramp `lq` where one network alone sees tiles (DiffBIR's: its condition is text and a latent)."""
     grid = Grid.of(*lq.shape[-2:], tiling, model.size_multiple)
     latents = grid.shrunk(model.vae_factor)
@@ -131,7 +136,7 @@ def alone(model: Any, lq: Tensor, tiling: Tiling) -> dict[str, float]:
 
     def chain(denoise: Callable[..., Tensor]) -> Tensor:
         generator = seeded_generator("tiles", 0)
-        x_t, steps = torch.randn(condition.latent.shape, generator=generator), model.schedule(model.sampler).steps
+        x_t, steps = torch.randn(condition.latent.shape, generator=generator), model.schedule(own).steps
         for step in steps:
             last = step is steps[-1] or not step.is_decision
             noise = torch.zeros_like(x_t) if last else torch.randn(x_t.shape, generator=generator)
@@ -160,12 +165,12 @@ def alone(model: Any, lq: Tensor, tiling: Tiling) -> dict[str, float]:
     }
 
 
-def seconds(model: BaseModel, lq: Tensor, tiling: Tiling) -> dict[str, float]:
+def seconds(model: BaseModel, own: SamplerSettings, lq: Tensor, tiling: Tiling) -> dict[str, float]:
     """Of the processor, for a restoration in tiles."""
 
     def taken() -> float:
         start = time.process_time()
-        restore(model, lq, model.sampler, seeded_generator("tiles", 0), tiling=tiling)
+        restore(model, lq, own, seeded_generator("tiles", 0), tiling=tiling)
         return time.process_time() - start
 
     with each_tile_for_itself():
@@ -182,6 +187,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     model = load(arguments.model)
+    own = sampler_of(arguments.model, model)
     pictures = smooth(*SIZE)
     of_issue = ramp(*ISSUE_SIZE, 0, 1)
     rows: dict[str, Any] = {}
@@ -194,14 +200,14 @@ def main() -> None:
         print(f"{name}: {json.dumps(row)}", flush=True)
 
     for name, picture in pictures.items():
-        add(name, compared(model, picture))
+        add(name, compared(model, own, picture))
     for name in PHOTOS:
         lq, gt = rainy(arguments.photos, name, *SIZE)
-        add(f"{name}, rain", compared(model, lq, gt=gt))
-    result["alone"] = alone(model, pictures["ramp, horizontal"], TILING)
-    result["seconds"] = seconds(model, pictures["ramp, horizontal"], TILING)
-    add("ramp, horizontal, wavelet", compared(model, pictures["ramp, horizontal"], colour="wavelet"))
-    add("ramp, 640 x 400", compared(model, of_issue, ISSUE_TILING))
+        add(f"{name}, rain", compared(model, own, lq, gt=gt))
+    result["alone"] = alone(model, own, pictures["ramp, horizontal"], TILING)
+    result["seconds"] = seconds(model, own, pictures["ramp, horizontal"], TILING)
+    add("ramp, horizontal, wavelet", compared(model, own, pictures["ramp, horizontal"], colour="wavelet"))
+    add("ramp, 640 x 400", compared(model, own, of_issue, ISSUE_TILING))
 
 
 if __name__ == "__main__":

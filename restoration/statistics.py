@@ -230,7 +230,9 @@ def given(statistics: Statistics | None) -> AbstractContextManager[None]:
 
 
 def mean(said: Tensor, weights: Tensor) -> Tensor:
-    return torch.tensordot(said, weights, ([1], [0]))
+    """In the type of what the parts say, also where products are taken in fewer bits (autocast)."""
+    with torch.autocast(said.device.type, enabled=False):
+        return torch.tensordot(said, weights, ([1], [0]))
 
 
 def largest(said: Tensor, weights: Tensor) -> Tensor:

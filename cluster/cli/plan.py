@@ -63,7 +63,7 @@ def _model(config: RunConfig, facts: ModelFacts, moved: Flow, pictures: str) -> 
     rows = config.rollout.rollouts_per_image
     return [
         f"model: {config.model} ({facts.kind}), latents {list(moved.latent)}, sides in multiples of {multiple}",
-        f"chain: {told}; its authors restore with {theirs}",
+        f"chain: {told}; by itself it restores with {theirs}",
         f"pictures: {pictures}; crops of {width}x{height}, {rows} rollouts each",
         f"training: {config.iterations} iterations of {config.source.groups_per_step} pictures "
         f"({config.source.groups_per_step * rows} chains), {config.adapt.mode}"

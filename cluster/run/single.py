@@ -93,7 +93,14 @@ def train_single(
 
     def evaluate(known: list[Row]) -> list[Row]:
         e = config.evaluation
-        return evaluate_pairs(runner.model, heldout, config.sampler, scorers, e.protocol, e.seed, e.batch, known=known)
+        return evaluate_pairs(
+            *(runner.model, heldout, config.sampler, scorers, e.protocol, e.seed, e.batch),
+            known=known,
+            pixels=e.pixels,
+            limit=e.limit,
+            dtype=resolve(e.dtype, "cpu"),
+            tiling=e.tiling,
+        )
 
     with locked(folder), MetricsLog(folder) as log:
         _require_new(folder)  # another process may have begun one meanwhile

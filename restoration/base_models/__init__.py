@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -88,7 +88,8 @@ def describe(folder: Path | str) -> ModelFacts:
         CheckpointError: as `load`, but for a file whose values are damaged.
     """
     with without_weights(headers=True):
-        return ModelFacts.of(_read(folder))
+        model = _read(folder)
+        return replace(ModelFacts.of(model), sampler=sampler_of(folder, model))
 
 
 def _read(folder: Path | str) -> Any:
@@ -102,9 +103,19 @@ def _read(folder: Path | str) -> Any:
 
 
 def sampler_of(folder: Path | str, model: BaseModel) -> SamplerSettings:
-    """How `model`, loaded from `folder`, restores: as the recipe it was trained with says, or else its authors."""
+    """How `model`, loaded from `folder`, restores: as the recipe it was trained with says, or else its authors.
+
+    Raises:
+        CheckpointError: a recipe.json that can't be read.
+    """
     recipe = Path(folder) / "recipe.json"
-    return SamplerSettings(**read_json(recipe).get("sampler", {})) if recipe.is_file() else model.sampler
+    if not recipe.is_file():
+        return model.sampler
+    given = read_json(recipe).get("sampler", {})
+    try:
+        return SamplerSettings(**given)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{recipe}: its sampler is none of this release: {error}; mend or delete it") from error
 
 
 def class_of(kind: str) -> Any:

@@ -7,7 +7,7 @@ a hint image; its residuals are added to the skips of the UNet. `scaled` latents
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
 from restoration.backbones.cleaners import Cleaner, cleaner_from_released
-from restoration.base_models.interface import Condition
+from restoration.base_models.interface import NEGATIVE, Condition, SamplerSettings
 from restoration.base_models.latent import LatentDiffusion, LatentSettings
 from restoration.base_models.networks import text
 from restoration.base_models.networks.diffusers_folder import read_network
@@ -80,6 +80,7 @@ class DiffBIR(LatentDiffusion):
 
     KIND = "diffbir"
     SETTINGS = DiffBIRSettings
+    SAMPLER = SamplerSettings(steps=50, spacing="linspace", guidance_scale=4.0)
     settings: DiffBIRSettings
     _policy: Policy
 
@@ -104,6 +105,12 @@ class DiffBIR(LatentDiffusion):
         downsampling = 2 ** (len(unet.config.block_out_channels) - 1)
         policy = Policy(unet, controlnet)
         super().__init__(vae, policy, cleaner, embeddings, settings or DiffBIRSettings(), downsampling)
+
+    @property
+    def sampler(self) -> SamplerSettings:
+        """Its authors' guidance needs the negative text; a model that stores none has none."""
+        guided = NEGATIVE + "text" in self.embeddings
+        return self.SAMPLER if guided else replace(self.SAMPLER, guidance_scale=1.0)
 
     def predict(self, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         assert condition.text is not None
@@ -151,7 +158,7 @@ class DiffBIR(LatentDiffusion):
         cleaner: Path,
         *,
         prompt: str = "",
-        negative_prompt: str | None = None,
+        negative_prompt: str | None = text.LOW_QUALITY,
         tokenizer: Path | None = None,
         head_channels: int = 64,
         settings: DiffBIRSettings | None = None,
@@ -162,8 +169,9 @@ class DiffBIR(LatentDiffusion):
             base: Stable Diffusion 2.1 in the Latent Diffusion layout (UNet, autoencoder, OpenCLIP text tower).
             checkpoint: DiffBIR's v1, v2 or v2.1 file, its ControlNet.
             cleaner: a Restormer or an SNR-aware file.
-            prompt, negative_prompt: their embeddings are stored; guidance needs the second ("" is allowed).
-            tokenizer: folder with CLIP's vocab.json and merges.txt; only the empty prompt needs none.
+            prompt, negative_prompt: their embeddings are stored; guidance leads away from the second, by default the
+                words that the authors restore with. None stores none.
+            tokenizer: folder with CLIP's vocab.json and merges.txt, which other prompts than the defaults need.
             settings: by default those of v1 and v2; v2.1 has prediction v_prediction and zero_terminal_snr.
 
         Raises:

@@ -20,7 +20,7 @@ class ModelFacts:
         vae_factor: pixels per latent cell, along one side; latent_channels: of a latent.
         guidance: whether the folder holds what leads away from a negative text.
         missing_embeddings: what must come with each picture (data.embeddings), because the folder doesn't hold it.
-        sampler: how its authors restore with it.
+        sampler: how `restorl restore` takes it: as its folder says, or else its authors.
         skeleton: the model itself, all of its tensors on the meta device.
     """
 

@@ -56,7 +56,7 @@ def test_a_run_restores_with_the_weights_of_the_wanted_checkpoint(run: Path) -> 
 
 
 def test_a_model_folder_is_sampled_as_its_recipe_says(run: Path, tmp_path: Path) -> None:
-    assert load_policy(run / "base")[1] == SamplerSettings()
+    assert load_policy(run / "base")[1] == SamplerSettings(steps=50, spacing="linspace")  # its authors', unguided
     load(run / "base").save(tmp_path)
     (tmp_path / "recipe.json").write_text('{"sampler": {"steps": 4, "eta": 0.5}}')
     assert load_policy(tmp_path)[1] == SamplerSettings(steps=4, eta=0.5)

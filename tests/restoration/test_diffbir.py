@@ -14,9 +14,13 @@ from torch.nn import functional as F
 
 from restoration.backbones.restormer import Restormer, RestormerConfig
 from restoration.backbones.snr import SNRAware, SNRConfig
-from restoration.base_models import BaseModel, CheckpointError, SamplerSettings, convert, load
+from restoration.base_models import BaseModel, CheckpointError, SamplerSettings, convert, describe, load
 from restoration.base_models.diffbir import DiffBIR, DiffBIRSettings, Policy, build_small
+from restoration.base_models.networks.text import KNOWN, LOW_QUALITY
+from reward_service.scorers.clip_iqa import ATTRIBUTES
 from tests.restoration.released_folders import write_diffbir_files
+
+SHARED = (("contrast", 1), ("sharpness", 1), ("noise", 1), ("sharpness", 0))  # Low, Blurry, Noisy, Sharp
 
 
 def small_vae(levels: int = 2, latents: int = 4) -> AutoencoderKL:
@@ -294,6 +298,24 @@ def test_released_files_become_a_folder_that_loads_and_runs(tmp_path: Path, lq: 
     with torch.no_grad():
         output, before = (m.denoise(noise_like(condition.latent), 500, condition, 4.0) for m in (model, made))
     assert output.isfinite().all() and torch.equal(output, before)
+
+
+def test_a_conversion_needs_no_tokenizer_to_be_restored_as_by_its_authors(tmp_path: Path) -> None:
+    files = dict(zip(("base", "checkpoint", "cleaner"), write_diffbir_files(tmp_path), strict=True))
+    convert("diffbir", {**files, "head_channels": 16}, tmp_path / "model")
+    facts = describe(tmp_path / "model")
+    assert facts.guidance and facts.sampler == SamplerSettings(steps=50, spacing="linspace", guidance_scale=4.0)
+    model = load(tmp_path / "model")
+    assert isinstance(model, DiffBIR)
+    assert not torch.equal(model.embeddings["text"], model.embeddings["negative_text"])
+    assert small().sampler.guidance_scale == 1  # nothing to lead away from
+
+
+def test_the_words_of_the_known_prompt_have_the_ids_that_clip_iqa_has_for_them() -> None:
+    ids = KNOWN[LOW_QUALITY]
+    low, blurry, noisy, sharp = (ATTRIBUTES[pair][side][0] for pair, side in SHARED)
+    assert (ids[0], ids[5]) == (low, low) and (ids[3], ids[9], ids[12]) == (blurry, noisy, sharp)
+    assert ids[2] == ids[4] == ids[8] == ids[10] == ids[13] and len(ids) == 16
 
 
 def test_a_conversion_of_wrong_files_or_arguments_says_what_to_do(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from restoration.base_models import KINDS, ModelFacts, describe, load
+from restoration.base_models import KINDS, CheckpointError, ModelFacts, describe, load
 from restoration.base_models.interface import SamplerSettings
 from restoration.base_models.latent import LatentModel
 from tests.restoration.released_models import EACH, MODELS
@@ -48,6 +48,21 @@ def test_without_weights_everything_is_known_that_the_loaded_model_does(
     cells = side // facts.vae_factor
     assert (facts.latent_channels, cells, cells) == tuple(condition.latent.shape[1:])
     assert facts.guidance == (condition.negative_text is not None)
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_a_model_whose_authors_guide_it_holds_what_leads_away(name: str, model_folder: Folders) -> None:
+    facts = describe(model_folder(name))
+    assert facts.guidance or facts.sampler.guidance_scale == 1
+
+
+def test_a_folder_with_a_recipe_is_told_to_restore_by_it(model_folder: Folders, tmp_path: Path) -> None:
+    folder = shutil.copytree(model_folder("diffbir"), tmp_path / "model")
+    (folder / "recipe.json").write_text('{"sampler": {"steps": 4, "eta": 0.5}}')
+    assert describe(folder).sampler == SamplerSettings(steps=4, eta=0.5)
+    (folder / "recipe.json").write_text('{"sampler": {"step": 4}}')
+    with pytest.raises(CheckpointError, match=r"recipe.json: its sampler is none of this release: .*step"):
+        describe(folder)
 
 
 def test_every_kind_is_among_those_described(model_folder: Folders) -> None:

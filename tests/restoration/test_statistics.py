@@ -153,6 +153,16 @@ def test_statistics_are_float32_whatever_the_network_computes_in(dtype: torch.dt
         assert norm(picture.to(dtype)).dtype == dtype
 
 
+def test_products_in_fewer_bits_leave_statistics_and_norms_as_they_are() -> None:
+    norm, picture = nn.GroupNorm(2, 4), noise(1, 4, SIDE, SIDE) + 30
+    exact = sampled(norm, picture)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        products = sampled(norm, picture)
+        assert torch.equal(products.pooled[0], exact.pooled[0])
+        with given(products):
+            assert norm(picture.bfloat16()).dtype == torch.bfloat16
+
+
 def test_a_network_that_asks_for_other_statistics_than_its_sample_is_refused() -> None:
     one, two = nn.GroupNorm(1, 2), nn.Sequential(nn.GroupNorm(1, 2), nn.GroupNorm(1, 2))
     picture = noise(1, 2, SIDE, SIDE)

@@ -18,6 +18,16 @@ from restoration.checkpoints import CheckpointError, about, check_fetched, empty
 
 TEXT_PREFIX = "cond_stage_model.model."
 START_TOKEN, END_TOKEN, PAD_TOKEN = 49406, 49407, 0
+LOW_QUALITY = "low quality, blurry, low-resolution, noisy, unsharp, weird textures"
+KNOWN: dict[str, tuple[int, ...]] = {
+    "": (),
+    LOW_QUALITY: (
+        *(1042, 3027, 267, 21977, 267),  # low quality, blurry,
+        *(1042, 268, 9977, 267, 33495, 267),  # low-resolution, noisy,
+        *(569, 8157, 267, 5613, 28063),  # un|sharp, weird textures
+    ),
+}
+"""Prompts by the ids of CLIP's tokens, which need no tokenizer."""
 UNUSED = ("text_projection", "logit_scale", "attn_mask", "visual.")
 """Keys of the released file that don't take part in the embedding."""
 
@@ -136,14 +146,14 @@ def tokenize(prompt: str, context_length: int, tokenizer: Path | None) -> Tensor
     """Token ids int64 [1, context_length]: start, text, end, zeros.
 
     Args:
-        tokenizer: folder with CLIP's vocab.json and merges.txt; the empty prompt needs none.
+        tokenizer: folder with CLIP's vocab.json and merges.txt; prompts of `KNOWN` need none.
 
     Raises:
         ValueError: a prompt without a tokenizer.
         CheckpointError: a file of the tokenizer was not downloaded.
     """
-    if not prompt:
-        ids: list[int] = []
+    if prompt in KNOWN:
+        ids = list(KNOWN[prompt])
     elif tokenizer is None:
         raise ValueError(
             f"prompt {prompt!r} needs a tokenizer: give the folder `tokenizer` of a Stable Diffusion model in "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,8 @@ from restoration.images import ImageError, read_image
 from restoration.pretrain.vae import VaeRecipe, build_vae
 from restoration.restore import Job
 from restoration.tiling import Tiling
+
+DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
 
 
 def run(*arguments: object) -> Any:
@@ -104,9 +107,30 @@ def test_what_the_model_can_not_do_is_one_line(model: Path, photos: Path, option
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("restore", "--model", "MODEL", "PHOTOS", "OUT", "--device", "cuda:1"),
+        ("evaluate", "PHOTOS", "PHOTOS", "--model", "MODEL", "--device", "cuda:1"),
+        ("reward", "check", str(DEMO), "--device", "cuda:1"),
+        ("score", "PHOTOS", "--scorer", "lite0_levels,device=cuda:1"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_gpu_that_is_not_here_is_one_line(
+    model: Path, photos: Path, words: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    at = {"MODEL": str(model), "PHOTOS": str(photos), "OUT": str(photos.parent / "out")}
+    result = CliRunner().invoke(cli.app, [at.get(word, word) for word in words])
+    assert result.exit_code == USER_MISTAKE and "cuda:1: torch finds 1 GPUs on this machine" in result.stderr
+    unknown = CliRunner().invoke(cli.app, [at.get(word, word).replace("cuda:1", "gpu") for word in words])
+    assert unknown.exit_code == USER_MISTAKE and "gpu: no device; choose auto, cpu" in unknown.stderr
+
+
 def test_a_worker_restores_what_one_process_does(model: Path, photos: Path, tmp_path: Path) -> None:
     assert run("--model", model, photos, tmp_path / "one", "--steps", 2, "--device", "cpu").exit_code == 0
-    sampler = SamplerSettings(steps=2)
+    sampler = SamplerSettings(steps=2, spacing="linspace")
     worker = workers.RestoreWorker(spec(model, sampler=sampler))
     assert worker.ready() and worker.restore(Job(photos / "b.png", tmp_path / "b.png", "b")) is None
     assert (tmp_path / "b.png").read_bytes() == (tmp_path / "one" / "b.png").read_bytes()

@@ -115,7 +115,7 @@ def test_an_arm_of_the_study_loads_and_differs_from_ours_in_what_it_names(name: 
 
 GPU = sorted((CONFIGS / "gpu").glob("*.yaml"))
 # Where a recipe differs from its model's class on purpose; each says why.
-OWN_CHAIN = {"diffbir": "50 linspace, guidance 4", "stablesr": "50 of 200 steps", "controlnet": "no authors"}
+OWN_CHAIN = {"stablesr": "50 of 200 steps", "controlnet": "no authors"}
 
 
 @pytest.mark.parametrize("path", [CONFIGS / "gpu.yaml", *GPU], ids=lambda p: p.stem)
