@@ -14,7 +14,7 @@ from cluster.cli.errors import UserMistake, argv, as_mistake, guarded, say
 from cluster.cli.export import export
 from cluster.cli.leaving import leaving
 from cluster.cli.output import Counter, partial_csv, print_rows, summary_text
-from cluster.cli.restore import device_of, require, restore
+from cluster.cli.restore import require, restore
 from cluster.cli.reward import reward_app
 from cluster.cli.reward_check import reward_check
 from cluster.cli.reward_probe import reward_probe
@@ -199,12 +199,14 @@ def evaluate(
             rows = evaluate_folders(lq, gt, scorers, protocol, match, published.see, made.append)  # type: ignore[arg-type]
         else:
             from cluster.models import load_policy
+            from restoration.devices import device_of
 
+            with as_mistake(ValueError):
+                place = device_of(device)
             pairs = PairedFolder(lq, gt, match, check=False)  # type: ignore[arg-type]
             policy, sampler = load_policy(model, checkpoint, embeddings)
             with as_mistake(ValueError):
                 require(policy, sampler)
-            place = device_of(device)
             rows = evaluate_pairs(
                 policy.to(place),
                 pairs,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster.cli.errors import UserMistake, as_mistake, guarded, say
+from cluster.cli.errors import as_mistake, guarded, say
 from cluster.cli.output import Counter
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def restore(
     from dataclasses import replace
 
     from cluster.models import load_policy
+    from restoration.devices import device_of
     from restoration.precision import AUTO, DTYPES, resolve, set_precision, slow_here
     from restoration.restore import restore_folder
     from restoration.tiling import Grid, Tiling
@@ -57,8 +58,8 @@ def restore(
         if dtype not in (AUTO, *DTYPES) or bits not in (8, 16):
             raise ValueError(f"--dtype {dtype} --bits {bits}: choose float32, bfloat16, float16 or auto, and 8 or 16")
         tiling = Tiling(tile, tile_overlap) if tile else None
-    place = device_of(device, elsewhere=devices > 1)
     with as_mistake(ValueError, RuntimeError):  # a device that torch can't ask
+        place = device_of(device, elsewhere=devices > 1)
         compute = resolve(dtype, place)
         if (warning := slow_here(compute, place)) is not None:
             say(f"WARNING: --dtype {dtype}: {warning}; give auto, or float32")
@@ -117,26 +118,3 @@ def require(model: BaseModel, sampler: SamplerSettings) -> None:
             f"guidance_scale {sampler.guidance_scale:g} needs a negative text embedding, and {model.name} stores none; "
             "use guidance_scale 1"
         )
-
-
-def device_of(name: str, said: str = "--device ", elsewhere: bool = False) -> str:
-    """`name`, or for "auto" cuda where there is one.
-
-    Args:
-        said: how the user gave it, for the message.
-        elsewhere: other machines compute, so that a GPU need not be on this one.
-
-    Raises:
-        UserMistake: no device of torch, or a GPU that isn't here.
-    """
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserMistake(f"{said}{name}: no device; choose auto, cpu, cuda, cuda:1, ...") from error
-    if device.type == "cuda" and not elsewhere and (device.index or 0) >= (count := torch.cuda.device_count()):
-        raise UserMistake(f"{said}{name}: torch finds {count} GPUs on this machine; leave it out, or give cpu")
-    return name

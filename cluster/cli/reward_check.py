@@ -10,7 +10,6 @@ import typer
 
 from cluster.cli.errors import as_mistake, guarded
 from cluster.cli.output import Counter
-from cluster.cli.restore import device_of
 
 
 @guarded
@@ -47,7 +46,7 @@ def reward_check(
     began = time.monotonic()
     with as_mistake(ValueError), Counter() as shown:
         amount = Amount(pictures, groups, rollouts, seed)
-        checked = check(loaded, amount, device_of(device), out, html, shown)
+        checked = check(loaded, amount, device, out, html, shown)
     for verdict in checked.verdicts:
         print(f"{verdict.sentence}.")
     for finding in checked.verdicts[0].findings:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cluster.cli.errors import as_mistake
-from cluster.cli.restore import device_of
 
 if TYPE_CHECKING:
     from reward_service.scorers.interface import Scorer
@@ -19,6 +18,4 @@ def named_scorer(text: str) -> tuple[str, dict[str, Any], Scorer]:
     name, *settings = split_at_commas(text)
     with as_mistake(ValueError):
         params = {".".join(key): value for key, value in map(parse_override, settings)}
-        if "device" in params:
-            device_of(str(params["device"]), f"{name},device=")
         return name, params, make_scorer(name, **params)

@@ -20,7 +20,7 @@ from restoration.adapters import frozen_type
 from restoration.base_models import load
 from restoration.base_models.interface import BaseModel
 from restoration.datasets.paired import discover
-from restoration.devices import check_device
+from restoration.devices import device_of
 from restoration.precision import resolve, set_frozen_dtype
 
 PAGE = "report.html"
@@ -51,8 +51,7 @@ def check(
         ValueError: pictures that don't fit the crop, or a scorer that refuses them.
     """
     began = time.monotonic()
-    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    check_device(place)
+    place = device_of(device)
     heldout = discover(config.data.root, config.data.heldout, match=config.data.match)
     rewards = rewards_of(config, place)
     side = config.rollout.crop or min(min(pair.size) for pair in heldout.pairs)

@@ -25,7 +25,7 @@ from restoration.pretrain.cleaner import CleanerRecipe
 from restoration.pretrain.denoiser import DenoiserRecipe
 from restoration.pretrain.fit import Fit, FitSettings, Progress, kept_weights
 from restoration.pretrain.pairs import PairRecipe
-from restoration.pretrain.sft import device_of
+from restoration.pretrain.sft import device_for
 from restoration.pretrain.tiles import heldout_tiles, judge, judge_autoencoder
 from restoration.pretrain.vae import VaeRecipe
 
@@ -93,7 +93,7 @@ def pretrain(recipe: PretrainRecipe, out: Path, progress: Progress | None = None
 class _Training:
     def __init__(self, recipe: PretrainRecipe, out: Path, progress: Progress | None) -> None:
         self.recipe, self.out, self.progress = recipe, out, progress
-        self.device = device_of(recipe.device)
+        self.device = device_for(recipe.device)
         self.products = resolve(recipe.products, self.device)
         if (warning := slow_here(self.products, self.device)) is not None:
             warnings.warn(f"products={recipe.products}: {warning}; set it to auto", stacklevel=3)

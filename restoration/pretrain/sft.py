@@ -22,6 +22,7 @@ from restoration.base_models import CheckpointError, load, sampler_of
 from restoration.base_models.interface import BaseModel, SamplerSettings
 from restoration.base_models.networks.control_heads import ControlHeads
 from restoration.base_models.pixel_control import PixelControl
+from restoration.devices import device_of
 from restoration.evaluate import evaluate_pairs, mean_values
 from restoration.images import crop_back, pad_to_multiple
 from restoration.metrics import DEFAULT_PROTOCOL, protocol
@@ -142,7 +143,7 @@ def fine_tune(recipe: SftRecipe, out: Path, progress: Progress | None = None) ->
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     _refuse_foreign(out, recipe.model)
-    device = device_of(recipe.device)
+    device = device_for(recipe.device)
     model = load(recipe.model, recipe.data.embeddings)
     sampler = recipe.sampler or sampler_of(recipe.model, model)
     _check(recipe, model)
@@ -328,17 +329,12 @@ def _refuse_foreign(out: Path, model: Path) -> None:
         raise CheckpointError(f"{out} holds a model that was made otherwise; choose another folder (--out)")
 
 
-def device_of(name: str) -> torch.device:
+def device_for(name: str) -> torch.device:
     """auto, cpu, cuda, cuda:1, ... Raises RecipeError for one that isn't there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise RecipeError(f"device={name!r} is no device; choose auto, cpu, cuda, cuda:1, ...") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise RecipeError(f"device={name}: there are {torch.cuda.device_count()} GPUs here; choose auto or cpu")
-    return device
+        return torch.device(device_of(name))
+    except ValueError as error:
+        raise RecipeError(f"{error}; or auto") from error
 
 
 def _plain(settings: Any) -> dict[str, Any]:

@@ -123,9 +123,9 @@ def test_a_gpu_that_is_not_here_is_one_line(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     at = {"MODEL": str(model), "PHOTOS": str(photos), "OUT": str(photos.parent / "out")}
     result = CliRunner().invoke(cli.app, [at.get(word, word) for word in words])
-    assert result.exit_code == USER_MISTAKE and "cuda:1: torch finds 1 GPUs on this machine" in result.stderr
+    assert result.exit_code == USER_MISTAKE and "device=cuda:1: torch finds 1 GPU here" in result.stderr
     unknown = CliRunner().invoke(cli.app, [at.get(word, word).replace("cuda:1", "gpu") for word in words])
-    assert unknown.exit_code == USER_MISTAKE and "gpu: no device; choose auto, cpu" in unknown.stderr
+    assert unknown.exit_code == USER_MISTAKE and "device=gpu: no device; give cpu" in unknown.stderr
 
 
 def test_a_worker_restores_what_one_process_does(model: Path, photos: Path, tmp_path: Path) -> None:
