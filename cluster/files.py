@@ -4,30 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from restoration.whole_files import written_whole
+from restoration.whole_files import naming, written_whole
 
+LEDGER_FILE = "ledger.json"  # of a run, in its folder
 Row = dict[str, Any]
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """A system's error in here names `path`: that of a write names no file, or a temporary one.
-
-    Raises:
-        OSError: of the same class and number, with `path` as its file name.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None or error.filename == str(path):
-            raise
-        raise OSError(error.errno, error.strerror or os.strerror(error.errno), str(path)) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -36,19 +22,22 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: it can't be written; names `path`, which is as it was.
     """
-    with naming(path), written_whole(path) as temporary:
+    with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def read_json_lines(path: Path) -> list[Row]:
+def read_json_lines(path: Path, needs: Sequence[str] = ()) -> list[Row]:
     """The objects of a file of `JsonLines`; a torn last line, which a crash leaves, is left out.
+
+    Args:
+        needs: keys that each has.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a line that isn't JSON, with its number.
+        ValueError: a line that isn't JSON, or lacks a key, with its number.
     """
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), 1):
+    for number, line in enumerate(path.read_bytes().decode(errors="replace").splitlines(keepends=True), 1):
         if not line.endswith("\n"):
             break
         try:
@@ -57,6 +46,8 @@ def read_json_lines(path: Path) -> list[Row]:
             raise ValueError(f"{path}:{number}: not JSON ({error.msg}); remove the line") from None
         if not isinstance(row, dict):
             raise ValueError(f"{path}:{number}: {line.strip()!r} is no JSON object; remove the line")
+        if missing := [key for key in needs if key not in row]:
+            raise ValueError(f"{path}:{number}: it has no {missing[0]!r}; remove the line")
         rows.append(row)
     return rows
 

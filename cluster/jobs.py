@@ -28,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cluster.files import naming, write_text
+from cluster.files import write_text
 from cluster.local_ray import (
     LocalRay,
     address_of_ray_start,
@@ -39,6 +39,7 @@ from cluster.local_ray import (
     too_long_for_sockets,
 )
 from cluster.run.interrupts import keep_handlers
+from restoration.whole_files import naming
 
 CONNECTION_FILE = "ray.json"
 TOKEN_FILE = "ray_token"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
-import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,6 +23,7 @@ from restoration.restore import sample, seeded_generator
 from restoration.tiling import Tiling
 from restoration.transfer import to_device
 from restoration.trouble import free_memory, told
+from restoration.whole_files import written_whole
 
 Item = TypeVar("Item")
 PIXELS = 8 * 512 * 512  # that images restored together may have
@@ -270,20 +269,14 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
         raise ValueError(f"{path}: the rows must exist and have equal columns")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # a longer name than that of `path` may not fit
-    try:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            reasons = any(row.missing for row in rows)
-            writer.writerow(["image_id", *rows[0].values, *([MISSING] if reasons else [])])
-            for row in rows:
-                cells = ["" if math.isnan(v := row.values[name]) else v for name in rows[0].values]
-                told_of = json.dumps(row.missing, ensure_ascii=False) if row.missing else ""
-                writer.writerow([row.image_id, *cells, *([told_of] if reasons else [])])
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        reasons = any(row.missing for row in rows)
+        writer.writerow(["image_id", *rows[0].values, *([MISSING] if reasons else [])])
+        for row in rows:
+            cells = ["" if math.isnan(v := row.values[name]) else v for name in rows[0].values]
+            told_of = json.dumps(row.missing, ensure_ascii=False) if row.missing else ""
+            writer.writerow([row.image_id, *cells, *([told_of] if reasons else [])])
 
 
 def read_csv(path: Path) -> list[Row]:

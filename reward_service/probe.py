@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from restoration.whole_files import written_whole
 from reward_service.errors import ScorerFailed
 from reward_service.probe_pictures import COUNT, PICTURES, probe_pictures
 from reward_service.scorers import SCORERS
@@ -207,9 +208,8 @@ def write_probe(probe: Probe, force: bool = False) -> tuple[Path, Stored]:
         return probe.file, probe.stored
     entries = {**_read(probe.file), probe.key: found}
     text = json.dumps({key: asdict(entry) for key, entry in sorted(entries.items())}, indent=2) + "\n"
-    partial = probe.file.with_name(f"{probe.file.name}.{os.getpid()}.part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, probe.file)
+    with written_whole(probe.file) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return probe.file, found
 
 

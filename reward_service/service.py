@@ -52,10 +52,11 @@ def deploy(
             `start_timeout_s`; the message holds the reason, and what became of a running service.
     """
     given_up = given_up or threading.Event()
-    stood, former = False, None
+    begun, stood, former = False, False, None
     try:
         before = bounded(lambda: ownership.owner_of(name), CALL_S, "asking whose the service is")
         stood = before is not None and before.stands_alone  # and stays if it can't be changed
+        begun = True
         bounded(lambda: ownership.claim(name, stands_alone), CALL_S, "asking whose the service is")
         if before is not None and (stood or before.job == ownership.this_job().job):
             former = _running(name)
@@ -66,15 +67,15 @@ def deploy(
         reason = (
             str(error) if isinstance(error, RewardUnavailable) else f"reward service {name!r} did not start: {error}"
         )
-        if former is None:
+        if former is None and begun:
             _take_back(name, stands_alone, stood)
-        else:
+        elif former is not None:
             reason += "; " + _put_back(former, name, stands_alone, wait=not given_up.is_set())
         raise RewardUnavailable(reason) from error
     except BaseException:
-        if former is None:
+        if former is None and begun:
             _take_back(name, stands_alone, stood)
-        else:
+        elif former is not None:
             _put_back(former, name, stands_alone, wait=False)
         raise
 
@@ -98,12 +99,18 @@ def _put(settings: RewardSettings, name: str, given_up: threading.Event | None =
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ends = time.monotonic() + settings.start_timeout_s
 
+    left = threading.Event()
+
     def begin() -> None:
         _start_serve()
-        if not given_up.is_set():
+        if not (given_up.is_set() or left.is_set()):
             _hand_over(settings, name)
 
-    bounded(begin, settings.start_timeout_s, "starting Ray Serve")
+    try:
+        bounded(begin, settings.start_timeout_s, "starting Ray Serve")
+    except BaseException:
+        left.set()  # it goes on in its thread, and what is put back must be the last that Serve is given
+        raise
     _wait_until_running(settings, name, ends, given_up)
     found = describe(name, max(ends - time.monotonic(), CALL_S))
     return RewardApp(name, found["scorer"], found["version"], settings.deadline_s, settings.retries, settings.max_batch)

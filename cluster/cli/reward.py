@@ -57,7 +57,7 @@ def serve(
                 app = standing.stand(settings, service)
             except KeyboardInterrupt as interrupt:
                 raise KeyboardInterrupt(
-                    f"stopped; {service} is taken back if it wasn't there before, else its change may go on: look at "
+                    f"stopped; {service} is taken back, or goes back to the settings it had: look at "
                     f"`restorl reward status {service}`"
                 ) from interrupt
             print(

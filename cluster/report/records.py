@@ -14,6 +14,7 @@ from typing import Any
 from cluster.files import JsonLines, read_json_lines
 
 FILE_NAME = "metrics.jsonl"
+NEEDS = ("kind", "iteration")
 Record = dict[str, Any]
 
 
@@ -48,7 +49,7 @@ class MetricsLog:
         Raises:
             ValueError: a value JSON has no form for, or no "kind" or "iteration".
         """
-        if "kind" not in record or "iteration" not in record:
+        if not record.keys() >= set(NEEDS):
             raise ValueError(f"a metrics record needs 'kind' and 'iteration', got {sorted(record)}")
         row = _plain(record)
         self._lines.append(row)
@@ -110,12 +111,12 @@ def read_metrics(
 
     Raises:
         FileNotFoundError: the folder has no metrics.
-        ValueError: a line that isn't JSON, with its number.
+        ValueError: a line that isn't JSON or no record, with its number.
     """
     path = Path(folder) / FILE_NAME
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no metrics; give the folder of a run that has trained")
-    return [r for r in read_json_lines(path) if (kind is None or r.get("kind") == kind) and where(r)]
+    return [r for r in read_json_lines(path, NEEDS) if (kind is None or r.get("kind") == kind) and where(r)]
 
 
 def without_timings(records: Iterable[Record]) -> list[Record]:

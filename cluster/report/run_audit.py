@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.config.configure import ConfigError
+from cluster.files import LEDGER_FILE
 from cluster.models import load_run_config
 from cluster.run.folder_lock import FolderInUse, locked
 
 if TYPE_CHECKING:
     from trajectories.audit import AuditReport
     from trajectories.settings import StoreSettings
-
-LEDGER_FILE = "ledger.json"
 
 
 def audit_run(run: Path) -> tuple[AuditReport, str]:
@@ -41,7 +40,7 @@ def audit_run(run: Path) -> tuple[AuditReport, str]:
         return audit_file(ledger), LEDGER_FILE
     try:
         return _audit_store(config.store, run, run_id)
-    except (StoreError, ConfigError):
+    except (StoreError, ConfigError, OSError):
         if not ledger.is_file():
             raise
         return audit_file(ledger), LEDGER_FILE

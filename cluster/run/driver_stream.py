@@ -30,6 +30,7 @@ class DriverStream:
 
     Raises (of every call):
         Fatal: the store stayed away, or what trying again won't change.
+        OSError: a file of the run can't be written.
         Asked: a signal asks to end.
     """
 
@@ -57,6 +58,8 @@ class DriverStream:
             try:
                 answer = self.interrupts.beside(exchange)
             except Exception as error:
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise  # of a file that is written; those of the store are StoreErrors
                 failure = classify(error)
                 if failure.kind is not Kind.TRANSIENT or failure.reason == "epoch":
                     raise Fatal(self.patience.what, failure) from error

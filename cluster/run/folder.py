@@ -22,6 +22,7 @@ from cluster.run.looking import ForLooking
 from learner import checkpoint
 
 IDENTITY_FILE, QUARANTINE_FILE = "run.json", "quarantine.jsonl"
+FIGURES = "evaluation"  # the folder of what was evaluated, which only a run that has begun has
 
 
 class RunFolder:
@@ -126,6 +127,8 @@ class RunFolder:
                 if not self.resume
                 else f"{self.path} holds no run to resume"
             )
+        if not self.resume and (self.path / FIGURES).exists():
+            raise ConfigError.of(f"{self.path} holds figures of another run; give another folder")
 
     def _begin(self) -> None:
         save_config(self.config, self.path / "config.yaml")
@@ -141,9 +144,9 @@ class RunFolder:
             if (self.path / FILE_NAME).is_file():
                 read_metrics(self.path)  # before anything starts: a line that can't be read would end the run then
             if (self.path / QUARANTINE_FILE).is_file():
-                rows = read_json_lines(self.path / QUARANTINE_FILE)
+                rows = read_json_lines(self.path / QUARANTINE_FILE, ("what", "reason"))
                 self.quarantined = {(str(row["what"]), str(row["reason"])) for row in rows}
-        except (ValueError, KeyError) as error:
+        except ValueError as error:
             raise ConfigError.of(str(error)) from error
         self.warnings = keep_config(self.path, self.config)
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from actors.work import Quarantined
 from cluster.config.recipe import RunConfig
-from cluster.files import naming
 from cluster.report.alarm import alarms
 from cluster.report.records import MetricsLog, read_metrics
 from cluster.report.strips import Strip, save_strips
@@ -23,6 +22,7 @@ from restoration.base_models import describe
 from restoration.datasets.paired import PairedFolder
 from restoration.evaluate import Row, blocks, evenly, mean_values, read_csv, write_csv
 from restoration.images import ImageError, read_pixels, to_uint8, write_image
+from restoration.whole_files import naming
 
 
 class HeldOut:
@@ -100,6 +100,10 @@ class HeldOut:
         self.made = {(i, who) for i, who in self.made if i <= version}
         self.logged = {(i, who) for i, who in self.logged if i <= version}
         self.evaluations.forget_after(version)
+        begun = {*self.due, *(e.iteration for e in self.evaluations.queue)}
+        lacks = any((version, who) not in self.made | self.logged for who in self._wanted)
+        if version and self._is_due(version) and version not in begun and lacks:
+            self.due.append(version)  # its step ended after it had been given up
 
     def advance(self) -> bool:
         """Begin what can be begun, record what is complete; whether nothing is left.
@@ -173,9 +177,7 @@ class HeldOut:
         for image_id, image in whole.images.items():
             self._write_image(where / ("base" if whole.who == "base" else "rl") / f"{image_id}.png", image)
         # Under the same name: restore and report read the last evaluation of the trained and of the base model.
-        file = where / {"base": "base.csv", "now": "rl.csv", "ema": "ema.csv"}[whole.who]
-        with naming(file):
-            write_csv(file, rows)
+        write_csv(where / {"base": "base.csv", "now": "rl.csv", "ema": "ema.csv"}[whole.who], rows)
         if whole.who == "base":
             self.base_rows = self.now_rows = rows
             self.base_images = whole.images

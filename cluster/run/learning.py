@@ -86,6 +86,7 @@ class Learning:
         self._closing = threading.Event()
         self._starting: Future[None] | None = None
         self._stop = threading.Event()  # nobody waits for the batch that is being gathered
+        self._given_up = threading.Event()  # nor for the step
         self._stepping: Future[StepResult | None] | None = None
         self._gathering: Future[Batch] | None = None
         self._writing: Future[None] | None = None
@@ -134,7 +135,7 @@ class Learning:
             self.settling.require_epoch(self.epoch)
         self.epoch = checkpoint.take_over(self.root, self.settling.begin_epoch)
         mark = note_epoch(config.store, self.folder, self.run_id, self.epoch)
-        self._stop = threading.Event()
+        self._stop, self._given_up = threading.Event(), threading.Event()
         settings = GroupSettings(
             ranks=ranks.count,
             cpus_per_rank=ranks.num_cpus,
@@ -202,13 +203,17 @@ class Learning:
     def close(self) -> None:
         """End the ranks; a checkpoint that is being written gets a moment to finish, and if it fails that is told."""
         self._closing.set()
-        if self._writing is not None and not self._writing.done():  # else its failure is why the run ends
+        writing, before = self._writing, self.durable
+        if writing is not None and not writing.done():  # else its failure is why the run ends
             try:
-                self._writing.result(timeout=CLOSE_S)
-            except FutureTimeout:
-                logger.warning("the last checkpoint was not written within %g s; the one before is whole", CLOSE_S)
+                writing.result(timeout=CLOSE_S)
             except Exception as error:
-                logger.warning("the last checkpoint is not on disk: %s", classify(error))
+                if self.durable > before:
+                    logger.warning("the last checkpoint is on disk, and a resume settles what it rests on")
+                elif isinstance(error, FutureTimeout):
+                    logger.warning("the last checkpoint was not written within %g s; the one before is whole", CLOSE_S)
+                else:
+                    logger.warning("the last checkpoint is not on disk: %s", classify(error))
         self.reading.close()  # what still waits for a store that is away waits no longer
         self.settling.close()
         self._quiesce(self._starting)
@@ -220,6 +225,7 @@ class Learning:
         Args:
             starting: a start in the background that is waited for, too; not by itself.
         """
+        self._given_up.set()
         self._stop.set()
         if self.group is not None:
             self.group.close()
@@ -356,7 +362,7 @@ class Learning:
             self._stop.set()
             with suppress(Stopped):
                 self.source.refuse(following.result(timeout=self.config.stall_timeout_s), ())
-            if not self._closing.is_set():
+            if not self._given_up.is_set():
                 self._stop = threading.Event()
         # What is left of this batch comes before what was gathered for the next.
         self.source.refuse(batch, [Refused(group_id, "batch", str(error)) for group_id in blamed])

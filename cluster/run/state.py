@@ -13,7 +13,7 @@ from typing import Any
 
 from actors.work import Quarantined, WorkItem, WorkReport, WorkSequence
 from cluster.config.recipe import RunConfig
-from cluster.files import naming
+from cluster.files import LEDGER_FILE
 from cluster.report.figures import load_libraries
 from cluster.report.records import read_metrics
 from cluster.report.report import write_report
@@ -31,6 +31,7 @@ from cluster.run.topology import Topology
 from cluster.run.work_queue import WorkQueue
 from learner.objective import ratio_alarm
 from restoration.evaluate import mean_values
+from restoration.whole_files import naming
 
 MAX_FAILURES = 20  # of rollouts or of parts of evaluations, in a row; more where there are many actors
 DEADLY = ("process", "timeout", "memory")
@@ -94,9 +95,10 @@ class RunState:
     def __exit__(self, kind: object, error: BaseException | None, _trace: object) -> None:
         began = self.resume or hasattr(self, "parts") or not isinstance(error, Exception)
         cause = error
+        overtaken = isinstance(error, Fatal) and error.failure.reason == "epoch"
         try:
-            if not self.disk.guards():
-                pass  # the folder of another by now
+            if overtaken or not self.disk.guards():
+                pass  # another's by now
             elif began:
                 self.disk.save(**self._totals(time.monotonic()))
             else:
@@ -126,7 +128,7 @@ class RunState:
             "seconds": self.identity["seconds"] + now - self.began,
             "peak_memory_mb": max(self.identity["peak_memory_mb"], self.memory.peak / 2**20),
             "dropped": self.counts,
-            "not_written": dict(self.looking.missing),
+            "not_written": dict(Counter(self.identity.get("not_written", {})) + self.looking.missing),
         }
 
     @property
@@ -230,6 +232,7 @@ class RunState:
             self.parts.event = time.monotonic()
             self._own()
             self.log.truncate_after(self.parts.version)
+            self._restore_record(self.parts.version)  # of a step that ended after it had been given up
             self.heldout.rewind(self.parts.version)
             self.pace.interrupted(time.monotonic())
             return
@@ -309,8 +312,7 @@ class RunState:
         """Ledger of a completed run; its report is written beside what follows, the end of its processes."""
         parts = self.parts
         self._own()
-        ledger = self.folder / "ledger.json"
-        with naming(ledger):
+        with naming(ledger := self.folder / LEDGER_FILE):
             parts.stream.export_ledger(ledger, parts.learning.epoch)
         totals = self._totals(time.monotonic())
         self.disk.save(**totals)
@@ -326,7 +328,7 @@ class RunState:
         return RunSummary(self.folder, version, seconds, peak, base, now, report)
 
     def _restore_record(self, version: int) -> None:
-        """A driver that was killed between a checkpoint and its line of metrics left the line in the checkpoint."""
+        """The line of metrics of a step whose checkpoint is there, and which the driver did not see the end of."""
         if not version or any(r["iteration"] == version for r in read_metrics(self.folder, "train")):
             return
         if recorded := self.parts.learning.recorded_metrics():

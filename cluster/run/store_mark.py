@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from actors.work import WorkItem
 from cluster.config.recipe import RunConfig
-from cluster.files import write_text
+from cluster.files import LEDGER_FILE, write_text
 from trajectories.audit import Ledger
 from trajectories.consumer import lost_epoch
 from trajectories.errors import CAUSES_OF_LOSS, StoreError
 from trajectories.settings import StoreAddress, StoreSettings
 from trajectories.stream import TrajectoryStream
 
-MARK_FILE, LEDGER_FILE = "stream.json", "ledger.json"
+MARK_FILE = "stream.json"
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,19 @@ def note_epoch(settings: StoreSettings, folder: Path, run_id: str, epoch: int) -
 
 
 def find_again(
-    config: RunConfig, folder: Path, run_id: str, stream: TrajectoryStream, iteration: int
+    config: RunConfig,
+    folder: Path,
+    run_id: str,
+    stream: TrajectoryStream,
+    iteration: int,
+    used: Collection[str] = (),
 ) -> tuple[StoreMark, list[str]]:
     """Before a run is resumed: does its store know it? If not, it gets back what the folder knows.
 
     Args:
         iteration: of the last checkpoint; 0 if there is none.
+        used: entries that the checkpoint rests on and that may not be settled yet. A server that came back with an
+            older copy of its data has the epoch, and not them.
 
     Returns:
         The mark, and what is to be told.
@@ -86,30 +94,35 @@ def find_again(
         StoreError: the store or the mark can't be read.
     """
     mark, epoch = StoreMark.read(folder, run_id), stream.epoch()
-    if epoch >= (expected := mark.epoch or int(iteration > 0)):
+    groups = iteration * config.source.groups_per_step
+    forgives = mark.batches * config.rollout.images_per_batch >= groups
+    expected = mark.epoch or int(iteration > 0)
+    if epoch >= expected and (forgives or stream.known(used) == set(used)):
         return mark, []
-    used = iteration * config.source.groups_per_step
-    try:
-        ledger = Ledger.read(folder / LEDGER_FILE)
-    except StoreError:
-        ledger = None
+    ledger, told = None, list[str]()
+    if (folder / LEDGER_FILE).is_file():
+        try:
+            ledger = Ledger.read(folder / LEDGER_FILE)
+        except StoreError as error:
+            told.append(str(error))
     entries = ledger.entries if ledger is not None and ledger.run_id == run_id else ()
     before = mark.store
-    mark = replace(mark, batches=max(mark.batches, used // config.rollout.images_per_batch))
+    mark = replace(mark, batches=max(mark.batches, groups // config.rollout.images_per_batch))
     mark.write(folder)  # first, as the store is known again from here on
-    restored = stream.restore(entries, expected)
+    restored = stream.restore(entries, max(epoch, expected))
     where = _shown(config.store)
     moved = f" at {before}" if before not in ("", where) else ""
-    told = [
-        f"the store ({where}) has {lost_epoch(epoch)} of this run, which was in epoch {expected}{moved}: "
+    older = f"an older copy of epoch {epoch}" if epoch >= expected else lost_epoch(epoch)
+    told += [
+        f"the store ({where}) has {older} of this run, which was in epoch {expected}{moved}: "
         f"{CAUSES_OF_LOSS}; if it is another one, stop and give the right store.url",
         "what waited in the lost store is rolled out again",
     ]
     if mark.batches:
         source = f"from {LEDGER_FILE}" if restored else f"as {folder} has no {LEDGER_FILE} that names more"
-        told[1] += (
+        told[-1] += (
             f"; the first {mark.batches} rollout batches, as many as {iteration} iterations use, count as done; of "
-            f"their {used} groups the ledger has {restored}, {source}"
+            f"their {groups} groups the ledger has {restored}, {source}"
         )
     return mark, told
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from cluster.run.evaluations import EvaluationPart
 from cluster.run.flow import SLOTS_PER_ACTOR
 from cluster.run.interrupts import Interrupts
 from cluster.run.judges import judges
-from cluster.run.learning import Learning
+from cluster.run.learning import CONSUMED_FILE, Learning
 from cluster.run.preflight import before_start
 from cluster.run.starting import Starting
 from cluster.run.store_mark import find_again
@@ -163,7 +164,8 @@ class Topology:
         if self.resume:
             latest = checkpoint.latest(self.folder / "checkpoints")
             iteration = 0 if latest is None else checkpoint.step_of(latest)
-            mark, told = find_again(config, self.folder, self.run_id, stream, iteration)
+            used = {} if latest is None else json.loads(checkpoint.read(latest, [CONSUMED_FILE])[CONSUMED_FILE])
+            mark, told = find_again(config, self.folder, self.run_id, stream, iteration, used)
             self.stream.assumed = mark.groups(config.rollout.images_per_batch)
             self.warnings = [*self.warnings, *told]
         return make_stream

@@ -6,7 +6,6 @@ import base64
 import html
 import io
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from cluster.files import write_text
 from cluster.report.report import TEMPLATE
 from cluster.report.strips import Strip, draw_strips
 from cluster.trust import figures
@@ -38,9 +38,7 @@ COLOURS = {"trust": "up", "care": "unclear", "no": "down", "good": "up", "doubt"
 def write_page(path: Path, title: str, judged: Judged, tried: Sequence[Specimen], facts: dict[str, str]) -> Path:
     """Write the page; what it shows is computed already, but for the pictures' captions, which are scored anew."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.part")
-    partial.write_text(render(title, judged, tried, facts), encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, render(title, judged, tried, facts))
     return path
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from cluster.files import write_text
 
 if TYPE_CHECKING:
     from cluster.config.recipe import RunConfig
@@ -57,9 +58,7 @@ def write(folder: Path, result: dict[str, Any]) -> Path:
     """Write `check.json`; what is no number there is null."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / FILE
-    partial = file.with_name(f"{FILE}.{os.getpid()}.part")
-    partial.write_text(json.dumps({"format": FORMAT, **_numbers(result)}, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, file)
+    write_text(file, json.dumps({"format": FORMAT, **_numbers(result)}, indent=1) + "\n")
     return file
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 Batch = tuple[Tensor, ...]
+LONGEST_S = 600.0  # that a worker may take for a batch
 
 
 class _Made(Dataset[Batch]):
@@ -45,6 +46,7 @@ class Ahead:
                 sampler=count(iteration),  # type: ignore[arg-type]
                 num_workers=self.workers,
                 prefetch_factor=4,
+                timeout=LONGEST_S,
                 worker_init_fn=_alone,
             )
             self._made, self._next = iter(loader), iteration

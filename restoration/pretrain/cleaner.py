@@ -59,7 +59,9 @@ def build_cleaner(recipe: CleanerRecipe) -> GatedUNet | Restormer:
 def pairs_of(photos: Path, pairs: PairRecipe, recipe: CleanerRecipe, workers: int) -> Ahead:
     """(lq, gt) of an iteration, float32 [batch, 3, crop, crop] in [0, 1] each."""
     small = DegradedCrops(photos, pairs, recipe.crop, recipe.seed, recipe.recolour)
-    large = DegradedCrops(photos, pairs, recipe.late_crop or recipe.crop, recipe.seed, recipe.recolour)
+    large = small
+    if recipe.late_crop not in (0, recipe.crop):
+        large = DegradedCrops(photos, pairs, recipe.late_crop, recipe.seed, recipe.recolour)
 
     def make(iteration: int) -> tuple[Tensor, ...]:
         late = iteration >= recipe.plateau

@@ -32,7 +32,7 @@ class DenoiserRecipe(FitSettings):
         latent_crop: side of the random crops of the latents; whole ones while the learning rate falls.
     """
 
-    network: dict[str, Any] = field(default_factory=dict)
+    network: dict[str, Any] = field(default_factory=lambda: {"channels": (64, 96)})
     iterations: int = 3000
     batch_size: int = 16
     micro_batch: int = 16

@@ -129,11 +129,14 @@ class Fit:
         self._average = WeightAverage(chosen.ema) if chosen.ema else None
         self._recent: list[float] = []
         self._seconds = 0.0
+        self._fallen = False  # whether its state is of a rate that has begun to fall
         if self.file.exists():
             self._load()
         else:
             self._measure()
             self._save()  # a disk that is too small is found now
+        if chosen.anneal and self.done >= chosen.plateau and not self._fallen:
+            self._save(self._before_fall)  # with fewer iterations than before, the fall begins here
         self._tell()
         while self.done < chosen.iterations:
             started = time.monotonic()
@@ -253,6 +256,7 @@ class Fit:
                     "or delete the file to start anew"
                 )
             about, tensors = _read(self._before_fall)
+        self._fallen = about["done"] > about.get("falls", chosen)[0]
         wanted = json.loads(json.dumps(self.identity))
         differing = sorted(k for k in wanted | about["identity"] if wanted.get(k) != about["identity"].get(k))
         if differing:
@@ -288,6 +292,11 @@ class Fit:
         unfinished = self.done < self.settings.iterations  # of a finished stage, the next one's lines follow
         if unfinished and self.log.exists() and self.log.stat().st_size > about["log_bytes"]:
             os.truncate(self.log, about["log_bytes"])  # what was logged after the state is logged again
+
+
+def iterations_of(file: Path) -> int:
+    """How many a state has behind it. Raises CheckpointError."""
+    return int(_read(file)[0]["done"])
 
 
 def kept_weights(file: Path) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from restoration.base_models.diffbir import DiffBIR, build_small
 from restoration.base_models.interface import SamplerSettings
+from restoration.checkpoints import CheckpointError
 from restoration.evaluate import evaluate_pairs, mean_values
 from restoration.precision import resolve, slow_here
 from restoration.pretrain import cleaner as cleaning
@@ -23,9 +24,9 @@ from restoration.pretrain import denoiser as denoising
 from restoration.pretrain import vae as autoencoding
 from restoration.pretrain.cleaner import CleanerRecipe
 from restoration.pretrain.denoiser import DenoiserRecipe
-from restoration.pretrain.fit import Fit, FitSettings, Progress, kept_weights
+from restoration.pretrain.fit import Fit, FitSettings, Progress, iterations_of, kept_weights
 from restoration.pretrain.pairs import PairRecipe
-from restoration.pretrain.sft import device_for
+from restoration.pretrain.sft import RecipeError, device_for
 from restoration.pretrain.tiles import heldout_tiles, judge, judge_autoencoder
 from restoration.pretrain.vae import VaeRecipe
 
@@ -79,10 +80,12 @@ def pretrain(recipe: PretrainRecipe, out: Path, progress: Progress | None = None
     """Train the stages; with the denoiser among them, write the model to `out` (float16) with its log and recipe.
 
     States and logs of the stages lie in `out`/stages. Started again, each stage goes on from its state: to its end, or
-    on where more iterations are asked for. A denoiser may go on with a cleaner that was trained further.
+    on where more iterations are asked for. A denoiser may go on with a cleaner that was trained further, and is trained
+    anew for another autoencoder.
 
     Raises:
         FileNotFoundError, DataError, ImageError: the photographs.
+        RecipeError: networks or crops that don't fit.
         CheckpointError: a state of other settings; no state of a stage that isn't trained.
         FloatingPointError: a stage diverged.
     """
@@ -103,6 +106,7 @@ class _Training:
         self.tiles = heldout_tiles(recipe.photos, recipe.pairs, recipe.tiles, self.states / "tiles")
 
     def run(self) -> DiffBIR | None:
+        self._try()
         vae = self._vae() if {"vae", "denoiser"} & set(self.recipe.stages) else None
         cleaner = self._cleaner() if {"cleaner", "denoiser"} & set(self.recipe.stages) else None
         if "denoiser" not in self.recipe.stages:
@@ -116,6 +120,31 @@ class _Training:
         told = json.dumps(asdict(self.recipe), indent=2, default=str)
         (self.out / "recipe.json").write_text(told + "\n", encoding="utf-8")
         return model
+
+    def _try(self) -> None:
+        """What would end a stage after hours ends it now.
+
+        Raises:
+            RecipeError: networks that can't be made, or not together; crops that a network can't take.
+            CheckpointError: the autoencoder is to be trained further than the one that the denoiser knows.
+        """
+        recipe = self.recipe
+        try:
+            vae, cleaner = autoencoding.build_vae(recipe.vae), cleaning.build_cleaner(recipe.cleaner)
+            if "denoiser" in recipe.stages:
+                small = build_small(vae, cleaner, **recipe.denoiser.network, settings=denoising.settings_of())
+                denoising.keep_the_condition(small)
+        except (ValueError, TypeError) as error:
+            raise RecipeError(f"networks of the stages: {error}") from error
+        for name in ("crop", "late_crop"):
+            if (side := getattr(recipe.cleaner, name)) % cleaner.size_multiple:
+                raise RecipeError(f"cleaner.{name}={side}: a multiple of {cleaner.size_multiple}")
+        vae_file, denoiser_file = (self.states / f"{stage}.safetensors" for stage in ("vae", "denoiser"))
+        if "vae" in recipe.stages and denoiser_file.exists() and iterations_of(vae_file) != recipe.vae.iterations:
+            raise CheckpointError(
+                f"{vae_file}: of another number of iterations than vae.iterations={recipe.vae.iterations}, and "
+                f"{denoiser_file.name} rests on it; leave the autoencoder as it is, or delete the denoiser's files"
+            )
 
     def _vae(self) -> AutoencoderKL:
         recipe = self.recipe.vae
@@ -181,10 +210,16 @@ class _Training:
         parameters, file = dict(network.named_parameters()), self.states / f"{stage}.safetensors"
         if stage not in self.recipe.stages:
             found = kept_weights(file)
+            if {n: v.shape for n, v in found.items()} != {n: p.shape for n, p in parameters.items()}:
+                raise CheckpointError(
+                    f"{file} holds another network than the settings of {stage} name; take those back, or train it anew"
+                )
             with torch.no_grad():
                 for name, parameter in parameters.items():
                     parameter.copy_(found[name])
             return
+        if not file.exists():
+            (self.states / f"{stage}.jsonl").unlink(missing_ok=True)  # of a state that was deleted
         chosen = {k: v for k, v in asdict(settings).items() if k not in _FREE}
         Fit(
             stage=stage,

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from cluster.files import JsonLines, naming, read_json_lines, write_text
+from cluster.files import JsonLines, read_json_lines, write_text
+from restoration.whole_files import naming
 
 
 class FullDisk:

@@ -230,7 +230,7 @@ def epochs(first: int = 1) -> Callable[[], int]:
 
 
 def test_the_writer_of_an_earlier_epoch_is_refused_and_leaves_what_the_later_one_has_written(tmp_path: Path) -> None:
-    """A rank that was cut off and believed dead wrote over its successor's checkpoint when it woke."""
+    """As a rank that was cut off, believed dead, and wakes."""
     begin = epochs()
     old = checkpoint.take_over(tmp_path, begin)
     checkpoint.write(tmp_path, 1, FILES, epoch=old)

@@ -170,7 +170,7 @@ def test_settings_without_sense_are_refused(wrong: dict[str, int]) -> None:
 
 
 def test_a_batch_that_is_late_says_how_many_groups_came_also_while_the_ranks_check_them() -> None:
-    """It said "0 of 2" of groups that had come, and blamed the actors."""
+    """Of groups that have come, actors aren't to blame."""
     stream = cast(TrajectoryStream, SimpleNamespace(settle=lambda *_, **__: None))
     gather = source(stream, timeout_s=900)
     gather._reclaimed = True

@@ -30,6 +30,7 @@ from restoration.pretrain.denoiser import DenoiserRecipe, keep_the_condition, se
 from restoration.pretrain.fit import Fit, FitSettings
 from restoration.pretrain.pairs import DegradedCrops, PairRecipe
 from restoration.pretrain.run import PretrainRecipe, Stage, pretrain
+from restoration.pretrain.sft import RecipeError
 from restoration.pretrain.tiles import heldout_tiles
 from restoration.pretrain.vae import VaeRecipe, build_vae, normalise_latents, start_from_components
 from restoration.restore import sample
@@ -126,6 +127,37 @@ def test_a_stage_that_is_neither_trained_nor_there_is_told(recipe: PretrainRecip
         pretrain(other, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("stage", "change", "said"),
+    [
+        ("denoiser", {"network": {"channels": [8]}}, "networks of the stages: "),
+        ("cleaner", {"network": {"channels": [8, 8]}}, "networks of the stages: "),
+        ("cleaner", {"late_crop": 33}, "cleaner.late_crop=33: a multiple of 2"),
+    ],
+)
+def test_what_would_end_a_later_stage_is_told_before_the_first(
+    recipe: PretrainRecipe, tmp_path: Path, stage: str, change: dict[str, Any], said: str
+) -> None:
+    stages = {stage: replace(getattr(recipe, stage), **change)}
+    with pytest.raises(RecipeError, match=said):
+        pretrain(replace(recipe, **stages), tmp_path)
+    assert not list((tmp_path / "stages").glob("*.safetensors"))
+
+
+def test_a_stage_is_not_read_into_another_network_and_an_autoencoder_is_not_taken_from_its_denoiser(
+    recipe: PretrainRecipe, tmp_path: Path
+) -> None:
+    pretrain(replace(recipe, stages=("vae", "cleaner")), tmp_path)
+    other = replace(CLEANER, network={"channels": [8, 8], "blocks": [1, 2]})
+    with pytest.raises(CheckpointError, match="another network than the settings of cleaner name"):
+        pretrain(replace(recipe, stages=("denoiser",), cleaner=other), tmp_path)
+    before = (tmp_path / "stages" / "vae.safetensors").read_bytes()
+    (tmp_path / "stages" / "denoiser.safetensors").touch()
+    with pytest.raises(CheckpointError, match="denoiser.safetensors rests on it; leave the autoencoder as it is"):
+        pretrain(replace(recipe, vae=replace(VAE, iterations=9)), tmp_path)
+    assert (tmp_path / "stages" / "vae.safetensors").read_bytes() == before
+
+
 def fit(folder: Path, settings: FitSettings) -> Tensor:
     """Draws a parameter to another number each iteration."""
     weight = nn.Parameter(torch.zeros(2))
@@ -152,6 +184,17 @@ def test_with_more_iterations_it_goes_on_from_before_the_learning_rate_fell(tmp_
     (tmp_path / "lost" / "toy.plateau.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"toy\.plateau\.safetensors.*take back toy\.iterations=6 and anneal=4"):
         fit(tmp_path / "lost", long)
+
+
+def test_a_fall_that_begins_where_a_training_was_stopped_can_be_taken_back_too(tmp_path: Path) -> None:
+    """As `restorl pretrain cleaner.iterations=<done + anneal>` asks for it."""
+    long = FitSettings(iterations=12, anneal=4, lr=0.1, warmup=2, ema=0.9, log_every=1, checkpoint_every=2)
+    for name in ("whole", "ended"):
+        (tmp_path / name).mkdir()
+    wanted = fit(tmp_path / "whole", long)
+    fit(tmp_path / "ended", replace(long, iterations=6, anneal=0))  # as one that was stopped at 6
+    fit(tmp_path / "ended", replace(long, iterations=8, anneal=2))
+    assert torch.equal(fit(tmp_path / "ended", long), wanted)
 
 
 def blocks_of_one_colour(count: int) -> Tensor:

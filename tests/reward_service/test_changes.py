@@ -72,6 +72,24 @@ def test_one_that_stands_alone_stays_even_then(serve: Serve) -> None:
     assert not serve.ended
 
 
+@pytest.mark.parametrize("error", [TimeoutError("no answer"), KeyboardInterrupt()])
+def test_a_service_of_others_stays_though_nobody_said_at_first_whose_it_is(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    answers: list[Any] = [error, Owner("", "somebody"), Owner("", "somebody")]
+
+    def asked(name: str) -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(service.ownership, "owner_of", asked)
+    with pytest.raises((RewardUnavailable, KeyboardInterrupt)):
+        service.deploy(WANTED, "iqa", stands_alone=True)
+    assert not serve.ended and not serve.given
+
+
 def test_an_interrupted_change_goes_back_too_and_nobody_waits_for_it(serve: Serve) -> None:
     serve.errors["niqe"] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):

@@ -22,7 +22,7 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     there, ends = SimpleNamespace(deployments={DEPLOYMENT: None}), threading.Event()
     monkeypatch.setattr(standing.serve, "status", lambda: SimpleNamespace(applications={"iqa": there, "other": there}))
     monkeypatch.setattr(ownership, "owner_of", lambda name: ends.wait())
-    monkeypatch.setattr(standing, "CALL_S", 0.1)
+    monkeypatch.setattr(standing, "CALL_S", 0.5)
     yield
     ends.set()
 

@@ -44,7 +44,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """model/, pairs/{train,test}/{input,target} and recipe.yaml of a run that takes seconds."""
     folder = tmp_path_factory.mktemp("system")
     torch.manual_seed(0)
-    vae = build_vae(VaeRecipe(channels=(8, 16), crop=32)).eval()
+    vae = build_vae(VaeRecipe(channels=(8, 16), latent_channels=4, crop=32)).eval()
     cleaner = Restormer(RestormerConfig(dim=8, num_blocks=(1, 1, 1, 1), num_refinement_blocks=1))
     build_small(vae, cleaner, channels=(16, 32), head_channels=16).save(folder / "model")
     write_pairs(folder / "pairs")

@@ -180,7 +180,7 @@ def test_a_model_goes_from_rollout_through_reward_and_learner_step_to_restored_p
         assert metrics["weights_version"] == 1 and metrics["reward_mean"] > 0
         source.use(batch, 1)
         system.ask(system.rank, "snapshot")
-        system.ask(system.rank, "write", run / "checkpoints", 1, 1, {}, ())
+        system.ask(system.rank, "write", run / "checkpoints", 1, 1, {}, (), 1)
         source.settle(source.not_yet_durable())
         assert stream.audit().consumed == 2
     # 1 but for what another batch size changes in the last bits; tests/restoration has it to 1e-6 at an equal one

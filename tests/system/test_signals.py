@@ -55,7 +55,7 @@ def test_a_signal_ends_a_run_whose_learner_is_coming_back_and_its_resume_bears_a
     run = start("run", "iterations=100", "source.max_staleness=1")
     run.wait_for_iteration(2)
     processes = family(run)
-    run.kill("ray::_RankProcess")
+    run.kill("ray::RankProcess")
     run.wait_for_output("starting again from the last checkpoint")
     os.kill(run.process.pid, signal.SIGTERM)
     run.wait_for_output("stopping after iteration", timeout_s=10)  # not when the learner is there again

@@ -69,7 +69,7 @@ def test_a_run_without_any_ledger_is_told(run: Path) -> None:
 
 
 def test_a_run_that_starts_is_not_kept_from_its_store(run: Path, store: EmbeddedServer) -> None:
-    """The audit started the store of the run, which then could not start."""
+    """An audit that started the store would end that start."""
     store.stop()
     before = sorted(p.name for p in (run / "store").iterdir())
     with locked(run):  # by the run, whose store is not up yet

@@ -83,12 +83,13 @@ def test_a_first_signal_ends_the_wait_for_a_store_that_is_away(own: EmbeddedServ
     began = time.monotonic()
     with pytest.raises(Asked):
         stream.depth()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
 
 
 def test_what_trying_again_will_not_change_ends_the_run_at_once(
     stream: DriverStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    stream.patience = Patience("", 20, pause_s=1.0, longest_s=1.0)
     epoch = stream.stream.begin_epoch()
     stream.stream.begin_epoch()
     began = time.monotonic()
@@ -97,7 +98,7 @@ def test_what_trying_again_will_not_change_ends_the_run_at_once(
     stream.stream.client.redis.flushall()
     with pytest.raises(Fatal, match="its store has nothing of it.*give the server its data back, or store.url"):
         stream.unsettled(2)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 8
 
 
 def test_an_answer_that_should_have_passed_is_tried_again_too_and_named_in_the_end(

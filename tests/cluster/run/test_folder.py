@@ -42,8 +42,16 @@ def content(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+def test_a_folder_with_figures_of_another_run_is_refused(config: RunConfig, tmp_path: Path) -> None:
+    """As `--single` leaves it when it is killed."""
+    (tmp_path / "evaluation").mkdir()
+    again = RunFolder(config, tmp_path, False, ForLooking(print))
+    with pytest.raises(ConfigError, match="holds figures of another run; give another folder"), again:
+        raise AssertionError("entered")
+
+
 def test_a_second_resume_of_a_running_run_is_refused_and_has_written_nothing(run: RunFolder) -> None:
-    """It kept its overrides as the run's configuration, and cut the line that the first was writing."""
+    """Else its overrides are the run's configuration, and the line that the first writes is cut."""
     (run.path / "metrics.jsonl").write_text('{"kind": "train", "itera')  # the first is writing it
     before = content(run.path)
     other = load_run_config(run.path, ("iterations=999",))
@@ -132,7 +140,9 @@ def test_what_is_quarantined_is_known_after_a_kill_and_a_group_counts_once(
         ("run.json", '{"run_id": "a"', "run.json is damaged.*put it back from a copy"),
         ("run.json", '{"seconds": 1}', "run.json is damaged.*run_id"),
         ("metrics.jsonl", "nonsense\n", "metrics.jsonl:1: not JSON.*remove the line"),
+        ("metrics.jsonl", '{"kind": "train"}\n', "metrics.jsonl:1: it has no 'iteration'; remove the line"),
         ("quarantine.jsonl", "nonsense\n", "quarantine.jsonl:1: not JSON.*remove the line"),
+        ("quarantine.jsonl", '{"reason": "a"}\n', "quarantine.jsonl:1: it has no 'what'; remove the line"),
     ],
 )
 def test_a_damaged_file_is_told_before_anything_starts(

@@ -120,6 +120,18 @@ def test_evaluations_behind_a_learner_that_fell_back_come_again(make: Any) -> No
     assert held.backlog == 1
 
 
+def test_an_iteration_whose_step_ended_unseen_is_evaluated_all_the_same(make: Any) -> None:
+    held = make()
+    held.begin(0)
+    finish(held)
+    held.rewind(4)
+    assert held.backlog == 1
+    held.rewind(4)
+    assert held.backlog == 1 and finish(held) == ["weights 4", "average 4"]
+    held.rewind(4)
+    assert held.backlog == 0
+
+
 def test_a_picture_left_out_of_the_base_is_left_out_of_all_and_none_at_all_ends_the_run(make: Any) -> None:
     held = make(batch=1)
     held.begin(0)
@@ -179,7 +191,7 @@ def killed(*_: object, **__: object) -> None:
 def test_a_driver_killed_at_any_point_of_recording_the_base_leaves_one_line_of_it_after_the_next_start(
     before: str, make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the file and its line it lost the line for good."""
+    """Between the file and its line."""
     with monkeypatch.context() as patch:
         held = make(strips=2)
         if before == "its line":
@@ -289,7 +301,7 @@ def test_figures_that_a_disk_refuses_name_their_file(make: Any, monkeypatch: pyt
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(module, "write_csv", full)
+    monkeypatch.setattr("restoration.whole_files.os.replace", full)
     held = make()
     held.begin(0)
     with pytest.raises(OSError, match=r"No space left on device: '.*evaluation/base\.csv'"):

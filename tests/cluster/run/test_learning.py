@@ -46,7 +46,7 @@ class Source:
 def test_a_group_that_only_a_step_finds_unfit_is_refused_when_nobody_else_reads_the_stream() -> None:
     learning: Any = Learning.__new__(Learning)
     learning.source, learning.group, learning._stop = Source(), SimpleNamespace(), threading.Event()
-    learning.config, learning._closing = SimpleNamespace(stall_timeout_s=10.0), threading.Event()
+    learning.config, learning._given_up = SimpleNamespace(stall_timeout_s=10.0), threading.Event()
     learning._batch = lambda version: ("the next batch", version)
     stop = learning._stop
     with ThreadPoolExecutor(1) as pool:
@@ -57,12 +57,25 @@ def test_a_group_that_only_a_step_finds_unfit_is_refused_when_nobody_else_reads_
     assert stop.is_set() and not learning._stop.is_set() and learning._gathering is None
 
 
+def test_a_step_that_was_given_up_while_it_refuses_groups_waits_for_no_others() -> None:
+    """Else the ranks start again only once `source.timeout_s` is over."""
+    learning: Any = Learning.__new__(Learning)
+    learning.source, learning.group, learning._stop = Source(), SimpleNamespace(), threading.Event()
+    learning.config, learning._given_up = SimpleNamespace(stall_timeout_s=10.0), threading.Event()
+    learning._batch = lambda version: ("the next batch", learning._stop.is_set())
+    with ThreadPoolExecutor(1) as pool:
+        learning._gathering = pool.submit(learning._gather, 8)
+        assert learning.source.entered.wait(10)
+        learning._given_up.set()
+        assert learning._refuse_named("this batch", BatchError("unfit", ["g1"]), 7) == ("the next batch", True)
+
+
 def test_ending_a_run_whose_learner_waits_for_its_next_try_to_start_takes_no_time() -> None:
     learning: Any = Learning.__new__(Learning)
     learning.config, learning.group, learning._stop = SimpleNamespace(stall_timeout_s=30.0), None, threading.Event()
-    learning.pool, learning._closing = ThreadPoolExecutor(1), threading.Event()
+    learning.pool, learning._closing, learning._given_up = ThreadPoolExecutor(1), threading.Event(), threading.Event()
     learning._gathering = learning._writing = learning._starting = learning._stepping = learning._publishing = None
-    learning.patience = SimpleNamespace(failed=lambda failure: 30.0)
+    learning.patience, learning.durable = SimpleNamespace(failed=lambda failure: 30.0), -1
     learning.reading = learning.settling = SimpleNamespace(close=lambda: None)
     tries: list[bool] = []
 
@@ -121,7 +134,7 @@ def learning() -> Iterator[Any]:
     made.metrics = SimpleNamespace(phase=lambda name: Phase())
     made.group, made.source, made.root, made.protected, made.durable = Group(), Source(), Path("runs"), set(), 2
     made.pool, made._collective = ThreadPoolExecutor(4), threading.Lock()
-    made._closing, made._stop = threading.Event(), threading.Event()
+    made._closing, made._stop, made._given_up = threading.Event(), threading.Event(), threading.Event()
     made._starting = made._stepping = made._gathering = made._publishing = None
     made.reading = made.settling = SimpleNamespace(close=lambda: None)
     made._writing = made.pool.submit(made._write, made.group, made.source, 3, {}, {})
@@ -192,6 +205,26 @@ def test_a_step_that_was_given_up_has_ended_before_the_learner_starts_again(lear
     assert seen == ["the step has ended", "start"]
 
 
+def test_a_checkpoint_that_is_on_disk_is_not_told_as_missing_where_a_run_ends_without_its_store(
+    learning: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def write(*_: Any) -> None:
+        assert learning.group.disk_full.wait(20)
+
+    def settle(used: Any) -> None:
+        raise StoreUnreachable("away")
+
+    learning.group.disk_full.set()  # the one before
+    wait([learning._writing], timeout=10)
+    learning.group.disk_full.clear()
+    learning.group.write, learning.source.settle = write, settle
+    learning._writing = learning.pool.submit(learning._write, learning.group, learning.source, 3, {}, {})
+    threading.Timer(0.2, learning.group.disk_full.set).start()
+    with caplog.at_level(logging.WARNING):
+        learning.close()
+    assert "the last checkpoint is on disk" in caplog.text and "not on disk" not in caplog.text
+
+
 def test_a_checkpoint_that_fails_while_a_run_ends_is_told(learning: Any, caplog: pytest.LogCaptureFixture) -> None:
     threading.Timer(0.2, learning.group.disk_full.set).start()
     with caplog.at_level(logging.WARNING):
@@ -202,9 +235,9 @@ def test_a_checkpoint_that_fails_while_a_run_ends_is_told(learning: Any, caplog:
 def test_a_recovery_in_the_background_is_ended_with_the_run_while_it_waits_for_its_store() -> None:
     learning: Any = Learning.__new__(Learning)
     learning.config, learning.group, learning._stop = SimpleNamespace(stall_timeout_s=30.0), None, threading.Event()
-    learning.pool, learning._closing = ThreadPoolExecutor(1), threading.Event()
+    learning.pool, learning._closing, learning._given_up = ThreadPoolExecutor(1), threading.Event(), threading.Event()
     learning._gathering = learning._writing = learning._starting = learning._stepping = None
-    learning.patience = SimpleNamespace(failed=lambda failure: 30.0)
+    learning.patience, learning.durable = SimpleNamespace(failed=lambda failure: 30.0), -1
     closed, asked = threading.Event(), threading.Event()
     learning.reading = learning.settling = SimpleNamespace(close=closed.set)
 

@@ -8,9 +8,10 @@ import pytest
 
 from actors.work import WorkSequence
 from cluster.config.recipe import RunConfig
+from cluster.files import LEDGER_FILE
 from cluster.run.driver_stream import DriverStream
 from cluster.run.interrupts import Interrupts
-from cluster.run.store_mark import LEDGER_FILE, MARK_FILE, StoreMark, find_again, note_epoch
+from cluster.run.store_mark import MARK_FILE, StoreMark, find_again, note_epoch
 from cluster.run.work_queue import WorkQueue
 from tests.conftest import OpenStream
 from tests.trajectories.records import make_record
@@ -67,7 +68,6 @@ def test_a_store_that_knows_the_run_is_left_alone(open_stream: OpenStream, tmp_p
 def test_a_store_that_came_back_empty_is_told_and_what_was_used_is_not_rolled_out_again(
     open_stream: OpenStream, tmp_path: Path, config: RunConfig, with_mark: bool
 ) -> None:
-    """The images of the first iterations were made again, without a word."""
     stream = open_stream()
     epoch = ran(stream, tmp_path, config, 10)
     if not with_mark:
@@ -97,6 +97,31 @@ def test_what_the_folder_has_of_the_ledger_is_given_back_to_the_store(
     assert "of their 8 groups the ledger has 8, from ledger.json" in told[1]
     assert stream.audit().ok and stream.audit().consumed == 8 and stream.begin_epoch() == epoch + 1
     assert next_batch(stream, mark) == 4  # batch 4 waited unsettled, and was lost
+
+
+def test_a_server_that_came_back_with_an_older_copy_of_the_same_epoch_does_not_end_every_resume(
+    open_stream: OpenStream, tmp_path: Path, config: RunConfig
+) -> None:
+    stream = open_stream()
+    epoch = ran(stream, tmp_path, config, 10)
+    used = {entry.entry_id: 2 for entry in stream.ledger().entries[4:8]}  # of the checkpoint, whose settling was lost
+    assert find_again(config, tmp_path, stream.run_id, stream, 2, used)[1] == []
+    stream.client.redis.hdel(stream.keys.published, *used)  # type: ignore[misc]
+    mark, told = find_again(config, tmp_path, stream.run_id, stream, 2, used)
+    assert f"has an older copy of epoch {epoch} of this run" in told[0] and mark.batches == 4
+    assert next_batch(stream, mark) >= 4 and stream.known(used) == set()
+    assert find_again(config, tmp_path, stream.run_id, stream, 2, used)[1] == []
+
+
+def test_a_damaged_ledger_of_the_folder_is_told_with_the_loss(
+    open_stream: OpenStream, tmp_path: Path, config: RunConfig
+) -> None:
+    stream = open_stream()
+    ran(stream, tmp_path, config, 10)
+    (tmp_path / LEDGER_FILE).write_text("{")
+    lose(stream)
+    told = find_again(config, tmp_path, stream.run_id, stream, 2)[1]
+    assert "ledger.json: no readable ledger" in told[0] and "of their 8 groups the ledger has 0" in told[-1]
 
 
 def test_another_server_at_the_address_is_named_with_the_one_before(
