@@ -198,7 +198,7 @@ def test_a_start_that_is_interrupted_says_what_may_be_left(
 
     monkeypatch.setattr(standing, "stand", interrupted)
     result = CliRunner().invoke(app, ["reward", "serve", "piqe", "--name", "iqa"])
-    assert result.exit_code == 143 and "iqa is taken back if it wasn't there before" in result.output
+    assert result.exit_code == 143 and "iqa is taken back, or goes back to the settings it had" in result.output
 
 
 def test_one_service_that_can_not_be_stopped_keeps_no_other(
