@@ -131,7 +131,7 @@ def test_a_model_goes_from_rollout_through_reward_and_learner_step_to_restored_p
         "learner": {"norms_every": 0},
     }
     run = tmp_path / "run"
-    run.mkdir()
+    (run / "checkpoints").mkdir(parents=True)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     config = load_config(RunConfig, tmp_path / "recipe.yaml")
     save_config(config, run / "config.yaml")
