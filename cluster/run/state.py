@@ -97,12 +97,11 @@ class RunState:
         cause = error
         overtaken = isinstance(error, Fatal) and error.failure.reason == "epoch"
         try:
-            if overtaken or not self.disk.guards():
-                pass  # another's by now
-            elif began:
-                self.disk.save(**self._totals(time.monotonic()))
-            else:
-                self.disk.forget()
+            if not overtaken and self.disk.guards():  # else the folder is another's
+                if began:
+                    self.disk.save(**self._totals(time.monotonic()))
+                else:
+                    self.disk.forget()
         except OSError as failure:
             cause = error or failure  # a full disk must not hide why the run ends
         finally:
