@@ -23,8 +23,9 @@ from restoration.images import read_image, write_image
 
 MANIFEST = "manifest.json"
 Pixels: TypeAlias = NDArray[np.float32]
-# Source folder of photographs, then split, LQ and GT folder of deraining/deblurring sets and of LOL.
-_SPLITS = (("train", "train", "Train"), ("heldout", "test", "Test"))
+# Source folder of photographs, then the split's folder in sets of deraining and deblurring and in LOL.
+_SPLITS = (("train", "train", "Train"), ("heldout", "test", "Test"), ("unseen", "unseen", "Unseen"))
+_OPTIONAL = "unseen"
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,16 @@ def make_demo(
     severity: tuple[float, float] = (0.3, 1.0),
     min_gradient: float = 0.02,
 ) -> dict[str, Path]:
-    """Write `<out>/<task>/{train,test}/{input,target}/<photo>_<tile>.png` and return the folder of each task.
+    """Write `<out>/<task>/{train,test,unseen}/{input,target}/<photo>_<tile>.png` and return the folder of each task.
 
-    Low light takes the layout of LOL, `{Train,Test}/{Low,Normal}`; `datasets.paired.discover` opens both. The
-    tiles come from `<photos>/train` and `<photos>/heldout`, from each photograph in turn. A task's folder is
-    replaced as a whole, and left alone when its manifest says that nothing changed.
+    Low light takes the layout of LOL, `{Train,Test,Unseen}/{Low,Normal}`; `datasets.paired.discover` opens both. The
+    tiles come from `<photos>/train`, `<photos>/heldout` and, where it is there, `<photos>/unseen` (for figures on which
+    no choice was made), from each photograph in turn. A task's folder is replaced as a whole, and left alone when its
+    manifest says that nothing changed.
 
     Args:
-        train_count, test_count: tiles wanted; fewer come when the photographs hold no more textured ones.
+        train_count, test_count: tiles wanted, as many unseen as test ones; fewer come when the photographs hold no more
+            textured ones.
         severity: range of the severity, drawn uniformly for each tile.
         min_gradient: a tile's mean absolute grey difference between neighbours (both directions added, of 1) must
             be above it; sky and blur teach a restorer nothing and tell a scorer nothing.
@@ -86,7 +89,8 @@ def make_demo(
         return folders
     cut = {
         source: _cut_tiles(photos / source, count, crop, min_gradient, seed)
-        for (source, *_), count in zip(_SPLITS, (train_count, test_count), strict=True)
+        for (source, *_), count in zip(_SPLITS, (train_count, test_count, test_count), strict=True)
+        if source != _OPTIONAL or (photos / source).is_dir()
     }
     for task in stale:
         _write_task(folders[task], task, cut, parameters)
@@ -169,7 +173,7 @@ def _write_task(
     try:
         for source, plain, lol in _SPLITS:
             split, *sides = (lol, "Low", "Normal") if task == "low_light" else (plain, "input", "target")
-            for tile, clean in cut[source]:
+            for tile, clean in cut.get(source, ()):
                 rng = seeded_rng(f"{task}/{source}/{tile.name}", parameters["seed"])
                 severity = float(rng.uniform(low, high))
                 for side, image in zip(sides, (degrade(clean, task, severity, rng), clean), strict=True):

@@ -314,7 +314,9 @@ def audit(
 @guarded
 def data_demo(
     out: Annotated[Path, typer.Argument(help="Folder to write to.")],
-    photos: Annotated[Path, typer.Option(help="Folder with train/ and heldout/ photographs.")] = Path("data/photos"),
+    photos: Annotated[
+        Path, typer.Option(help="Folder with train/ and heldout/ photographs, and unseen/ if you like.")
+    ] = Path("data/photos"),
     task: Annotated[list[str] | None, typer.Option(help="rain, motion_blur, defocus, low_light; all if none.")] = None,
     crop: Annotated[int, typer.Option(help="Side of a tile.")] = 128,
     train_count: Annotated[int, typer.Option(help="Training tiles.")] = 200,

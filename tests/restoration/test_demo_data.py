@@ -112,3 +112,17 @@ def test_the_shipped_photographs_give_enough_heldout_tiles_of_every_photograph(p
     assert len(test) == 48 and len(discover(folder, "train")) == 13
     sources = {i.rsplit("_", 1)[0] for i in test.image_ids}
     assert sources == {p.stem for p in (photo_folder / "heldout").glob("*.jpg")}
+    unseen = {i.rsplit("_", 1)[0] for i in discover(folder, "unseen").image_ids}
+    assert unseen == {p.stem for p in (photo_folder / "unseen").glob("*.jpg")} and not unseen & sources
+
+
+def test_a_third_split_is_cut_where_there_are_unseen_photographs(photos, tmp_path):
+    without = small(photos, tmp_path / "out", tasks=["low_light"])["low_light"]
+    before = contents(without)
+    assert not (without / "Unseen").exists()
+    (photos / "unseen").mkdir()
+    Image.open(photos / "heldout" / "heldout-a.png").save(photos / "unseen" / "new.png")
+    folder = small(photos, tmp_path / "out", tasks=["low_light"])["low_light"]
+    assert all(i.startswith("new_") for i in discover(folder, "unseen").image_ids)
+    after = contents(folder)
+    assert {k: v for k, v in before.items() if k != "manifest.json"}.items() <= after.items()
