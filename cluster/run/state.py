@@ -19,7 +19,7 @@ from cluster.report.records import read_metrics
 from cluster.report.report import write_report
 from cluster.run.evaluations import EvaluationPart
 from cluster.run.failures import Failure, Fatal, Kind, Patience, classify
-from cluster.run.folder import QUARANTINE_FILE, RunFolder
+from cluster.run.folder import FINISHED, QUARANTINE_FILE, RunFolder
 from cluster.run.heldout import HeldOut
 from cluster.run.interrupts import Interrupts, Stopped
 from cluster.run.learning import StepResult
@@ -71,6 +71,7 @@ class RunState:
         self.counts: dict[str, int] = {}
         self.told_ratio = False
         self.reporting = False  # whether the report's libraries are being loaded
+        self.finished = False  # whether nothing is left but the report
         self.warnings: list[str] = []  # that are told once there is something to tell them on
         self.looking = ForLooking(self._warn)
         self.phase_s: dict[str, float] = {}  # seconds that actors spent since the last step
@@ -99,6 +100,8 @@ class RunState:
         try:
             if not overtaken and self.disk.guards():  # else the folder is another's
                 if began:
+                    if self.finished and error is None:
+                        self.identity[FINISHED] = self.parts.version
                     self.disk.save(**self._totals(time.monotonic()))
                 else:
                     self.disk.forget()
@@ -315,6 +318,7 @@ class RunState:
             parts.stream.export_ledger(ledger, parts.learning.epoch)
         totals = self._totals(time.monotonic())
         self.disk.save(**totals)
+        self.finished = True
         self.display.note("ending, and writing the report")
         pool = self.exits.enter_context(ThreadPoolExecutor(1, "report"))
         return pool.submit(self._summary, parts.version, totals["seconds"], totals["peak_memory_mb"])
