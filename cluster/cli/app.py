@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cluster.cli.actors import actors_app
 from cluster.cli.convert import convert
 from cluster.cli.errors import UserMistake, argv, as_mistake, guarded, say
 from cluster.cli.export import export
@@ -41,6 +42,7 @@ app.command()(restore)
 app.command()(export)
 reward_app.command("check")(reward_check)
 reward_app.command("probe")(reward_probe)
+app.add_typer(actors_app, name="actors")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Such as `sampler.steps=4`.", metavar="[KEY=VALUE]...")]
 DEFAULT_SCORER = "lite0_levels"
