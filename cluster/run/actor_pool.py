@@ -62,7 +62,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Standing:
-    """Actors that are `wanted`, those of them that are `there`, and others that are `leaving`; why some can't be built."""
+    """Actors that are `wanted`, those of them that are `there`, others that are `leaving`; why one can't be built."""
 
     wanted: int
     there: int
@@ -72,7 +72,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Resized:
-    """What came of another number of actors: `started`, `kept` that were leaving, `ended`, and `leaving` after a call."""
+    """What another number of actors brought: `started`, `kept` that were leaving, `ended`, `leaving` after a call."""
 
     before: int
     wanted: int

@@ -1,4 +1,4 @@
-"""Which nodes of the cluster are alive, asked for beside the run: a call into Ray may take long just when one is lost."""
+"""Which nodes of the cluster are alive, asked beside the run: a call into Ray may take long just when one is lost."""
 
 from __future__ import annotations
 

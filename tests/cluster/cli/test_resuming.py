@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,7 +76,9 @@ def test_a_complete_run_is_told_and_nothing_starts_unless_more_iterations_are_wa
     assert run(*RECIPE, "iterations=8", "--run", folder).exit_code == 0 and trained[1] == (8, True)
 
 
-@pytest.mark.parametrize(("finished", "fails", "complete"), [(False, False, None), (True, True, None), (True, False, 7)])
+@pytest.mark.parametrize(
+    ("finished", "fails", "complete"), [(False, False, None), (True, True, None), (True, False, 7)]
+)
 def test_only_a_run_that_came_to_its_end_is_complete(
     tmp_path: Path, finished: bool, fails: bool, complete: int | None
 ) -> None:
@@ -92,7 +95,8 @@ def test_the_process_that_is_replaced_is_waited_for_and_not_for_ever(
 ) -> None:
     folder, looks = tmp_path / "run", list[float]()
     with locked(folder) as lock:
-        monkeypatch.setattr(resuming.time, "sleep", lambda s: (looks.append(s), lock._file.close()))
+        clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda s: (looks.append(s), lock._file.close()))
+        monkeypatch.setattr(resuming, "time", clock)
         assert run(*RECIPE, "--run", folder).exit_code == 0 and len(looks) == 1 and len(trained) == 1
     with locked(folder):
         monkeypatch.setattr(resuming, "LOCK_WAIT_S", -1.0)

@@ -195,8 +195,8 @@ def test_what_actors_of_a_lost_node_had_comes_back_at_once_and_they_wait_for_ano
     give(pool, 1, "c")
     assert pool.finished(0.0) == []
     seen.append(Nodes(time.monotonic() + 60, frozenset({"1"})))
-    came = [pool.take(ref) for ref in pool.finished(0.0)]
-    assert [(task, failure.reason) for task, failure in came] == [("a", "node"), ("b", "node")]  # type: ignore[union-attr]
+    came: list[Any] = [pool.take(ref) for ref in pool.finished(0.0)]
+    assert [(task, failure.reason) for task, failure in came] == [("a", "node"), ("b", "node")]
     assert pool.free() == [1] and pool.members[0].failures == 0
     seen.append(Nodes(time.monotonic() - 60, frozenset()))  # asked before it came back: it says nothing
     come(fake, pool, 0)
@@ -294,7 +294,7 @@ def test_a_leaving_actor_that_dies_is_not_waited_for_and_its_work_comes_back(fak
 
 @pytest.mark.parametrize("seed", range(20))
 def test_whatever_comes_and_goes_each_task_ends_once_and_none_is_lost(fake: FakeRay, seed: int) -> None:
-    """A run of 60 tasks against a thousand turns of chance: deaths, lost nodes, silence, and other numbers of actors."""
+    """A run of 60 tasks against a thousand turns of chance: deaths, lost nodes, silence, other numbers of actors."""
     draw, alive = random.Random(seed), {"0", "1", "2"}
     now = Nodes(0.0, frozenset(alive))
     pool = pool_of(fake, count=3, slots=2, nodes=lambda: now)
@@ -316,7 +316,7 @@ def test_whatever_comes_and_goes_each_task_ends_once_and_none_is_lost(fake: Fake
         for ref in pool.calls:
             if draw.random() < 0.2:
                 died = wild and draw.random() < 0.4
-                fake.results.setdefault(ref, ray.exceptions.RayActorError() if died else "done")  # type: ignore[call-overload]
+                fake.results.setdefault(ref, ray.exceptions.RayActorError() if died else "done")  # type: ignore
         if wild and alive and draw.random() < 0.1:
             alive.discard(draw.choice(sorted(alive)))
         if wild and draw.random() < 0.1:

@@ -46,17 +46,18 @@ class Watched:
         self.notes.clear()
         self.time += seconds
         self.watch.tend()
-        return self.notes
+        return list(self.notes)
 
 
 def test_a_wish_is_carried_out_and_answered_with_what_came_of_it() -> None:
     of = Watched(2, 2)
     of.pool.result = Resized(2, 6, started=3, kept=1)
     of.desk.wishes += [Wish("a", 6)]
-    assert of.after(0) == [
+    told = of.after(0)
+    assert told == [
         "actors: 6 in place of 2: 3 start, 1 stay that were about to leave; no more than 4 have work at once"
     ]
-    assert of.desk.answers == {"a": of.notes[0].removeprefix("actors: ")} and of.desk.shown[-1] == (6, 2, 0)
+    assert of.desk.answers == {"a": told[0].removeprefix("actors: ")} and of.desk.shown[-1] == (6, 2, 0)
     of.pool.result = Resized(6, 2, ended=1, leaving=3)
     of.desk.wishes += [Wish("b", 2), Wish("c", 0)]
     assert of.after(0)[0] == "actors: 2 in place of 6: 1 have ended, 3 end after the work they have"

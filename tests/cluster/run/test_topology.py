@@ -91,5 +91,5 @@ def test_a_run_without_an_actor_waits_for_one_as_long_as_it_may_and_one_that_com
     actors.finished = lambda timeout_s: time.sleep(0.01) or []
     assert made.wait(None) == ([], False)
     actors.joined -= 40
-    with pytest.raises(Stalled, match="nothing has happened for stall_timeout_s=60 s: 0 of 4 actors are there, 0 calls"):
+    with pytest.raises(Stalled, match="for stall_timeout_s=60 s: 0 of 4 actors are there, 0 calls of theirs are out"):
         made.wait(None)
