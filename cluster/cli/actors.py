@@ -16,7 +16,7 @@ actors_app = typer.Typer(help="Look after the rollout actors of a run.", no_args
 @actors_app.command("scale")
 @guarded
 def scale(
-    count: Annotated[int, typer.Argument(help="Actors wanted.", min=1)],
+    count: Annotated[int, typer.Argument(help="Actors wanted.", metavar="N", min=1)],
     run: Annotated[Path | None, typer.Option(help="Folder of the run; else give --address.")] = None,
     address: Annotated[
         str | None, typer.Option(help="Ray cluster, when no --run is given: auto, host:port or ray://host:port.")

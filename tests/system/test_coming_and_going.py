@@ -23,8 +23,9 @@ from reward_service.settings import reward_app_name
 from tests.system.conftest import ROOT, Start, starter
 from tests.system.ray_nodes import Cluster, lose, ray_head
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
-JOINS_S = 60.0  # a new node is used within a minute
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.slow]
+JOINS_S = 240.0  # seconds on a machine with nothing else to do: most of it is a process that imports torch
+SOON_S = 120.0
 # As many images as the actors have under way are too many for one replica.
 REWARD = ("reward.terms=[]", "reward.scorer=tests.system.scorers:Slow", "reward.min_replicas=1")
 REWARD += ("reward.max_replicas=3", "reward.ongoing_images=2", "reward.scale_up_s=2", "reward.scale_down_s=4")
@@ -78,31 +79,31 @@ def test_a_run_goes_on_while_nodes_actors_and_replicas_come_and_go(
         assert (crew().wanted, crew().there) == (2, 1)  # it has begun with the least
         second = cluster.add(1, actor=1)
         took["an added node is used"] = until(lambda: crew().there == 2, "a second actor", JOINS_S)
-        took["replicas scaled up"] = until(lambda: replicas() > 1, "a second replica", 120)
+        took["replicas scaled up"] = until(lambda: replicas() > 1, "a second replica", JOINS_S)
 
         lose(second)
-        took["a lost node is known"] = until(lambda: crew().there == 1, "one actor less", 30)
-        run.wait_for_iteration(run.iteration() + 2, 120)  # the one that is left does its work, too
+        took["a lost node is known"] = until(lambda: crew().there == 1, "one actor less", SOON_S)
+        run.wait_for_iteration(run.iteration() + 2, JOINS_S)  # the one that is left does its work, too
         lose(first)
-        until(lambda: crew().there == 0, "no actor left", 30)
-        took["replicas scaled down"] = until(lambda: replicas() == 1, "one replica again", 120)
+        until(lambda: crew().there == 0, "no actor left", SOON_S)
+        took["replicas scaled down"] = until(lambda: replicas() == 1, "one replica again", JOINS_S)
         assert run.process.poll() is None, run.output()
 
         third, before = cluster.add(2, actor=3), run.iteration()
         took["all are back on one node"] = until(lambda: crew().there == 2, "both actors", JOINS_S)
-        run.wait_for_iteration(before + 2, 120)
+        run.wait_for_iteration(before + 2, JOINS_S)
         told = restorl(cluster, "actors", "scale", 3, "--address", cluster.address)
         assert told == "actors: 3 in place of 2: 1 start\n"
         until(lambda: crew().there == 3, "a third actor", JOINS_S)
         told = restorl(cluster, "actors", "scale", 1, "--run", run.folder)
         assert told.startswith("actors: 1 in place of 3: ") and "end" in told
-        until(lambda: (crew().wanted, crew().there, crew().leaving) == (1, 1, 0), "one actor", 60)
-        run.wait_for_iteration(run.iteration() + 1, 120)
+        until(lambda: (crew().wanted, crew().there, crew().leaving) == (1, 1, 0), "one actor", SOON_S)
+        run.wait_for_iteration(run.iteration() + 1, JOINS_S)
         assert "of 2 actors are there; the others start, or wait for a place" in run.output()
 
         os.kill(run.process.pid, signal.SIGTERM)
         assert run.wait(120) == 143, run.output()
-        until(lambda: run_id not in crews(), "no word of a run that has ended", 30)
+        until(lambda: run_id not in crews(), "no word of a run that has ended", SOON_S)
 
     done = len(read_metrics(run.folder, "train"))
     again = ["train", workplace / "recipe.yaml", *ACTORS, *REWARD, f"iterations={done + 1}", "source.max_staleness=1"]

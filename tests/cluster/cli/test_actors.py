@@ -58,7 +58,7 @@ def test_on_a_cluster_the_only_run_is_meant_and_of_several_the_one_that_is_named
         (["8", "--run", "x", "--id", "y"], "which run?"),
         (["8", "--address", "auto", "--id", "nobody"], "run nobody isn't there, or is starting yet; there are: demo"),
         (["8", "--run", "/nowhere"], "/nowhere: no run.json"),
-        (["0", "--run", "x"], "0 is not in the range"),
+        (["0", "--run", "x"], "greater than or equal to 1"),
     ],
 )
 def test_no_run_is_guessed_and_none_is_left_without_an_actor(
