@@ -123,8 +123,9 @@ class RolloutActor:
         self.metrics, self.judges = spec.metrics(), spec.judges()
         self.name = ray.get_runtime_context().get_actor_id() or "actor"
 
-    def ready(self) -> bool:
-        return True
+    def ready(self) -> str:
+        """Id of the node that it is on."""
+        return str(ray.get_runtime_context().get_node_id())
 
     def roll(self, item: WorkItem, weights: WeightsMessage, rewards: Mapping[str, RewardApp]) -> WorkReport:
         """Roll out, score and publish one item. `rewards`: the service of each term that has one, by name.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cluster.cli.actors import actors_app
 from cluster.cli.convert import convert
 from cluster.cli.errors import UserMistake, argv, as_mistake, guarded, say
 from cluster.cli.export import export
@@ -41,6 +42,7 @@ app.command()(restore)
 app.command()(export)
 reward_app.command("check")(reward_check)
 reward_app.command("probe")(reward_probe)
+app.add_typer(actors_app, name="actors")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Such as `sampler.steps=4`.", metavar="[KEY=VALUE]...")]
 DEFAULT_SCORER = "lite0_levels"
@@ -53,6 +55,9 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder.", metavar="RUN")] = None,
     run: Annotated[Path | None, typer.Option(help="Folder of the new run; default `runs/<name>`.")] = None,
+    if_there: Annotated[
+        bool, typer.Option("--resume-if-there", help="With --run: go on with the run in that folder, if it holds one.")
+    ] = False,
     single: Annotated[
         bool, typer.Option("--single", help="In this process alone, without Ray, to step through.")
     ] = False,
@@ -76,13 +81,18 @@ def train(
     restorl train configs/demo.yaml iterations=20 optimiser.lr=1e-5 --run runs/try
 
     restorl train --resume runs/try iterations=40
+
+    restorl train configs/demo.yaml --run runs/try --resume-if-there
     """
+    from cluster.cli.resuming import resume_if_there, train_when_free
     from cluster.config.configure import load_config
     from cluster.models import load_run_config
 
-    given = list(overrides or [])
+    given, complete = list(overrides or []), None
+    if if_there and (run is None or resume is not None or single):
+        raise UserMistake("--resume-if-there goes with --run FOLDER, and without --resume and --single")
     if shape is not None:
-        if not dry_run or resume is not None:
+        if not dry_run or resume is not None or if_there:
             raise UserMistake("--shape stands for a model without weights: give it with --dry-run and a CONFIG")
         given.append(f"model={shape}")
     if resume is not None:
@@ -93,6 +103,10 @@ def train(
         if config and "=" not in config:
             raise UserMistake(f"{config}: a resumed run has its own recipe; leave CONFIG out, or give key=value")
         loaded, folder = load_run_config(resume, tuple(given)), resume
+    elif if_there and run is not None:
+        found = resume_if_there(run, config, given)
+        loaded, folder, complete = found.config, run, found.complete
+        resume = run if found.resume else None
     else:
         if config is None:
             raise UserMistake("which recipe? restorl train CONFIG, such as configs/demo.yaml, or --resume RUN")
@@ -109,11 +123,14 @@ def train(
             raise UserMistake("--single can't be resumed: leave out one of --single and --resume")
         _train_single(loaded, folder)
         return
+    if complete is not None:
+        print(f"{folder}: the run is complete, after {complete} iterations; nothing is started")
+        return
     from cluster.run import driver
 
     say(f"run folder: {folder}")
     try:
-        summary = driver.train(loaded, folder, resume is not None)
+        summary = train_when_free(loaded, folder) if if_there else driver.train(loaded, folder, resume is not None)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(str(error) or f"stopped; go on with: restorl train --resume {folder}") from None
     print(summary_text(summary))

@@ -60,6 +60,28 @@ class RoleSettings:
 
 
 @dataclass(frozen=True)
+class ActorSettings(RoleSettings):
+    """Rollout actors.
+
+    Attributes:
+        min: of `count`, that must be there before the run begins; the others join as soon as there is room for them.
+            null: all.
+    """
+
+    min: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min is not None and not 1 <= self.min <= self.count:
+            raise ValueError(f"min={self.min}: from 1 to count={self.count}, or null for all of them")
+
+    @property
+    def at_first(self) -> int:
+        """Actors that the run begins with, at least."""
+        return self.count if self.min is None else self.min
+
+
+@dataclass(frozen=True)
 class DataSettings:
     """Paired folders: `root`/`train`/{input,target} or LOL's {Low,Normal}; `heldout` is never trained on.
 
@@ -141,7 +163,7 @@ class RunConfig(BaseModel):
     optimiser: OptimiserSettings = OptimiserSettings()
     source: SourceSettings = SourceSettings()
     learner: StepSettings = StepSettings()
-    actors: RoleSettings = RoleSettings()
+    actors: ActorSettings = ActorSettings()
     ranks: RoleSettings = RoleSettings()
     store: StoreSettings = StoreSettings()
     cluster: ClusterSettings = ClusterSettings()

@@ -61,6 +61,7 @@ def _run(config: RunConfig, state: RunState, topology: Topology) -> Future[RunSu
                     learning = parts.learning.start_next(wait=state.heldout.backlog >= MAX_EVALUATIONS)
 
                 ended, learned = parts.wait(learning)
+                state.tend_actors()
                 for ref in ended:
                     state.ended(*state.interrupts.beside(partial(parts.actors.take, ref)))
                 if learned and learning is not None:

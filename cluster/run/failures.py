@@ -181,7 +181,7 @@ class Patience:
             raise Fatal(
                 f"{self.what} failed {self.in_a_row} times without progress, the last time", failure
             ) from failure.source
-        return float(min(self.longest_s, self.pause_s * 2.0 ** (self.in_a_row - 1)))
+        return float(min(self.longest_s, self.pause_s * 2.0 ** min(self.in_a_row - 1, 99)))
 
 
 def _lineage(error: BaseException) -> Iterator[BaseException]:

@@ -23,6 +23,39 @@ from learner import checkpoint
 
 IDENTITY_FILE, QUARANTINE_FILE = "run.json", "quarantine.jsonl"
 FIGURES = "evaluation"  # the folder of what was evaluated, which only a run that has begun has
+FINISHED = "finished"  # in run.json: the iterations after which the run was complete, its report included
+
+
+def has_begun(path: Path) -> bool:
+    """Whether the folder holds a run, which can go on from its last checkpoint, or without one from what it has."""
+    return (path / IDENTITY_FILE).exists()
+
+
+def finished_after(path: Path) -> int | None:
+    """Iterations after which the run in that folder was complete; None if it is not.
+
+    Raises:
+        ConfigError: its run.json is damaged.
+    """
+    found = read_identity(path).get(FINISHED)
+    return found if isinstance(found, int) else None
+
+
+def read_identity(folder: Path) -> dict[str, Any]:
+    """What run.json says.
+
+    Raises:
+        ConfigError: it is damaged, or can't be read.
+    """
+    path = folder / IDENTITY_FILE
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        known = {"run_id": str(found["run_id"]), "seconds": float(found["seconds"])}
+        return found | known | {"peak_memory_mb": float(found.get("peak_memory_mb", 0.0))}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError.of(
+            f"{path} is damaged ({type(error).__name__}: {error}); put it back from a copy, or start another run"
+        ) from error
 
 
 class RunFolder:
@@ -121,7 +154,7 @@ class RunFolder:
         return self._lock.guards()
 
     def _require_fitting(self) -> None:
-        if (self.path / IDENTITY_FILE).exists() != self.resume:
+        if has_begun(self.path) != self.resume:
             raise ConfigError.of(
                 f"{self.path} already holds a run; resume it with --resume {self.path}, or give another folder"
                 if not self.resume
@@ -139,7 +172,7 @@ class RunFolder:
         self.save()
 
     def _resume(self) -> None:
-        self.identity = self._read_identity()
+        self.identity = read_identity(self.path)
         try:
             if (self.path / FILE_NAME).is_file():
                 read_metrics(self.path)  # before anything starts: a line that can't be read would end the run then
@@ -149,17 +182,6 @@ class RunFolder:
         except ValueError as error:
             raise ConfigError.of(str(error)) from error
         self.warnings = keep_config(self.path, self.config)
-
-    def _read_identity(self) -> dict[str, Any]:
-        path = self.path / IDENTITY_FILE
-        try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            known = {"run_id": str(found["run_id"]), "seconds": float(found["seconds"])}
-            return found | known | {"peak_memory_mb": float(found.get("peak_memory_mb", 0.0))}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError.of(
-                f"{path} is damaged ({type(error).__name__}: {error}); put it back from a copy, or start another run"
-            ) from error
 
     def _warn_of_local_locks(self) -> None:
         with suppress(FileNotFoundError):  # only Linux has that file

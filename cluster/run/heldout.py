@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,11 @@ from restoration.base_models import describe
 from restoration.datasets.paired import PairedFolder
 from restoration.evaluate import Row, blocks, evenly, mean_values, read_csv, write_csv
 from restoration.images import ImageError, read_pixels, to_uint8, write_image
+from restoration.weights import WeightsMessage
 from restoration.whole_files import naming
+from reward_service.bounded import in_thread
+
+BRIEF_S = 0.2  # that the driver waits for weights at a time: small ones are there by then
 
 
 class HeldOut:
@@ -53,7 +59,8 @@ class HeldOut:
         self.evaluations = Evaluations(
             data.image_ids, blocks(data, of.batch, of.pixels, of.limit, describe(config.model).size_multiple)
         )
-        self.due: deque[int] = deque()  # iterations whose checkpoint isn't on disk yet
+        self.due: deque[int] = deque()  # iterations whose checkpoint, or weights of it, aren't there yet
+        self._reading: Future[dict[str, WeightsMessage]] | None = None  # of the first of them
         self.base_rows: list[Row] = []
         self.now_rows: list[Row] = []
         self.base_images: dict[str, np.ndarray] = {}
@@ -96,6 +103,7 @@ class HeldOut:
 
     def rewind(self, version: int) -> None:
         """The learner fell back: evaluations of later iterations will come again."""
+        self._reading = None
         self.due = deque(i for i in self.due if i <= version)
         self.made = {(i, who) for i, who in self.made if i <= version}
         self.logged = {(i, who) for i, who in self.logged if i <= version}
@@ -111,8 +119,8 @@ class HeldOut:
         Raises:
             Fatal: not one picture can be evaluated.
         """
-        while self.due and self.due[0] <= self.learning.durable:
-            self._begin(self.due.popleft())
+        while self.due and self.due[0] <= self.learning.durable and self._begin(self.due[0]):
+            self.due.popleft()
         while (whole := self.evaluations.completed()) is not None:
             self._record(whole)
         return not self.backlog
@@ -148,15 +156,27 @@ class HeldOut:
     def _is_due(self, iteration: int) -> bool:
         return self.config.evaluation.due(iteration, self.config.iterations)
 
-    def _begin(self, iteration: int) -> None:
-        if iteration not in self.learning.on_disk():
-            self.display.note(f"iteration {iteration} is not evaluated: its checkpoint is gone")
-            self.learning.protected.discard(iteration)
-            return
+    def _begin(self, iteration: int) -> bool:
+        """Begin the evaluations of an iteration, once its weights are there; whether nothing is left to do for that.
+
+        They are read beside the run, as a large checkpoint takes its time.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        if self._reading is None:
+            if iteration not in self.learning.on_disk():
+                self.display.note(f"iteration {iteration} is not evaluated: its checkpoint is gone")
+                self.learning.protected.discard(iteration)
+                return True
+            self._reading = in_thread(partial(self.learning.weights_of, iteration))
+        if not wait([self._reading], BRIEF_S).done:
+            return False
+        reading, self._reading = self._reading, None
         without = {one.what for one in self.left_out}
-        weights_of = self.learning.weights_of(iteration)
-        for who, weights in ((w, m) for w, m in weights_of.items() if (iteration, w) not in self.made):
+        for who, weights in ((w, m) for w, m in reading.result().items() if (iteration, w) not in self.made):
             self.evaluations.begin(iteration, who, weights, without, self._strip_ids() if who == "now" else ())
+        return True
 
     def _record(self, whole: Evaluation) -> None:
         self.own()

@@ -17,9 +17,12 @@ from cluster.files import LEDGER_FILE
 from cluster.report.figures import load_libraries
 from cluster.report.records import read_metrics
 from cluster.report.report import write_report
+from cluster.run.checks.resources import reserved
+from cluster.run.crew import CrewWatch
 from cluster.run.evaluations import EvaluationPart
 from cluster.run.failures import Failure, Fatal, Kind, Patience, classify
-from cluster.run.folder import QUARANTINE_FILE, RunFolder
+from cluster.run.flow import groups_in_flight
+from cluster.run.folder import FINISHED, QUARANTINE_FILE, RunFolder
 from cluster.run.heldout import HeldOut
 from cluster.run.interrupts import Interrupts, Stopped
 from cluster.run.learning import StepResult
@@ -34,6 +37,7 @@ from restoration.evaluate import mean_values
 from restoration.whole_files import naming
 
 MAX_FAILURES = 20  # of rollouts or of parts of evaluations, in a row; more where there are many actors
+LOST = ("process", "node")  # of what an actor had when it went: others do it at once
 DEADLY = ("process", "timeout", "memory")
 MOST_DEATHS = 5  # of the actors that an item was given to, one after the other
 
@@ -71,11 +75,12 @@ class RunState:
         self.counts: dict[str, int] = {}
         self.told_ratio = False
         self.reporting = False  # whether the report's libraries are being loaded
+        self.finished = False  # whether nothing is left but the report
         self.warnings: list[str] = []  # that are told once there is something to tell them on
         self.looking = ForLooking(self._warn)
         self.phase_s: dict[str, float] = {}  # seconds that actors spent since the last step
         self.exits = ExitStack()
-        limit = max(MAX_FAILURES, 4 * config.actors.count)
+        limit = _most_failures(config.actors.count)
         self.deaths: Counter[int] = Counter()  # by item
         self.patience = {
             kind: Patience(name, limit) for kind, name in ((WorkItem, "rollouts"), (EvaluationPart, "evaluation"))
@@ -99,6 +104,8 @@ class RunState:
         try:
             if not overtaken and self.disk.guards():  # else the folder is another's
                 if began:
+                    if self.finished and error is None:
+                        self.identity[FINISHED] = self.parts.version
                     self.disk.save(**self._totals(time.monotonic()))
                 else:
                     self.disk.forget()
@@ -160,6 +167,16 @@ class RunState:
         )
         self.heldout.begin(parts.version)
         self.pace = Pace(self.iteration_began, ahead=self.config.source.max_staleness > 0)
+        fed = groups_in_flight(self.config) // self.config.rollout.images_per_batch
+        each = reserved(self.config.actors)
+        self.crew = CrewWatch(parts.actors, parts.desk, fed, each, self.display.note)
+
+    def tend_actors(self) -> None:
+        """Have as many actors as somebody wants, and tell who of them lacks."""
+        self.crew.tend()
+        for patience in self.patience.values():
+            borne = patience.limit if patience.in_a_row else 0  # fewer actors don't make too many of those there were
+            patience.limit = max(_most_failures(self.parts.actors.wanted), borne)
 
     # what actors and the learner have done
 
@@ -193,6 +210,8 @@ class RunState:
     def _failed(self, task: WorkItem | EvaluationPart, failure: Failure) -> None:
         # Work of an epoch that is over comes back in numbers when the learner was replaced: that is no failure.
         pause = 0.0 if failure.reason == "epoch" else self.patience[type(task)].failed(failure)
+        if failure.reason in LOST:
+            pause = 0.0
         self.parts.metrics.failed(failure.reason)
         if isinstance(task, EvaluationPart):
             self.heldout.failed(task, failure)
@@ -315,6 +334,7 @@ class RunState:
             parts.stream.export_ledger(ledger, parts.learning.epoch)
         totals = self._totals(time.monotonic())
         self.disk.save(**totals)
+        self.finished = True
         self.display.note("ending, and writing the report")
         pool = self.exits.enter_context(ThreadPoolExecutor(1, "report"))
         return pool.submit(self._summary, parts.version, totals["seconds"], totals["peak_memory_mb"])
@@ -332,3 +352,8 @@ class RunState:
             return
         if recorded := self.parts.learning.recorded_metrics():
             self.log.append({"kind": "train", "iteration": version, **recorded})
+
+
+def _most_failures(actors: int) -> int:
+    """In a row that are borne: a lost node takes all that its actors had."""
+    return max(MAX_FAILURES, 4 * actors)

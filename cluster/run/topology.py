@@ -31,9 +31,11 @@ from cluster.run.flow import SLOTS_PER_ACTOR
 from cluster.run.interrupts import Interrupts
 from cluster.run.judges import judges
 from cluster.run.learning import CONSUMED_FILE, Learning
+from cluster.run.node_watch import NodeWatch
 from cluster.run.preflight import before_start
 from cluster.run.starting import Starting
 from cluster.run.store_mark import find_again
+from cluster.run.wishes import Desk
 from learner import checkpoint
 from restoration.datasets.paired import PairedFolder, discover
 from restoration.evaluate import Row
@@ -119,7 +121,8 @@ class Topology:
 
     def _start(self) -> None:
         config = self.config
-        actors = f"{config.actors.count} actor{'s' * (config.actors.count > 1)}"
+        count, least = config.actors.count, config.actors.at_first
+        actors = f"{least} of {count} actors" if least < count else f"{count} actor{'s' * (count > 1)}"
         with Starting(("Ray", "reward service", actors, "learner")) as shown:
             self.connection = self.exits.enter_context(connect(config.cluster, self.folder))
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -131,7 +134,8 @@ class Topology:
             # Side by side, as each takes seconds to import what it needs; they end side by side, too.
             self.exits.callback(self._end)
             make_actor = partial(remote_actor(config.actors.options).remote, self._actor_spec(make_stream))
-            self.actors = ActorPool(make_actor, config.actors.count, SLOTS_PER_ACTOR, config.stall_timeout_s)
+            watch = self.exits.enter_context(NodeWatch())
+            self.actors = ActorPool(make_actor, count, SLOTS_PER_ACTOR, config.stall_timeout_s, lambda: watch.latest)
             self._ends.append(self.actors.kill)
             version = partial(_reward_version, config, self._deployed)
             self.learning = Learning(config, self.folder, self.run_id, self.train, make_stream, version, self.metrics)
@@ -142,10 +146,11 @@ class Topology:
             self.rewards = self._deploy_beside(learner)
             self._deployed.set_result(self.rewards)
             shown.done("reward service")
-            self.actors.wait_ready(config.start_timeout_s, (learner,))
+            self.actors.wait_ready(config.start_timeout_s, (learner,), least)
             shown.done(actors)
             learner.result()
             shown.done("learner")
+        self.desk = self.exits.enter_context(Desk(self.run_id))
         self.event = time.monotonic()  # however long it took, that was no standstill
 
     def _open_store(self) -> Callable[[], TrajectoryStream]:
@@ -281,11 +286,12 @@ class Topology:
             if ended or learned:
                 self.event = now
                 return ended, learned
-        if now - max(self.event, self.stream.returned) > self.config.stall_timeout_s:
+        if now - max(self.event, self.stream.returned, self.actors.joined) > self.config.stall_timeout_s:
+            standing = self.actors.standing()
             raise Stalled(
-                f"nothing has happened for stall_timeout_s={self.config.stall_timeout_s:g} s: "
-                f"{len(self.actors.calls)} calls of actors are out; look at the actors in the Ray dashboard, "
-                "or raise it if their work may take so long"
+                f"nothing has happened for stall_timeout_s={self.config.stall_timeout_s:g} s: {standing.there} of "
+                f"{standing.wanted} actors are there, {len(self.actors.calls)} calls of theirs are out; look at the "
+                "actors in the Ray dashboard, or raise it if their work, or a new node, may take so long"
             )
         return [], False
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 
 
@@ -26,6 +28,14 @@ class Percent(Contrast):
 
     def score(self, images: np.ndarray) -> np.ndarray:
         return 30 + 10 * super().score(images)
+
+
+class Slow(Contrast):
+    """Takes its time over every picture, so that a few actors are a load for it."""
+
+    def score(self, images: np.ndarray) -> np.ndarray:
+        time.sleep(0.15 * len(images))
+        return super().score(images)
 
 
 class NotANumber(Contrast):

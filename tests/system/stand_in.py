@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,8 +27,8 @@ class StandIn:
         self.spec, self.fingerprint, self.reward_version = spec, fingerprint, reward_version
         self.stream = spec.stream()
 
-    def ready(self) -> int:
-        return os.getpid()
+    def ready(self) -> str:
+        return str(ray.get_runtime_context().get_node_id())
 
     def roll(self, item: WorkItem, weights: WeightsMessage, rewards: Mapping[str, RewardApp]) -> WorkReport:
         assert len(ray.get(weights.ref)) > 0

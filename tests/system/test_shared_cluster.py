@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -21,48 +17,15 @@ import pytest
 from cluster.report.records import read_metrics
 from cluster.report.run_audit import audit_run
 from tests.system.conftest import ROOT, Run, Start, starter
+from tests.system.ray_nodes import RAY, Cluster, ray_head
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
-RAY = str(Path(sys.executable).with_name("ray"))
-ENV = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_agent_register_timeout_ms": "120000"}
-
-
-@dataclass
-class Cluster:
-    address: str
-    dashboard: str
-    environment: dict[str, str]
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    log = tmp_path_factory.mktemp("head") / "log"
-    # Its own temporary folder: a head that is killed leaves its address there, which others would join.
-    temporary = tempfile.mkdtemp(prefix="ray", dir="/tmp")
-    environment = {**os.environ, **ENV, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": temporary}
-    environment.pop("RAY_ADDRESS", None)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [RAY, "start", "--head", "--port=0", "--num-cpus=4", f"--dashboard-port={port}", "--block"]
-    command += ["--object-store-memory=400000000", "--node-ip-address=127.0.0.1"]
-    with log.open("wb") as output:
-        head = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
-    try:
-        deadline = time.monotonic() + 120
-        while not (found := re.search(r"--address='?([\d.]+:\d+)", log.read_text())):
-            assert head.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
-        yield Cluster(found[1], f"127.0.0.1:{port}", environment)
-    finally:
-        family = psutil.Process(head.pid).children(recursive=True)
-        for process in [*family, psutil.Process(head.pid)]:
-            try:
-                process.kill()
-            except psutil.Error:
-                continue
-        head.wait(30)
-        shutil.rmtree(temporary, ignore_errors=True)
+    with ray_head(tmp_path_factory.mktemp("head")) as running:
+        yield running
 
 
 @pytest.fixture

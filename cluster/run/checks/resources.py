@@ -50,29 +50,37 @@ class Demand:
         return f"{self.key} {self.count} x ({_amounts(self.each)})"
 
 
-def demands(config: RunConfig) -> list[Demand]:
-    """Of each role, by Ray's names of resources."""
+def demands(config: RunConfig, at_first: bool = False) -> list[Demand]:
+    """Of each role, by Ray's names of resources.
 
-    def each(role: Any) -> dict[str, float]:
-        wanted = {"CPU": role.num_cpus, "GPU": role.num_gpus, **role.resources}
-        return {name: amount for name, amount in wanted.items() if amount > 0}
+    Args:
+        at_first: of the actors, only those that must be there before the run begins.
+    """
 
-    reward = config.reward
+    reward, actors = config.reward, config.actors
     own = {term: of for term, of in reward.services.items() if of.app is None}
-    services = [Demand(reward.key(term), of.at_first, each(of)) for term, of in own.items()]
+    services = [Demand(reward.key(term), of.at_first, reserved(of)) for term, of in own.items()]
     return [
-        Demand("actors", config.actors.count, each(config.actors)),
+        Demand("actors", actors.at_first if at_first else actors.count, reserved(actors)),
         *services,
-        Demand("ranks", config.ranks.count, each(config.ranks)),
+        Demand("ranks", config.ranks.count, reserved(config.ranks)),
     ]
+
+
+def reserved(role: Any) -> dict[str, float]:
+    """What a process of a role reserves."""
+    wanted = {"CPU": role.num_cpus, "GPU": role.num_gpus, **role.resources}
+    return {name: amount for name, amount in wanted.items() if amount > 0}
 
 
 def cluster_findings(
     config: RunConfig, resources: Mapping[str, float], nodes: Sequence[Mapping[str, float]], free: Mapping[str, float]
 ) -> Iterator[Finding]:
     """Problems and warnings of `fits_cluster`."""
-    roles = demands(config)
+    roles = demands(config, at_first=True)
     yield from _amounts_of_all(roles, resources, free)
+    if not [*_amounts_of_all(roles, resources, resources)]:
+        yield from _joining_later(config, resources)
     yield from _largest_node(roles, nodes)
     yield from _shares_of_gpus(roles, resources.get("GPU", 0))
     yield from _reach_of_store(config, resources, nodes)
@@ -103,6 +111,17 @@ def _amounts_of_all(
                 f"{asked:g} {name} are asked for, {free.get(name, 0):g} of the cluster's {there:g} are free now: "
                 "the run waits for whoever holds the others, as long as start_timeout_s"
             )
+
+
+def _joining_later(config: RunConfig, resources: Mapping[str, float]) -> Iterator[Finding]:
+    """Actors that there is no room for yet, and that the run doesn't wait for."""
+    count, least = config.actors.count, config.actors.at_first
+    lacking = [f.key for f in _amounts_of_all(demands(config), resources, resources) if isinstance(f, Problem)]
+    if least < count and lacking:
+        yield (
+            f"actors.count={count}, of which actors.min={least} begin: there is no room for all of them yet "
+            f"({', '.join(lacking)}), and the others join as nodes are added"
+        )
 
 
 def _largest_node(roles: Sequence[Demand], nodes: Sequence[Mapping[str, float]]) -> Iterator[Finding]:

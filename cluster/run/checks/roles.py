@@ -88,7 +88,7 @@ def _own_machine(config: RunConfig, machine: Machine, used: list[str]) -> Iterat
         )
     limits = {"CPU": ("num_cpus", config.cluster.num_cpus), "GPU": ("num_gpus", config.cluster.num_gpus)}
     for resource, (name, limit) in limits.items():
-        asked = {role.key: role.count * role.each.get(resource, 0) for role in demands(config)}
+        asked = {role.key: role.count * role.each.get(resource, 0) for role in demands(config, at_first=True)}
         if limit is not None and exceeds(sum(asked.values()), limit):
             told = ", ".join(f"{key} {amount:g}" for key, amount in asked.items() if amount)
             yield Problem(

@@ -126,6 +126,9 @@ class State:
         if not hasattr(task, "index"):
             self.heldout.evaluations.done(task, [], {})
 
+    def tend_actors(self) -> None:
+        pass
+
     def learned(self, learning: Future[StepResult]) -> None:
         self.recorded.append(learning.result().version)
 

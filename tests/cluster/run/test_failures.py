@@ -97,6 +97,11 @@ def test_patience_ends_after_so_many_failures_in_a_row_and_progress_renews_it() 
         patience.failed(late)
 
 
+def test_patience_bears_all_that_thousands_of_actors_had_when_they_were_lost_at_once() -> None:
+    patience = Patience("rollouts", limit=8000)
+    assert {patience.failed(Failure(Kind.TRANSIENT, "node", "lost")) for _ in range(8000)} >= {0.5, 30.0}
+
+
 def test_a_fatal_failure_ends_patience_at_once() -> None:
     with pytest.raises(Fatal, match="the learner: loss is nan; resume with a lower"):
         Patience("the learner", 9).failed(classify(FloatingPointError("loss is nan")))

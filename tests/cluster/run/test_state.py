@@ -111,7 +111,6 @@ def ended_with(error: Exception | None = None, step: StepResult | None = None) -
 def test_an_item_whose_actor_died_is_rolled_out_again(state: RunState) -> None:
     item = state.work.take()
     state.ended(item, Failure(Kind.TRANSIENT, "process", "killed"))
-    state.work.again[0] = (0.0, state.work.again[0][1])  # its pause has passed
     assert state.work.take() == item
 
 
@@ -126,6 +125,31 @@ def test_an_item_that_ends_one_actor_after_the_other_is_quarantined_though_other
     state.ended(bad, died)
     assert state.counts == {"process": 2} and "killed by signal 11" in state.notes[0]  # type: ignore[attr-defined]
     assert len(state.work.again) == 2 * others
+
+
+def test_what_lost_nodes_had_is_given_out_again_at_once_and_never_taken_for_poison(state: RunState) -> None:
+    lost = Failure(Kind.TRANSIENT, "node", "node 1f of an actor was lost")
+    items = [state.work.take() for _ in range(12)]
+    for _ in range(MOST_DEATHS + 1):
+        for item in items:
+            state.ended(item, lost)
+        assert sorted(state.work.take().index for _ in items) == [item.index for item in items]
+        state.patience[WorkItem].progressed()
+    assert not state.counts
+
+
+def test_how_many_failures_are_borne_follows_the_number_of_actors(state: RunState) -> None:
+    state.crew = SimpleNamespace(tend=lambda: None)  # type: ignore[assignment]
+    state.parts.actors = SimpleNamespace(wanted=50)  # type: ignore[assignment]
+    state.tend_actors()
+    for _ in range(100):  # of 50 actors, each with two items, on nodes that go at once
+        state.ended(WorkItem(0, ("a", "b")), Failure(Kind.TRANSIENT, "node", "lost"))
+    state.parts.actors.wanted = 1  # type: ignore[misc]
+    state.tend_actors()
+    state.ended(WorkItem(0, ("a", "b")), Failure(Kind.TRANSIENT, "node", "lost"))
+    state.patience[WorkItem].progressed()
+    state.tend_actors()
+    assert state.patience[WorkItem].limit == MAX_FAILURES
 
 
 def test_a_late_reward_is_borne_so_often_without_progress_and_ends_the_run_then(state: RunState) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from cluster.run import topology
-from cluster.run.topology import StoreWatch, Topology
+from cluster.run.actor_pool import Standing
+from cluster.run.topology import Stalled, StoreWatch, Topology
 from reward_service.errors import RewardUnavailable
 from reward_service.settings import RewardSettings
 
@@ -76,3 +77,19 @@ def test_a_runs_own_service_is_for_pictures_of_its_crop(monkeypatch: pytest.Monk
         run = SimpleNamespace(config=SimpleNamespace(rollout=SimpleNamespace(crop=crop)), _app=lambda term: "reward-x")
         topology.Topology._serve(run, "lite0_levels", settings, threading.Event())  # type: ignore[arg-type]
     assert sides == [384, None, 64]
+
+
+def test_a_run_without_an_actor_waits_for_one_as_long_as_it_may_and_one_that_comes_counts_as_progress(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(topology, "TICK_S", 0.02)
+    made: Any = Topology.__new__(Topology)
+    made.config, made.event = SimpleNamespace(stall_timeout_s=60.0), time.monotonic() - 100
+    made.stream = SimpleNamespace(returned=0.0)
+    actors = SimpleNamespace(calls={}, joined=time.monotonic() - 30, standing=lambda: Standing(4, 0, 0))
+    made.actors = actors
+    actors.finished = lambda timeout_s: time.sleep(0.01) or []
+    assert made.wait(None) == ([], False)
+    actors.joined -= 40
+    with pytest.raises(Stalled, match="for stall_timeout_s=60 s: 0 of 4 actors are there, 0 calls of theirs are out"):
+        made.wait(None)

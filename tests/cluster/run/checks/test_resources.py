@@ -44,6 +44,14 @@ def test_roles_that_fit_are_let_through_and_a_cluster_that_grows_only_warns() ->
     assert "ask for 9 CPU" in warning and "autoscaler" in warning
 
 
+def test_only_the_actors_that_a_run_begins_with_must_have_room_and_the_others_are_told() -> None:
+    (warning,) = fits_cluster(config_of("actors.count=90", "actors.min=2", "actors.num_gpus=1"), ONE, [ONE])
+    assert warning.startswith("actors.count=90, of which actors.min=2 begin: there is no room for all of them yet")
+    assert "(actors.num_cpus, actors.num_gpus), and the others join as nodes are added" in warning
+    with pytest.raises(ConfigError, match="the roles ask for 9 CPU"):
+        fits_cluster(config_of("actors.count=90", "actors.min=7", "actors.num_gpus=0.1"), ONE, [ONE])
+
+
 @pytest.mark.parametrize(
     ("shares", "gpus", "fit"),
     [
