@@ -96,6 +96,7 @@ class State:
         self.run_id, self.recorded = "run", list[int]()
         self.interrupts, self.notes, self.folder = Interrupts(), list[str](), Path("runs/one")
         self.display = SimpleNamespace(note=self.notes.append)
+        self.timeline = SimpleNamespace(ended=lambda call, result: None)
         evaluations = Evaluations(["a", "b"], [["a"], ["b"]])
         evaluations.begin(0, "base", None)
         self.heldout = SimpleNamespace(evaluations=evaluations, base_rows=[], backlog=0, advance=self.advance)
@@ -114,6 +115,9 @@ class State:
 
     def begin(self, parts: Parts) -> None:
         self.parts = parts
+
+    def turn(self) -> None:
+        pass
 
     def item(self) -> Any:
         return SimpleNamespace(index=self.items, image_ids=("x",))

@@ -34,6 +34,7 @@ from learner import checkpoint
 from learner.batch import Refused
 from learner.group import LearnerDied, LearnerFailed
 from restoration.evaluate import Row
+from restoration.spans import SpanLog
 from trajectories.errors import StaleEpoch
 
 
@@ -49,6 +50,7 @@ class Learning:
 
     def __init__(self) -> None:
         self.patience, self.recovered, self.republished = Patience("the learner", 2, pause_s=0.0), 0, 0
+        self.spans, self.group = SpanLog(), None
 
     def begin_again(self, pause_s: float) -> Future[None]:
         self.recovered += 1
