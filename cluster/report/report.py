@@ -152,8 +152,8 @@ def _iteration(folder: Path) -> tuple[str, str]:
     timeline = read_timeline(folder)
     shown = typical(timeline)
     picture = None if shown is None else figures.iteration_picture(timeline, shown)
-    clocks = " ".join(f"{html.escape(str(clock)).capitalize()}." for clock in timeline.clocks if clock.shift)
-    note = f"Who was busy with what, in the iteration of median length that is kept. {clocks}"
+    clocks = "".join(f" ({html.escape(str(clock))})" for clock in timeline.clocks if clock.shift)
+    note = f"Who was busy with what, in the iteration of median length that is kept.{clocks}"
     return _figure(picture, "timeline of one iteration"), note
 
 

@@ -23,7 +23,7 @@ import torch
 from actors.actor import draw_batch, seed_of
 from actors.work import WorkSequence
 from cluster.config.configure import ConfigError, save_config
-from cluster.config.recipe import RunConfig
+from cluster.config.recipe import TENSORBOARD, RunConfig
 from cluster.files import write_text
 from cluster.report.live import RUNNING
 from cluster.report.records import MetricsLog
@@ -34,6 +34,7 @@ from cluster.run.looking import ForLooking
 from cluster.run.preflight import before_start
 from cluster.run.pulse import Pulse
 from cluster.run.timeline import Timeline
+from cluster.trackers import trackers_of
 from learner import checkpoint
 from learner.learner import AVERAGE_FILE, STATE_FILES
 from learner.reference import Group, Method, PairScore, Reference
@@ -113,7 +114,8 @@ def train_single(
     timeline, facts = Timeline(folder, looking), {"run_id": run_id, "iterations": config.iterations}
     with locked(folder) as lock, ExitStack() as exits:
         _require_new(folder)  # another process may have begun one meanwhile
-        log = exits.enter_context(MetricsLog(folder))
+        trackers = exits.enter_context(trackers_of(config, folder, run_id, looking))
+        log = exits.enter_context(MetricsLog(folder, TENSORBOARD in config.tracking, also=trackers.record))
         exits.enter_context(Pulse(folder, looking, lock.guards, facts)).state = RUNNING
         save_config(config, folder / "config.yaml")
         base = rows = evaluate([])

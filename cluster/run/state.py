@@ -110,6 +110,7 @@ class RunState:
             if not overtaken and self.disk.guards():  # else the folder is another's
                 self.timeline.flush()
                 self.pulse.end(error)
+                self.disk.trackers.how = self.pulse.state
                 if began:
                     self.disk.save(**self._totals(time.monotonic()))
                 else:
@@ -144,7 +145,7 @@ class RunState:
 
     @property
     def run_id(self) -> str:
-        return str(self.identity["run_id"])
+        return self.disk.run_id
 
     @property
     def interrupted(self) -> bool:
