@@ -79,8 +79,6 @@ class Trackers:
             feed.put(row)
 
     def __enter__(self) -> Trackers:
-        for feed in self._feeds:
-            feed.start()
         return self
 
     def __exit__(
@@ -113,11 +111,10 @@ class Feed:
         self._thread = threading.Thread(target=self._work, name=f"tracker {name}", daemon=True)
         self._log = Path(str(run["folder"])) / f"tracking-{name}.log"
 
-    def start(self) -> None:
-        self._thread.start()
-
     def put(self, row: Mapping[str, Any]) -> None:
-        """One record for the tracker, unless too many wait for it already."""
+        """One record for the tracker, unless too many wait for it already; the first starts it."""
+        if self._thread.ident is None:  # a start that fails leaves no run there
+            self._thread.start()
         try:
             self._queue.put_nowait(row)
         except queue.Full:
@@ -131,6 +128,8 @@ class Feed:
 
     def join(self, deadline: float) -> None:
         """Wait for the tracker's end until `deadline`, on the monotonic clock; then it is killed."""
+        if self._thread.ident is None:
+            return
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
             self._tell("it did not end in time, and what it had not yet passed on is lost there")

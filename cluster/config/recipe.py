@@ -151,7 +151,7 @@ class RunConfig(BaseModel):
     evaluation: EvaluationSettings = EvaluationSettings()
     tracking: tuple[str, ...] = Field(
         (TENSORBOARD,),
-        description="where metrics are mirrored: tensorboard, wandb, mlflow; metrics.jsonl has them anyway",
+        description="mirrors of metrics.jsonl: any of tensorboard, wandb, mlflow",
     )
     checkpoint_every: int = Field(1, ge=1, description="iterations between checkpoints; trajectories stay until one")
     keep_checkpoints: int = Field(3, ge=1)
