@@ -17,6 +17,7 @@ FINISHED, STOPPED, FAILED, STALLED, DEAD = "finished", "stopped", "failed", "sta
 UNDER_WAY = (STARTING, RUNNING, EVALUATING, STOPPING)
 TROUBLE = (FAILED, STALLED, DEAD)
 BEAT_LATE_S = 30.0  # a driver that lives beats every two seconds; a full disk or a busy machine may keep it from it
+AHEAD_S = 5.0
 TURN_LATE_S = 180.0  # its loop goes round every second, unless it waits for a store or a learner to come back
 
 
@@ -71,8 +72,7 @@ def sign_of(
         if complete:
             return Sign(FINISHED)
         return Sign(STOPPED, f"no process holds its lock{go_on}")
-    # Either clock may be off: of the driver's host, or of the file server.
-    age = max(0.0, min(now - live["time"], now - (live["time"] if written is None else written)))
+    age = _age(live["time"], written, now)
     state, doing = live["state"], str(live.get("doing") or "")
     driver = f"process {live.get('pid')} on {live.get('host')}"
     # An audit reads the folder of a dead run under its lock.
@@ -89,6 +89,14 @@ def sign_of(
     return Sign(
         DEAD, f"its driver ({driver}) was killed, or its machine lost: its last sign is of {ago(age)}{used}{go_on}"
     )
+
+
+def _age(told: float, written: float | None, now: float) -> float:
+    """Seconds since the last beat. The clock of the driver's host or of the file server may be off: one that says it
+    was in the future is, and of two the one that says the least is believed.
+    """
+    ages = [now - moment for moment in (told, written) if moment is not None and moment <= now + AHEAD_S]
+    return max(0.0, min(ages, default=0.0))
 
 
 def _living(live: dict[str, Any], state: str, doing: str, age: float) -> Sign:

@@ -58,7 +58,7 @@ class Process:
     """A process of the run as the driver heard of it.
 
     Attributes:
-        role: actor, rank or replicas.
+        role: actor, rank or replica.
         where: host and process id, as far as it has told them.
         doing: such as "rollout for 3 s".
         heard_s: seconds since it was heard of last; None if it never was.

@@ -31,6 +31,7 @@ from cluster.run.memory import MemoryWatch
 from cluster.run.pace import Pace, about
 from cluster.run.progress import TrainingProgress
 from cluster.run.pulse import Pulse
+from cluster.run.replicas import Replicas
 from cluster.run.timeline import Timeline
 from cluster.run.topology import Topology
 from cluster.run.work_queue import WorkQueue
@@ -79,7 +80,7 @@ class RunState:
         self.reporting = False  # whether the report's libraries are being loaded
         self.warnings: list[str] = []  # that are told once there is something to tell them on
         self.looking = ForLooking(self._warn)
-        self.timeline = Timeline(folder, self.looking)
+        self.timeline, self.replicas = Timeline(folder, self.looking), Replicas()
         self.phase_s: dict[str, float] = {}  # seconds that actors spent since the last step
         self.exits = ExitStack()
         limit = max(MAX_FAILURES, 4 * config.actors.count)
@@ -202,7 +203,10 @@ class RunState:
             "waiting_mb": self.stored_mb,
             "evaluation": ", ".join(under_way),
             "failed_calls": dict(self.timeline.failed),
-            "processes": self.timeline.processes(parts.actors.calls.values(), self.config),
+            "processes": [
+                *self.timeline.processes(parts.actors.calls.values(), self.config),
+                *self.replicas.look({app.name for app in parts.rewards.values()}),
+            ],
         }
 
     # what actors and the learner have done

@@ -147,6 +147,11 @@ def test_a_clock_that_is_off_makes_no_living_run_a_dead_one(run: Path) -> None:
     assert read_status(run).state == "running"
 
 
+def test_a_clock_that_was_ahead_makes_no_dead_run_a_living_one(run: Path) -> None:
+    beat(run, "running", ago_s=300, host="elsewhere", time=time.time() + 3600)
+    assert read_status(run).state == "dead"
+
+
 def test_an_audit_that_holds_the_lock_makes_no_dead_run_alive(run: Path) -> None:
     beat(run, "running", ago_s=300)
     with held_by_another(run):
