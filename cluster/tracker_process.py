@@ -81,7 +81,7 @@ class Mlflow:
         earlier = self._client.search_runs([experiment], f"tags.`{self.TAG}` = '{run['run_id']}'", max_results=1)
         if earlier:
             self._id = earlier[0].info.run_id
-            self._client.set_terminated(self._id, "RUNNING")
+            self._client.update_run(self._id, status="RUNNING")
         else:
             tags = {self.TAG: str(run["run_id"]), "mlflow.runName": str(run["name"])}
             self._id = self._client.create_run(experiment, tags=tags).info.run_id

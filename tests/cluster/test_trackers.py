@@ -13,6 +13,8 @@ import pytest
 from cluster.config.configure import ConfigError, build_config
 from cluster.config.recipe import TRACKERS, RunConfig
 from cluster.report.records import MetricsLog
+from cluster.run.folder import RunFolder
+from cluster.run.looking import ForLooking
 from cluster.run.preflight import trackers as findings
 from cluster.tracker_process import TRACKERS as ADAPTERS
 from cluster.tracker_process import figures_of
@@ -46,7 +48,10 @@ from types import SimpleNamespace as S
 class MlflowClient:
     def get_experiment_by_name(self, name): return None
     def create_experiment(self, name): note("experiment", name); return "7"
-    def search_runs(self, experiments, which, max_results): note("search", experiments, which); return []
+    def search_runs(self, experiments, which, max_results):
+        note("search", experiments, which)
+        return [S(info=S(run_id="r0"))] if "goes-on" in which else []
+    def update_run(self, run, status): note("again", run, status)
     def create_run(self, experiment, tags): note("run", experiment, tags); return S(info=S(run_id="r1"))
     def log_dict(self, run, what, name): note("config", run, what, name)
     def log_batch(self, run, metrics): note("batch", run, [list(m) for m in metrics])
@@ -134,6 +139,19 @@ def test_mlflow_gets_the_same_under_names_that_it_takes(
     assert made[4][:2] == ["picture", "r1"] and made[5] == ["end", "r1", "FINISHED"]
 
 
+def test_a_resumed_run_goes_on_in_the_one_that_mlflow_has_of_it(place: Path, tmp_path: Path, told: list[Any]) -> None:
+    (place / "mlflow").mkdir()
+    (place / "mlflow" / "__init__.py").write_text(MLFLOW)
+    (place / "mlflow" / "entities.py").write_text(ENTITIES)
+    about = {"run_id": "goes-on", "name": "demo", "folder": str(tmp_path), "config": {}}
+    with Trackers(("mlflow",), about, lambda kind, why: told.append((kind, why))) as trackers:
+        trackers.record(RECORDS[0])
+        trackers.how = "failed"
+    made = [call for call in calls(place / "mlflow") if call[0] not in ("experiment", "search")]
+    assert [call[:2] for call in made] == [["again", "r0"], ["batch", "r0"], ["end", "r0"]] and made[2][2] == "FAILED"
+    assert told == []
+
+
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
@@ -218,6 +236,20 @@ def test_a_password_in_the_address_of_the_store_is_not_shared(tmp_path: Path) ->
 def test_figures_are_named_as_in_tensorboard_and_only_finite_numbers_go() -> None:
     row = {"kind": "eval", "who": "base", "iteration": 3, "psnr": 24, "text": "a", "gone": None, "nan": float("nan")}
     assert figures_of(row) == {"eval/base/psnr": 24.0}
+
+
+@pytest.mark.parametrize("names", [["wandb"], ["tensorboard"], []], ids=str)
+def test_a_run_is_mirrored_where_its_recipe_says_only(names: list[str], place: Path, tmp_path: Path) -> None:
+    (place / "wandb.py").write_text(WANDB)
+    config = build_config(RunConfig, {"model": tmp_path, "tracking": names})
+    with RunFolder(config, tmp_path / "run", False, ForLooking(print)) as folder:
+        folder.log.append(RECORDS[0])
+        folder.trackers.how = "failed"
+    assert (tmp_path / "run" / "tensorboard").exists() == ("tensorboard" in names)
+    assert (place / "calls.jsonl").exists() == ("wandb" in names)
+    if names == ["wandb"]:
+        (_, about, _), *_, last = calls(place)
+        assert about["id"] == folder.run_id and about["config"]["tracking"] == ["wandb"] and last == ["finish", 1]
 
 
 def test_a_metrics_log_hands_each_record_on_once_it_is_written(tmp_path: Path) -> None:
