@@ -66,7 +66,7 @@ class Elsewhere:
             said = str(error).strip().splitlines()
             raise ClusterError(
                 f"the folder of {self.run_id}, {self.note['folder']} on {self.note['host']}, can't be read there: "
-                f"{said[-1] if said else type(error).__name__}; is that node gone?"
+                f"{said[-1] if said else type(error).__name__}; was it moved, or that node lost?"
             ) from error
         return pydantic.TypeAdapter(Status).validate_json(text)
 

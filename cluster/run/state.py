@@ -195,6 +195,7 @@ class RunState:
     def _seen(self) -> dict[str, Any]:
         """Of this instant, as JSON has it."""
         parts, evaluations = self.parts, self.heldout.evaluations.queue
+        present = range(len(parts.actors.actors))
         under_way = [f"iteration {e.iteration} ({e.who}): {len(e.waiting) + e.out} parts left" for e in evaluations]
         return {
             "left": self._left(),
@@ -204,7 +205,7 @@ class RunState:
             "evaluation": ", ".join(under_way),
             "failed_calls": dict(self.timeline.failed),
             "processes": [
-                *self.timeline.processes(parts.actors.calls.values(), self.config),
+                *self.timeline.processes(present, parts.actors.calls.values(), self.config.ranks.count),
                 *self.replicas.look({app.name for app in parts.rewards.values()}),
             ],
         }

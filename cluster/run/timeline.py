@@ -16,7 +16,6 @@ from typing import Any
 
 import ray
 
-from cluster.config.recipe import RunConfig
 from cluster.files import JsonLines
 from cluster.report.spans import ACTOR, EARLIER_SPANS_FILE, LEARNER, RANK, RUN, SPANS_FILE
 from cluster.run.actor_pool import Call
@@ -95,8 +94,9 @@ class Timeline:
         """
         self._of(spans, LEARNER, "learner", spans.arrived, spans.sent)
         if group is not None and not self._asked:
+            now = time.time()
             with suppress(Exception):  # it is being closed: there is nobody to ask
-                self._asked = {ref: (rank, time.time()) for rank, ref in enumerate(group.spans())}
+                self._asked = {ref: (rank, now) for rank, ref in enumerate(group.spans())}
 
     def close(self, spans: Spans, group: Any) -> None:
         """As `learner`, for the last time: the answers are waited for, a moment."""
@@ -123,10 +123,11 @@ class Timeline:
         answered: Sequence[ray.ObjectRef] = ray.wait(refs, num_returns=len(refs), timeout=0)[0]
         return answered
 
-    def processes(self, calls: Iterable[Call], config: RunConfig) -> list[dict[str, Any]]:
+    def processes(self, actors: Iterable[int], calls: Iterable[Call], ranks: int) -> list[dict[str, Any]]:
         """Actors and ranks for live.json: where each was heard of last, and what it was given to do.
 
         Args:
+            actors: the numbers of those that there are.
             calls: those that are out.
         """
         now, mono = time.time(), time.monotonic()
@@ -134,13 +135,13 @@ class Timeline:
         for call in calls:
             given.setdefault(call.actor, []).append(call)
         rows = []
-        for actor in sorted({*range(config.actors.count), *self.actors, *given}):
+        for actor in sorted({*actors, *given}):
             row = _row(ACTOR, f"actor {actor}", self.actors.get(actor))
             if mine := sorted(given.get(actor, ()), key=lambda call: call.began):
                 row["doing"] = ", ".join(_doing(call) for call in mine)
                 row["since"] = now - (mono - mine[0].began)
             rows.append(row)
-        return rows + [_row(RANK, f"rank {r}", self.ranks.get(r)) for r in range(config.ranks.count)]
+        return rows + [_row(RANK, f"rank {r}", self.ranks.get(r)) for r in range(ranks)]
 
     def flush(self) -> None:
         """Write what has come; the files hold at most twice `most_bytes`."""
@@ -153,6 +154,7 @@ class Timeline:
             return
         path = self.folder / SPANS_FILE
         with self.looking.bearing(KIND):
+            self.folder.stat()  # one that was removed is not made again
             if path.is_file() and path.stat().st_size > self.most_bytes:
                 os.replace(path, self.folder / EARLIER_SPANS_FILE)
                 known = self._told_clocks.items()  # the new file stands without the other

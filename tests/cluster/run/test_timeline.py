@@ -6,7 +6,6 @@ import json
 import socket
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,8 +20,6 @@ from cluster.run.failures import Failure, Kind
 from cluster.run.looking import ForLooking
 from cluster.run.timeline import Timeline
 from restoration.spans import Span, SpanLog, Spans
-
-CONFIG: Any = SimpleNamespace(actors=SimpleNamespace(count=2), ranks=SimpleNamespace(count=1))
 
 
 @pytest.fixture
@@ -173,7 +170,7 @@ def test_ranks_are_asked_beside_the_run_and_one_that_died_or_answers_late_costs_
 
 def test_processes_are_told_with_where_they_are_and_what_they_were_given(timeline: Timeline) -> None:
     timeline.ended(call(), report())
-    rows = timeline.processes([call(began_ago=4), call(EvaluationPart(1, ("x",), None))], CONFIG)
+    rows = timeline.processes(range(2), [call(began_ago=4), call(EvaluationPart(1, ("x",), None))], ranks=1)
     assert [row["name"] for row in rows] == ["actor 0", "actor 1", "rank 0"]
     assert rows[0] == {"role": "actor", "name": "actor 0", "where": "", "heard": None}
     assert rows[1]["where"] == "far pid 70" and rows[1]["doing"] == "rollout 7, evaluation"
