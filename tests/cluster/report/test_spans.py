@@ -14,9 +14,8 @@ from typer.testing import CliRunner
 import cluster.cli.app as cli
 from cluster.report.chrome_trace import chrome_trace
 from cluster.report.figures import iteration_picture
-from cluster.report.report import write_report
+from cluster.report.report import _iteration
 from cluster.report.spans import (
-    EARLIER_SPANS_FILE,
     SPANS_FILE,
     Busy,
     Clock,
@@ -27,35 +26,7 @@ from cluster.report.spans import (
     typical,
     union,
 )
-from tests.cluster.report.synthetic_run import make_run
-
-T = 1_800_000_000.0
-
-
-def line(role: str, who: str, name: str, start: float, end: float, **more: Any) -> str:
-    span = {"role": role, "who": who, "name": name, "start": T + start, "end": T + end, "host": "head", "pid": 7}
-    return json.dumps(span | more) + "\n"
-
-
-def write_spans(folder: Path) -> Path:
-    """Two iterations of 10 s: in the second the learner works for 5 s, 4 of them beside rollouts."""
-    folder.mkdir(parents=True, exist_ok=True)
-    first = line("run", "iteration", "iteration", 0, 10, iteration=1)
-    rows = [
-        line("actor", "actor 0", "rollout", 10, 14, host="far", pid=70, note="item 4"),
-        line("actor", "actor 0", "rollout", 14, 16, host="far", pid=70),
-        line("actor", "actor 0", "reward", 14, 17, host="far", pid=70),
-        line("learner", "learner", "wait", 10, 13),
-        line("learner", "learner", "step", 13, 17.5),
-        line("learner", "learner", "weights", 17.5, 18),
-        line("rank", "rank 0", "step", 13, 17.5),
-        line("learner", "learner", "checkpoint", 18, 25),
-        line("run", "iteration", "iteration", 10, 20, iteration=2),
-        line("run", "iteration", "iteration", 20, 24, iteration=3),
-    ]
-    (folder / EARLIER_SPANS_FILE).write_text(first)
-    (folder / SPANS_FILE).write_text("".join(rows))
-    return folder
+from tests.cluster.report.synthetic_run import T, line, write_spans
 
 
 def test_what_is_kept_is_read_from_both_files_and_a_damaged_line_costs_no_other(tmp_path: Path) -> None:
@@ -142,14 +113,15 @@ def test_the_command_writes_one_iteration_or_all_and_tells_what_it_does_not_have
     assert call(tmp_path / "nowhere", "--out", out).exit_code == 2
 
 
-def test_the_report_shows_a_picture_of_one_iteration_where_there_are_spans(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run", images=3, iterations=3)
-    assert "One iteration" not in write_report(folder).read_text()
-    write_spans(folder)
-    text = write_report(folder).read_text()
-    assert "<h2>One iteration</h2>" in text and "timeline of one iteration" in text
-    (folder / SPANS_FILE).write_bytes(b"\xff\xfe damaged")
-    write_report(folder)  # all the same
+def test_a_report_without_spans_or_with_damaged_ones_has_no_picture_of_them(tmp_path: Path) -> None:
+    assert _iteration(tmp_path)[0] == ""
+    (tmp_path / SPANS_FILE).write_bytes(b"\xff\xfe damaged\n")
+    assert _iteration(tmp_path)[0] == ""
+    write_spans(tmp_path)
+    with (tmp_path / SPANS_FILE).open("a") as file:
+        file.write('{"clock": "<far>", "low": 4.9, "high": 5.1}\n')
+    picture, note = _iteration(tmp_path)
+    assert "timeline of one iteration" in picture and "the clock of &lt;far&gt; is 5.000 s" in note
 
 
 def test_a_picture_of_many_actors_shows_the_first_and_says_how_many_there_are(tmp_path: Path) -> None:

@@ -22,8 +22,7 @@ from cluster.report.live import BEAT_LATE_S, LIVE_FILE, TURN_LATE_S
 from cluster.report.status import POINTS, Status, Watched, read_status
 from cluster.run.folder_lock import locked
 from learner import checkpoint
-from tests.cluster.report.synthetic_run import make_run
-from tests.cluster.report.test_spans import write_spans
+from tests.cluster.report.synthetic_run import make_run, write_spans
 
 HERE = socket.gethostname()
 
