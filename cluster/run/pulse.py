@@ -81,6 +81,10 @@ class Pulse:
         self.state, self.doing = _ending(error)
         self._beat()
 
+    def stop(self) -> None:
+        """Not another beat: the folder is another's."""
+        self._stop.set()
+
     def _run(self) -> None:
         while not self._stop.wait(self.every_s):
             self._beat()

@@ -35,6 +35,7 @@ from cluster.run.replicas import Replicas
 from cluster.run.timeline import Timeline
 from cluster.run.topology import Topology
 from cluster.run.work_queue import WorkQueue
+from learner import checkpoint
 from learner.objective import ratio_alarm
 from restoration.evaluate import mean_values
 from restoration.whole_files import naming
@@ -99,7 +100,7 @@ class RunState:
         self.memory = self.exits.enter_context(MemoryWatch())
         self.interrupts = self.exits.enter_context(Interrupts())
         facts = {"run_id": self.run_id, "iterations": self.config.iterations}
-        pulse = Pulse(self.folder, self.looking, disk.guards, facts, lambda: self.interrupted)
+        pulse = Pulse(self.folder, self.looking, self._mine, facts, lambda: self.interrupted)
         self.pulse = self.exits.enter_context(pulse)
         return self
 
@@ -116,6 +117,8 @@ class RunState:
                     self.disk.save(**self._totals(time.monotonic()))
                 else:
                     self.disk.forget()
+            else:
+                self.pulse.stop()
         except OSError as failure:
             cause = error or failure  # a full disk must not hide why the run ends
         finally:
@@ -128,6 +131,12 @@ class RunState:
             raise Fatal("the driver", told if began else told.before_anything_began()) from cause
         if isinstance(cause, Fatal) and not began:
             raise Fatal(cause.where, cause.failure.before_anything_began()) from cause
+
+    def _mine(self) -> bool:
+        """Whether the folder is still this process's to write to: not removed, nor taken over."""
+        epoch = self.parts.learning.epoch if hasattr(self, "parts") else None
+        root = self.folder / "checkpoints"
+        return self.disk.guards() and (epoch is None or checkpoint.current_epoch(root) <= epoch)
 
     def _warn(self, text: str) -> None:
         if hasattr(self, "display"):

@@ -177,7 +177,7 @@ def test_evaluations_go_on_beside_rollouts_and_the_run_waits_for_the_last(run: A
 
 
 def test_each_call_that_ends_is_in_the_timeline_and_each_turn_of_the_loop_is_told(run: Any) -> None:
-    state, parts = run(iterations=1)
+    state, parts = run(iterations=3)
     assert state.turns == parts.looks > 1
     ended = [call.index for call, result in state.timed if hasattr(call, "index") and result == "result"]
     assert sorted(ended) == parts.rolled[: len(ended)] and len(ended) > 1

@@ -393,6 +393,20 @@ def test_how_a_run_ended_is_told_in_its_folder_and_to_its_trackers(
     assert state.disk.trackers.how == ending
 
 
+def test_a_driver_that_does_not_know_yet_that_it_was_taken_over_does_not_beat_over_its_successor(
+    state: RunState, tmp_path: Path
+) -> None:
+    state.parts.learning.epoch = 1
+    state.pulse._beat()
+    (tmp_path / "live.json").write_text('{"state": "running", "pid": 1}')
+    checkpoint.take_over(tmp_path / "checkpoints", lambda: 2)
+    state.pulse._beat()
+    assert json.loads((tmp_path / "live.json").read_text())["pid"] == 1
+    state.parts.learning.epoch = 2
+    state.pulse._beat()
+    assert json.loads((tmp_path / "live.json").read_text())["pid"] == os.getpid()
+
+
 def test_a_run_that_was_taken_over_leaves_the_sign_of_life_to_its_successor(tmp_path: Path) -> None:
     taken = classify(StaleEpoch("this process was replaced"))
     with pytest.raises(Fatal), RunState(RunConfig(model=tmp_path), tmp_path, resume=False) as state:
