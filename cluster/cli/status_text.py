@@ -8,6 +8,7 @@ from rich.text import Text
 
 from cluster.report.duration import ago, brief
 from cluster.report.live import EVALUATING, FINISHED, STARTING, STOPPED, STOPPING, TROUBLE
+from cluster.report.spans import ACTOR
 from cluster.report.status import Course, Process, Status
 
 COLOURS = {
@@ -145,7 +146,8 @@ def _processes(status: Status) -> list[RenderableType]:
 
 def _where(process: Process) -> str:
     heard = "" if process.heard_s is None else f"heard of {ago(process.heard_s)}"
-    return "  ".join(filter(None, (process.where, process.doing or "idle", heard)))
+    doing = process.doing or ("idle" if process.role == ACTOR else "")  # of others nobody says it
+    return "  ".join(filter(None, (process.where, doing, heard)))
 
 
 def _table(rows: list[tuple[str, str]]) -> RenderableType:

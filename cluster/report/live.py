@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.report.duration import ago
+from cluster.report.duration import ago, brief
 from cluster.run.folder_lock import Holder
 
 LIVE_FILE = "live.json"
@@ -107,4 +107,7 @@ def _living(live: dict[str, Any], state: str, doing: str, age: float) -> Sign:
     if state != STARTING and isinstance(turned, (int, float)) and (stood := live["time"] - turned) > TURN_LATE_S:
         what = f"since then: {doing}" if doing else "look at its output, at the store and at the Ray dashboard"
         return Sign(STALLED, f"the loop of {who} went round last {ago(stood)}; {what}")
+    began = live.get("began")
+    if state == STARTING and not doing and isinstance(began, (int, float)):
+        return Sign(state, f"for {brief(max(0.0, live['time'] - began))}")
     return Sign(state, doing)

@@ -16,7 +16,7 @@ from typing import Any
 
 from cluster.report.duration import brief
 from cluster.report.lines import Lines
-from cluster.report.live import STARTING, UNDER_WAY, read_live, sign_of
+from cluster.report.live import EVALUATING, RUNNING, UNDER_WAY, read_live, sign_of
 from cluster.report.records import FILE_NAME, NEEDS, is_timing
 from cluster.report.spans import EARLIER_SPANS_FILE, SPANS_FILE, Timeline, overlap, read_timeline, typical
 from cluster.run.folder_lock import holder_of
@@ -188,10 +188,10 @@ class Watched:
             why=sign.why,
             iteration=self._iteration,
             iterations=iterations,
-            left=self._left(seen, iterations, pace) if alive and sign.state != STARTING else "",
+            left=self._left(seen, iterations, pace) if sign.state in (RUNNING, EVALUATING) else "",
             seconds=_number(about.get("seconds")),
             peak_memory_mb=_number(about.get("peak_memory_mb")),
-            silent_s=self._silent(now),
+            silent_s=self._silent(now) if begun else None,
             phases=self._phases(),
             iteration_s=pace,
             overlap=at_once.share if at_once else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -24,8 +24,12 @@ class Replicas:
         self._out: Future[Actors] | None = None
         self._rows: list[dict[str, Any]] = []
 
-    def look(self, apps: Collection[str]) -> list[dict[str, Any]]:
-        """For live.json: the replicas of these applications that were alive at the last answer."""
+    def look(self, apps: Mapping[str, str]) -> list[dict[str, Any]]:
+        """For live.json: the replicas that were alive at the last answer.
+
+        Args:
+            apps: name of an application -> the term of the reward that it serves.
+        """
         if self._out is not None and self._out.done():
             out, self._out = self._out, None
             if out.exception() is None:
@@ -36,13 +40,19 @@ class Replicas:
         return self._rows
 
 
-def _rows(actors: Actors, apps: Collection[str], heard: float) -> Iterable[dict[str, Any]]:
+def _rows(actors: Actors, apps: Mapping[str, str], heard: float) -> Iterable[dict[str, Any]]:
     for actor in actors:
         name = str(actor.get("Name"))
         app = name.removeprefix(_NAME).split("#")[0]
         if name.startswith(_NAME) and app in apps:
             where = f"{actor['Address']['IPAddress']} pid {actor['Pid']}"
-            yield {"role": "replica", "name": app, "where": where, "doing": "serving", "heard": heard}
+            yield {
+                "role": "replica",
+                "name": f"replica of {apps[app]}",
+                "where": where,
+                "doing": "serving",
+                "heard": heard,
+            }
 
 
 def _living_actors() -> Actors:

@@ -16,7 +16,7 @@ from actors.work import Quarantined, WorkItem, WorkReport, WorkSequence
 from cluster.config.recipe import RunConfig
 from cluster.files import LEDGER_FILE
 from cluster.report.figures import load_libraries
-from cluster.report.live import EVALUATING, RUNNING
+from cluster.report.live import EVALUATING, RUNNING, STOPPING
 from cluster.report.records import read_metrics
 from cluster.report.report import write_report
 from cluster.run.elsewhere import announce
@@ -215,7 +215,7 @@ class RunState:
             "failed_calls": dict(self.timeline.failed),
             "processes": [
                 *self.timeline.processes(present, parts.actors.calls.values(), self.config.ranks.count),
-                *self.replicas.look({app.name for app in parts.rewards.values()}),
+                *self.replicas.look({app.name: term for term, app in parts.rewards.items()}),
             ],
         }
 
@@ -379,7 +379,7 @@ class RunState:
         totals = self._totals(time.monotonic())
         self.disk.save(**totals)
         self.timeline.close(parts.learning.spans.take(), parts.learning.group)
-        self.pulse.doing = "ending, and writing the report"
+        self.pulse.state, self.pulse.doing = STOPPING, "ending, and writing the report"
         self.display.note(self.pulse.doing)
         pool = self.exits.enter_context(ThreadPoolExecutor(1, "report"))
         return pool.submit(self._summary, parts.version, totals["seconds"], totals["peak_memory_mb"])

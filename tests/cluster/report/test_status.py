@@ -125,8 +125,9 @@ def test_a_driver_whose_loop_hangs_or_that_was_stopped_is_stalled(run: Path) -> 
         waiting = read_status(run)
         beat(run, "running", ago_s=BEAT_LATE_S + 5)
         silent = read_status(run)
-        beat(run, "starting", turned_ago_s=None)  # which may take long
-        assert read_status(run).state == "starting"
+        beat(run, "starting", turned_ago_s=None, began=time.time() - 400)  # which may take long
+        starting = read_status(run)
+    assert (starting.state, starting.why) == ("starting", "for 6 min 40 s")
     assert {hanging.state, waiting.state, silent.state} == {"stalled"}
     assert "went round last 3 min 20 s ago; look at its output" in hanging.why
     assert "since then: the learner starts again" in waiting.why
@@ -267,6 +268,7 @@ def test_a_folder_that_is_no_run_is_refused_and_one_that_has_just_begun_is_not(t
     with locked(tmp_path):
         found = read_status(tmp_path)
     assert (found.state, found.iteration, found.reward, found.heldout) == ("starting", 0, None, ())
+    assert found.silent_s is None
 
 
 def test_a_status_goes_through_json_as_it_is(finished: Path) -> None:

@@ -24,6 +24,9 @@ ALIVE = [
 ]
 
 
+OURS = {"reward-demo": "deqa"}
+
+
 def until(reached: Callable[[], Any]) -> Any:
     deadline = time.monotonic() + 10
     while not (found := reached()):
@@ -34,9 +37,9 @@ def until(reached: Callable[[], Any]) -> Any:
 
 def test_replicas_of_the_run_are_found_and_no_others() -> None:
     replicas = Replicas(lambda: ALIVE)
-    assert replicas.look({"reward-demo"}) == []  # nothing is waited for
-    (row,) = until(lambda: replicas.look({"reward-demo"}))
-    assert (row["role"], row["name"], row["where"]) == ("replica", "reward-demo", "10.0.0.2 pid 7")
+    assert replicas.look(OURS) == []  # nothing is waited for
+    (row,) = until(lambda: replicas.look(OURS))
+    assert (row["role"], row["name"], row["where"]) == ("replica", "replica of deqa", "10.0.0.2 pid 7")
     assert row["heard"] == pytest.approx(time.time(), abs=5)
 
 
@@ -53,13 +56,13 @@ def test_a_head_that_does_not_answer_or_fails_leaves_what_was_known_and_is_asked
 
     replicas = Replicas(ask, every_s=0.0)
     for _ in range(5):
-        assert replicas.look({"reward-demo"}) == []
+        assert replicas.look(OURS) == []
     assert len(asked) == 1
     answer.set()
-    before = until(lambda: replicas.look({"reward-demo"}))
+    before = until(lambda: replicas.look(OURS))
     fails.set()
-    until(lambda: (replicas.look(()), len(asked) > 4)[1])
+    until(lambda: (replicas.look({}), len(asked) > 4)[1])
     kept = Replicas(ask, every_s=0.0)
     kept._rows = before
-    until(lambda: (kept.look({"reward-demo"}), len(asked) > 8)[1])
-    assert kept.look({"reward-demo"}) == before
+    until(lambda: (kept.look(OURS), len(asked) > 8)[1])
+    assert kept.look(OURS) == before
