@@ -36,6 +36,7 @@ from restoration.images import ImageError
 from restoration.metrics.appearance import APPEARANCE
 from restoration.metrics.full_reference import full_reference
 from restoration.precision import enable_tf32, resolve, set_frozen_dtype, trainable
+from restoration.spans import SpanLog, Spans
 from restoration.tiling import Tiling
 from restoration.weights import WeightsMessage, from_bytes, require_epoch
 from reward_service.client import RewardClient
@@ -138,6 +139,7 @@ class RolloutActor:
             Exception: whatever ends the run.
         """
         seconds: dict[str, float] = {}
+        spans, arrived, what = SpanLog(), time.monotonic(), f"item {item.index}"
         self._connect(rewards)
         with self.denoising:
             began = time.monotonic()
@@ -148,19 +150,22 @@ class RolloutActor:
             )
             rolled = None if batch is None else self._denoise(item, batch)
             seconds["rollout"] = time.monotonic() - began
+            spans.add("rollout", began, began + seconds["rollout"], what)
         if rolled is None:
-            return WorkReport(item.index, version, 0, tuple(refused), seconds)
+            return WorkReport(item.index, version, 0, tuple(refused), seconds, spans.take(arrived))
         published = 0
         try:
             began = time.monotonic()
             scores, gt_scores, reward_version = self._score(rolled)
             seconds["reward_wait"] = time.monotonic() - began
+            spans.add("reward", began, began + seconds["reward_wait"], what)
             began = time.monotonic()
             metas = self._metas(item, rolled, version, epoch, reward_version)
             for record in complete(rolled, scores, gt_scores, metas, self.spec.terms):
                 self.stream.publish(record, timeout_s=self.spec.publish_timeout_s)
                 published += 1
             seconds["publish"] = time.monotonic() - began
+            spans.add("publish", began, began + seconds["publish"], what)
         except (InvalidReward, InvalidBlock, ScorerFailed) as error:
             refused += [
                 Quarantined(item.group_ids[n], f"reward:{error.kind}", f"{item.image_ids[n]}: {error}")
@@ -173,7 +178,7 @@ class RolloutActor:
         for phase, value in seconds.items():
             self.metrics.observe_phase(phase, value)
         self.metrics.published(published * self.spec.rollout.rollouts_per_image)
-        return WorkReport(item.index, version, published, tuple(refused), seconds)
+        return WorkReport(item.index, version, published, tuple(refused), seconds, spans.take(arrived))
 
     def evaluate(
         self,
@@ -182,14 +187,16 @@ class RolloutActor:
         known: Sequence[Row],
         keep: Sequence[str],
         rewards: Mapping[str, RewardApp],
-    ) -> tuple[list[Row], dict[str, np.ndarray]]:
-        """Rows of held-out pairs under `weights` or of the base model (None), and outputs (uint8) of the ids to keep.
+    ) -> tuple[list[Row], dict[str, np.ndarray], Spans]:
+        """Rows of held-out pairs under `weights` or of the base model (None), outputs (uint8) of the ids to keep, and
+        when that was.
 
         Raises:
             ImageError: a picture that can't be read.
             RewardError: its scores can't be had.
         """
         kept: dict[str, np.ndarray] = {}
+        spans, arrived = SpanLog(), time.monotonic()
         self._connect(rewards)
 
         def on_image(image_id: str, lq: np.ndarray, restored: np.ndarray, gt: np.ndarray) -> None:
@@ -202,7 +209,8 @@ class RolloutActor:
         main = self.spec.terms.main
         scorers = {"reward" if name == main else name: asking(client) for name, client in self.clients.items()}
         of = self.spec.evaluation
-        with self.denoising, self._weights(weights):
+        pictures = f"{len(image_ids)} pictures"
+        with self.denoising, spans.span("evaluation", pictures), self._weights(weights):
             rows = evaluate_pairs(
                 self.model,
                 of.data,
@@ -220,7 +228,7 @@ class RolloutActor:
                 dtype=self.evaluation_dtype,
                 tiling=of.tiling,
             )
-        return rows, kept
+        return rows, kept, spans.take(arrived)
 
     def _connect(self, rewards: Mapping[str, RewardApp]) -> None:
         """Given with every call: an actor is built, and built again by Ray, beside the services."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from restoration.spans import Spans
+
 
 @dataclass(frozen=True)
 class WorkItem:
@@ -36,7 +38,7 @@ class Quarantined:
 
 @dataclass(frozen=True)
 class WorkReport:
-    """Outcome of one item: groups in the stream, groups that can't be had, seconds spent by phase.
+    """Outcome of one item: groups in the stream, groups that can't be had, seconds spent by phase, and when that was.
 
     What could be had at another try (a late reward, a full stream) is no report: the call raises.
     """
@@ -46,6 +48,7 @@ class WorkReport:
     published: int
     quarantined: tuple[Quarantined, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    spans: Spans | None = None
 
 
 class WorkSequence:

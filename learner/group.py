@@ -251,6 +251,10 @@ class LearnerGroup:
 
         return list(ray.get([actor.__ray_call__.remote(pid) for actor in self._actors], timeout=PING_S))
 
+    def spans(self) -> list[ray.ObjectRef]:
+        """References of what each rank was busy with since it was asked last (`Spans`), in order; waits for none."""
+        return [actor.spans.remote() for actor in self._actors]
+
     def close(self) -> None:
         """End all ranks; may be called again, and beside any other call, which then ends with `LearnerDied`."""
         self._closed = True

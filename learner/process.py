@@ -16,6 +16,7 @@ from learner.learner import LearnerRank, Snapshot
 from learner.rendezvous import listen
 from learner.settings import LearnerSettings
 from restoration.base_models.interface import BaseModel
+from restoration.spans import SpanLog, Spans
 from trajectories.schema import Summary
 from trajectories.stream import TrajectoryStream
 
@@ -33,6 +34,7 @@ class RankProcess:
         self._stream: TrajectoryStream | None = None
         self._snapshots: dict[int, Snapshot] = {}
         self._listener: socket.socket | None = None
+        self._spans = SpanLog()
 
     def address(self) -> tuple[str, int]:
         """This node's IP and a port there, which is kept until `start`: loading a model may take minutes until then."""
@@ -43,6 +45,11 @@ class RankProcess:
     @ray.method(concurrency_group="ping")
     def ping(self) -> bool:
         return True
+
+    @ray.method(concurrency_group="ping")
+    def spans(self) -> Spans:
+        """What this rank was busy with since it was asked last."""
+        return self._spans.take()
 
     def start(self, settings: LearnerSettings, rank: int, world: int, address: str, port: int, device: str) -> str:
         """Returns the fingerprint of the schedule that is replayed."""
@@ -56,23 +63,28 @@ class RankProcess:
     @ray.method(concurrency_group="io")
     def prepare(self, summaries: list[Summary]) -> list[Refused]:
         assert self._stream is not None, "open_stream() comes first"
-        return self._started().prepare(summaries, self._stream.fetch)
+        with self._spans.span("fetch"):
+            return self._started().prepare(summaries, self._stream.fetch)
 
     def step(self, summaries: list[Summary]) -> dict[str, float | None]:
         """Learn from what was prepared."""
-        return self._started().step(summaries)
+        with self._spans.span("step"):
+            return self._started().step(summaries)
 
     def step_records(self, records: list[ray.ObjectRef]) -> dict[str, float | None]:
         return self._started().step([memoryview(r) for r in ray.get(records)])
 
     def weights(self, epoch: int, run_id: str, averaged: bool) -> np.ndarray | None:
         """On rank 0 the published bytes as uint8, which readers on a node share instead of copying."""
-        data = self._started().trainable_bytes(epoch, run_id, averaged)
+        with self._spans.span("weights"):
+            data = self._started().trainable_bytes(epoch, run_id, averaged)
         return None if data is None else np.frombuffer(data, np.uint8)
 
     def snapshot(self) -> None:
         rank = self._started()
-        if (taken := rank.snapshot()) is not None:
+        with self._spans.span("snapshot"):
+            taken = rank.snapshot()
+        if taken is not None:
             self._snapshots[rank.iteration] = taken
 
     @ray.method(concurrency_group="io")
@@ -80,7 +92,8 @@ class RankProcess:
         self, root: Path, iteration: int, keep: int, extra: dict[str, bytes], protect: tuple[int, ...], epoch: int
     ) -> Path:
         files = {**self._snapshots.pop(iteration).files(), **extra}
-        return checkpoint.write(root, iteration, files, keep, protect, epoch)
+        with self._spans.span("checkpoint", f"of iteration {iteration}"):
+            return checkpoint.write(root, iteration, files, keep, protect, epoch)
 
     def load(self, folder: Path) -> tuple[int, int]:
         rank = self._started()

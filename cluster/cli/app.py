@@ -20,6 +20,8 @@ from cluster.cli.reward import reward_app
 from cluster.cli.reward_check import reward_check
 from cluster.cli.reward_probe import reward_probe
 from cluster.cli.scorer_text import named_scorer
+from cluster.cli.status import status
+from cluster.cli.timeline import timeline
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +45,8 @@ app.command()(export)
 reward_app.command("check")(reward_check)
 reward_app.command("probe")(reward_probe)
 app.add_typer(actors_app, name="actors")
+app.command()(status)
+app.command()(timeline)
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Such as `sampler.steps=4`.", metavar="[KEY=VALUE]...")]
 DEFAULT_SCORER = "lite0_levels"

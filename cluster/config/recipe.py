@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from actors.rollout import RolloutSettings
 from cluster.config.reward import RunReward
@@ -23,6 +23,9 @@ from restoration.evaluate import PIXELS
 from restoration.precision import AUTO
 from restoration.tiling import Tiling
 from trajectories.settings import StoreSettings
+
+TENSORBOARD = "tensorboard"
+TRACKERS = (TENSORBOARD, "wandb", "mlflow")
 
 
 @dataclass(frozen=True)
@@ -168,12 +171,28 @@ class RunConfig(BaseModel):
     store: StoreSettings = StoreSettings()
     cluster: ClusterSettings = ClusterSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    tracking: tuple[str, ...] = Field(
+        (TENSORBOARD,),
+        description="mirrors of metrics.jsonl: any of tensorboard, wandb, mlflow",
+    )
     checkpoint_every: int = Field(1, ge=1, description="iterations between checkpoints; trajectories stay until one")
     keep_checkpoints: int = Field(3, ge=1)
     start_timeout_s: float = Field(
         600.0, gt=0, description="longest time for actors and ranks to be placed, and then to load the model"
     )
     stall_timeout_s: float = Field(1800.0, gt=0, description="longest time without any progress before giving up")
+
+    @field_validator("tracking", mode="before")
+    @classmethod
+    def _one_or_several(cls, given: Any) -> Any:
+        return [given] if isinstance(given, str) else given
+
+    @field_validator("tracking")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [name for name in names if name not in TRACKERS]:
+            raise ValueError(f"{unknown[0]!r} is no tracker; choose {', '.join(TRACKERS)}, or [] for none")
+        return tuple(dict.fromkeys(names))
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:

@@ -12,12 +12,21 @@ import numpy as np
 
 from cluster.report.data import Columns, smooth, wasserstein
 from cluster.report.records import Record, is_timing, series
+from cluster.report.spans import ACTOR, LEARNER, RANK, Busy, Iteration, Timeline, lanes, overlap
 
 TERM = re.compile(r"term_(.+)_mean")  # as `learner.statistics` calls them
 LIBRARIES = ("matplotlib.figure", "matplotlib.backends.backend_agg", "scipy.stats")
 
 BASE, TUNED, TRUTH, DEGRADED = "#5b8def", "#e2583e", "#2f9e6e", "#9aa3b2"
 PHASE_COLOURS = ("#5b8def", "#f2b134", "#9aa3b2", "#e2583e", "#2f9e6e", "#8d6bd1")
+# Name of a span -> colour; of what failed, and whatever else there is, see `_colour`.
+SPAN_COLOURS = {
+    **{"rollout": BASE, "reward": "#f2b134", "publish": "#9fc0ff", "evaluation": "#8d6bd1"},
+    **{"wait": "#e6e9ef", "fetch": "#c3c9d4", "step": TUNED, "weights": TRUTH},
+    **{"snapshot": "#6a7383", "checkpoint": "#9aa3b2"},
+}
+MOST_ACTORS, MOST_RANKS = 8, 4  # rows of a picture
+LANE = 0.8  # of a row
 STYLE: dict[str, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -143,6 +152,54 @@ def score_histograms(base: Columns, tuned: Columns) -> bytes | None:
         axis.set(title="Reward of the held-out photographs", xlabel="reward", ylabel="density")
         axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         return _png(figure)
+
+
+def iteration_picture(timeline: Timeline, shown: Iteration) -> bytes | None:
+    """Who was busy with what in one iteration: a row each for the learner, its ranks and the actors."""
+    spans = timeline.within(shown.start, shown.end)
+    rows = _rows(spans)
+    if not rows:
+        return None
+    at_once = overlap(spans, shown.start, shown.end)
+    share = "" if at_once.share is None else f"; {100 * at_once.share:.0f} % of the learner's work beside rollouts"
+    with _Figure(1, height=1.3 + 0.34 * len(rows)) as (figure, (axis,)):
+        named: dict[str, Any] = {}
+        for place, (_, of) in enumerate(rows):
+            several = lanes(of)
+            height = LANE / len(several)
+            for lane, row in enumerate(several):
+                for span in row:
+                    start, end = max(span.start, shown.start), min(span.end, shown.end)
+                    top = place - LANE / 2 + (lane + 0.5) * height
+                    bar = axis.barh(
+                        top, end - start, 0.92 * height, left=start - shown.start, color=_colour(span.name), linewidth=0
+                    )
+                    named.setdefault(span.name, bar)
+        axis.set_yticks(range(len(rows)), [who for who, _ in rows])
+        axis.invert_yaxis()
+        axis.grid(axis="y", visible=False)
+        axis.set(xlim=(0, shown.end - shown.start), xlabel="seconds")
+        axis.set_title(f"Iteration {shown.number}: {at_once.seconds:.1f} s{share}")
+        axis.legend(named.values(), named.keys(), loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        return _png(figure)
+
+
+def _rows(spans: Sequence[Busy]) -> list[tuple[str, list[Busy]]]:
+    """(who, spans) from the learner down; of many actors or ranks the first."""
+    of: dict[str, dict[str, list[Busy]]] = {LEARNER: {}, RANK: {}, ACTOR: {}}
+    for span in spans:
+        of.get(span.role, {}).setdefault(span.who, []).append(span)
+    rows = []
+    for role, most in ((LEARNER, 1), (RANK, MOST_RANKS), (ACTOR, MOST_ACTORS)):
+        ordered = sorted(of[role], key=lambda who: (len(who), who))  # by number
+        rows += [(who, of[role][who]) for who in ordered[:most]]
+        if rows and len(ordered) > most:
+            rows[-1] = (f"{rows[-1][0]} of {len(ordered)}", rows[-1][1])
+    return rows
+
+
+def _colour(name: str) -> str:
+    return SPAN_COLOURS.get(name, "#20242c")
 
 
 def load_libraries() -> None:

@@ -29,16 +29,22 @@ class MetricsLog:
         tensorboard: also write `<run folder>/tensorboard`; costs the import of torch on the first record.
         lost: gets the error when TensorBoard's files can't be written, which ends them and not the run; else it is a
             warning.
+        also: gets each record once it is written.
 
     Raises:
         OSError: metrics.jsonl can't be opened or written; every method's error names it.
     """
 
     def __init__(
-        self, folder: Path | str, tensorboard: bool = True, lost: Callable[[Exception], None] | None = None
+        self,
+        folder: Path | str,
+        tensorboard: bool = True,
+        lost: Callable[[Exception], None] | None = None,
+        also: Callable[[Record], None] | None = None,
     ) -> None:
         self.path = Path(folder) / FILE_NAME
         self._tensorboard, self._lost = tensorboard, lost or self._warn
+        self._also = also
         self._purge_step: int | None = None
         self._writer: Any = None
         self._lines = JsonLines(self.path)
@@ -53,6 +59,8 @@ class MetricsLog:
             raise ValueError(f"a metrics record needs 'kind' and 'iteration', got {sorted(record)}")
         row = _plain(record)
         self._lines.append(row)
+        if self._also is not None:
+            self._also(row)
         if self._tensorboard:
             try:
                 self._to_tensorboard(row)

@@ -12,6 +12,7 @@ from string import Template
 from cluster.files import write_text
 from cluster.report import figures
 from cluster.report.data import Comparison, RunData, compare, drift, facts, read_run, wasserstein
+from cluster.report.spans import read_timeline, typical
 
 TEMPLATE = Path(__file__).with_name("template.html")
 NAMES = {"psnr": ("PSNR", "dB", 2), "ssim": ("SSIM", "", 4), "reward": ("Reward", "", 4), "piqe": ("100 - PIQE", "", 2)}
@@ -22,8 +23,8 @@ MOST_SLIDERS = 3
 def write_report(folder: Path, path: Path | None = None) -> Path:
     """Write the report of a run, running, finished or not; returns its path (`<folder>/report.html` by default).
 
-    Read from the run folder: config.yaml, run.json, metrics.jsonl, evaluation/{base,rl}.csv, strips/*.png and, for
-    the sliders, evaluation/{base,rl}/<image_id>.png. A part whose file is missing is left out.
+    Read from the run folder: config.yaml, run.json, metrics.jsonl, evaluation/{base,rl}.csv, strips/*.png, spans.jsonl
+    and, for the sliders, evaluation/{base,rl}/<image_id>.png. A part whose file is missing is left out.
 
     Raises:
         FileNotFoundError: no run folder.
@@ -59,6 +60,7 @@ def render(run: RunData) -> str:
         _section("Images", _strips(run.strips)),
         _section("Gradients", _figure(figures.gradient_norms(run.train), "gradient norms of RL and SFT")),
         _section("Pace", _figure(figures.staleness_and_phases(run.train), "staleness and phases")),
+        _section("One iteration", *_iteration(run.folder)),
         _section("The run", _facts(run)),
         _section(
             "Configuration", f"<details><summary>config.yaml</summary><pre>{html.escape(run.config)}</pre></details>"
@@ -143,6 +145,16 @@ def _distance(run: RunData) -> str:
     before, after = (wasserstein([v for v in s.get("reward", []) if v == v], truth) for s in (run.base, run.tuned))
     moved = "nearer to" if after < before else "further from"
     return f"RL moved the scores {moved} the ground truth's: Wasserstein-1 distance {before:.3f}, then {after:.3f}."
+
+
+def _iteration(folder: Path) -> tuple[str, str]:
+    """A picture of a typical iteration, and what it shows; nothing where its spans aren't there."""
+    timeline = read_timeline(folder)
+    shown = typical(timeline)
+    picture = None if shown is None else figures.iteration_picture(timeline, shown)
+    clocks = "".join(f" ({html.escape(str(clock))})" for clock in timeline.clocks if clock.shift)
+    note = f"Who was busy with what, in the iteration of median length that is kept.{clocks}"
+    return _figure(picture, "timeline of one iteration"), note
 
 
 def _figure(png: bytes | None, description: str) -> str:

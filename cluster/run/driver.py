@@ -37,6 +37,7 @@ def _run(config: RunConfig, state: RunState, topology: Topology) -> Future[RunSu
         learning = None
         with suppress(Asked):
             while not state.interrupted:
+                state.turn()
                 # Evaluations first, one part an actor, so that rollouts go on beside them.
                 for actor in parts.actors.free():
                     if actor not in parts.evaluating() and (part := state.heldout.evaluations.take()) is not None:
@@ -63,7 +64,10 @@ def _run(config: RunConfig, state: RunState, topology: Topology) -> Future[RunSu
                 ended, learned = parts.wait(learning)
                 state.tend_actors()
                 for ref in ended:
-                    state.ended(*state.interrupts.beside(partial(parts.actors.take, ref)))
+                    call = parts.actors.calls[ref]
+                    task, result = state.interrupts.beside(partial(parts.actors.take, ref))
+                    state.timeline.ended(call, result)
+                    state.ended(task, result)
                 if learned and learning is not None:
                     state.learned(learning)
                     learning = None

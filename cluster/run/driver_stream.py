@@ -26,6 +26,7 @@ class DriverStream:
 
     Attributes:
         assumed: ids of groups that count as published, of which the store knows nothing.
+        waiting: groups that were unsettled when that was asked last; None before.
         returned: when the store was last there again, on the monotonic clock: what stood still until then is no fault.
 
     Raises (of every call):
@@ -39,9 +40,12 @@ class DriverStream:
         self.patience = Patience("the driver's calls of the store", TRIES, pause_s=1.0)
         self.returned = 0.0
         self.assumed: set[str] = set()
+        self.waiting: int | None = None
 
     def unsettled(self, epoch: int) -> dict[str, str]:
-        return self._call(lambda: self.stream.unsettled(epoch))
+        found = self._call(lambda: self.stream.unsettled(epoch))
+        self.waiting = len(found)
+        return found
 
     def published_groups(self) -> set[str]:
         return self._call(self.stream.published_groups) | self.assumed

@@ -12,13 +12,14 @@ from typing import Any
 
 from actors.work import Quarantined
 from cluster.config.configure import ConfigError, save_config
-from cluster.config.recipe import RunConfig
+from cluster.config.recipe import TENSORBOARD, RunConfig
 from cluster.config.resume import keep_config
 from cluster.files import JsonLines, read_json_lines, write_text
 from cluster.report.records import FILE_NAME, MetricsLog, read_metrics
 from cluster.run.failures import RESUME, Failure, Fatal, Kind, classify, file_remedy
 from cluster.run.folder_lock import MOUNTS, locked, only_here
 from cluster.run.looking import ForLooking
+from cluster.trackers import trackers_of
 from learner import checkpoint
 
 IDENTITY_FILE, QUARANTINE_FILE = "run.json", "quarantine.jsonl"
@@ -89,7 +90,10 @@ class RunFolder:
             else:
                 self._begin()
             self._warn_of_local_locks()
-            self.log = self._exits.enter_context(MetricsLog(self.path, lost=self._lost_tensorboard))
+            self.trackers = self._exits.enter_context(trackers_of(self.config, self.path, self.run_id, self.looking))
+            tensorboard = TENSORBOARD in self.config.tracking
+            log = MetricsLog(self.path, tensorboard, self._lost_tensorboard, self.trackers.record)
+            self.log = self._exits.enter_context(log)
         except OSError as error:
             if not self.resume:
                 with suppress(OSError):
@@ -104,6 +108,10 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         self._exits.close()
+
+    @property
+    def run_id(self) -> str:
+        return str(self.identity["run_id"])
 
     def save(self, **more: Any) -> None:
         """Write run.json: the identity, and `more`.

@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +22,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.E
 _NFS = frozenset({"nolock", "local_lock=flock", "local_lock=all"})
 LOCAL_LOCKS = {"nfs": _NFS, "nfs4": _NFS, "lustre": frozenset({"localflock"})}  # file system -> mount options
 MOUNTS = Path("/proc/self/mountinfo")
+LOOKS_S = (0.05, 0.2, 0.0)  # pauses between tries: whoever only looks (`holder_of`) holds a lock for an instant
 
 
 class FolderInUse(ConfigError):
@@ -60,7 +64,7 @@ def locked(folder: Path) -> Iterator[FolderLock]:
         raise _refused(folder, f"can't be written to ({error.strerror})", "choose another, or mend that") from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except BlockingIOError:
             used = f"another process uses this run folder{_holder(file)}"
             raise FolderInUse([Problem(str(folder), used, "wait for its end, or stop it")]) from None
@@ -82,6 +86,56 @@ def locked(folder: Path) -> Iterator[FolderLock]:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield lock
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds the lock of a run folder, as one who looks is told.
+
+    Attributes:
+        held: None where that can't be told.
+        pid, host: of the holder, if it has said so; else None and "".
+    """
+
+    held: bool | None
+    pid: int | None = None
+    host: str = ""
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} uses the folder" if self.pid else "a process uses the folder"
+
+
+def holder_of(folder: Path) -> Holder:
+    """Look at the lock of a run folder, which need not be writable; nothing is made or written, and nobody kept out.
+
+    A lock of another machine shows only where the file system shares locks.
+    """
+    try:
+        file = (folder / LOCK_FILE).open("rb")
+    except FileNotFoundError:
+        return Holder(False)
+    except OSError:
+        return Holder(None)
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            told = re.match(r"process (\d+) on (\S+)", file.read(200).decode(errors="replace"))
+            return Holder(True, int(told[1]), told[2]) if told else Holder(True)
+        except OSError:
+            return Holder(None)
+    return Holder(False)
+
+
+def _lock(file: BinaryIO) -> None:
+    """Raises BlockingIOError: another process holds it."""
+    for pause in LOOKS_S:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not pause:
+                raise
+        time.sleep(pause)
 
 
 def _refused(folder: Path, what: str, action: str) -> ConfigError:

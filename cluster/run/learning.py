@@ -34,6 +34,7 @@ from learner.group import GroupSettings, LearnerDied, LearnerFailed, LearnerGrou
 from learner.source import Batch, BatchSource, BatchTimeout, Stopped
 from restoration.base_models import load
 from restoration.datasets.paired import PairedFolder
+from restoration.spans import SpanLog
 from restoration.weights import WeightsMessage
 from trajectories.errors import StaleEpoch
 from trajectories.stream import TrajectoryStream
@@ -91,6 +92,7 @@ class Learning:
         self._gathering: Future[Batch] | None = None
         self._writing: Future[None] | None = None
         self._publishing: Future[None] | None = None  # of weights that were lost, if it failed
+        self.spans = SpanLog()  # of what the ranks are asked together
         self._collective = threading.Lock()  # held while the ranks are in a step and what follows it
 
     # start and end
@@ -276,11 +278,12 @@ class Learning:
         batch = self._batch(version)
         while True:
             waited = time.monotonic() - began
+            self.spans.add("wait", began, began + waited)
             if version + 1 < config.iterations:
                 self._gathering = self.pool.submit(self._gather, version + 1)
             try:
                 with self._collective:
-                    with self.metrics.phase("step"):
+                    with self.metrics.phase("step"), self.spans.span("step", f"iteration {version + 1}"):
                         metrics = self.group.step(batch.groups)
                     result = self._after(batch, metrics, version + 1, waited)
                 break
@@ -292,7 +295,7 @@ class Learning:
     def _after(self, batch: Batch, metrics: dict[str, float | None], version: int, waited_s: float) -> StepResult:
         """What follows a step: its weights for the actors, and its checkpoint, if one is due."""
         config = self.config
-        with self.metrics.phase("publish"):
+        with self.metrics.phase("publish"), self.spans.span("weights", f"version {version}"):
             self.publish()
         self.source.use(batch, version)  # makes room for rollouts, which take the weights just published
         metrics |= {
@@ -383,13 +386,15 @@ class Learning:
         used = self.source.not_yet_durable()
         extra = {CONSUMED_FILE: used, RECORD_FILE: result.metrics}
         encoded = {name: json.dumps(content).encode() for name, content in extra.items()}
-        self.group.snapshot()
+        with self.spans.span("snapshot", f"of iteration {result.version}"):
+            self.group.snapshot()
         self._writing = self.pool.submit(self._write, self.group, self.source, result.version, encoded, used)
 
     def _write(
         self, group: LearnerGroup, source: BatchSource, version: int, extra: dict[str, bytes], used: dict[str, int]
     ) -> None:
-        group.write(self.root, version, self.config.keep_checkpoints, extra, sorted(self.protected))
+        with self.spans.span("checkpoint", f"of iteration {version}"):
+            group.write(self.root, version, self.config.keep_checkpoints, extra, sorted(self.protected))
         self.durable = version
         source.settle(used)  # only now is what the step rests on dispensable
 

@@ -21,6 +21,7 @@ from cluster.run.checks.scorer_files import scorer_files
 from cluster.run.checks.small_pictures import small_pictures
 from cluster.run.flow import flow, rolled_sizes
 from cluster.run.machine import Machine, this_machine
+from cluster.trackers import lacking
 from restoration.checkpoints import CheckpointError
 from restoration.datasets.paired import PairedFolder
 from restoration.metrics import protocol
@@ -64,6 +65,7 @@ def of_config(config: RunConfig, machine: Machine) -> Iterator[Finding]:
     yield from precision(config, machine)
     yield from feeding(config)
     yield from idle_keys(config)
+    yield from trackers(config)
 
 
 def of_model(config: RunConfig, facts: Facts, pictures: Pictures | None) -> Iterator[Finding]:
@@ -87,6 +89,13 @@ def of_sizes(config: RunConfig, facts: Facts, schedule: Schedule | None, picture
     yield from evaluation(config, facts.size_multiple, pictures.heldout)
     if pictures.ids:
         yield from small_pictures(config, pictures.heldout, pictures.ids[len(pictures.train) :])
+
+
+def trackers(config: RunConfig) -> Iterator[Finding]:
+    """Libraries of `tracking`, which are extras."""
+    for name in lacking(config.tracking):
+        what = f"{name} asks for a library that isn't installed"
+        yield Problem("tracking", what, f"pip install 'restorl[{name}]', or leave it out")
 
 
 def names(config: RunConfig) -> Iterator[Finding]:

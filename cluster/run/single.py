@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,18 @@ import torch
 from actors.actor import draw_batch, seed_of
 from actors.work import WorkSequence
 from cluster.config.configure import ConfigError, save_config
-from cluster.config.recipe import RunConfig
+from cluster.config.recipe import TENSORBOARD, RunConfig
 from cluster.files import write_text
+from cluster.report.live import RUNNING
 from cluster.report.records import MetricsLog
+from cluster.report.spans import ACTOR, LEARNER
 from cluster.run.folder_lock import locked
 from cluster.run.judges import judges
+from cluster.run.looking import ForLooking
 from cluster.run.preflight import before_start
+from cluster.run.pulse import Pulse
+from cluster.run.timeline import Timeline
+from cluster.trackers import trackers_of
 from learner import checkpoint
 from learner.learner import AVERAGE_FILE, STATE_FILES
 from learner.reference import Group, Method, PairScore, Reference
@@ -89,7 +97,7 @@ def train_single(
     work = WorkSequence(train.image_ids, config.rollout.images_per_batch, config.seed)
     score, shown = scores_of(config)
     scorers = {**judges(config.evaluation.scorers), **shown, **APPEARANCE}
-    began = time.monotonic()
+    began, run_id = time.monotonic(), f"{config.name}-single"
 
     def evaluate(known: list[Row]) -> list[Row]:
         e = config.evaluation
@@ -102,8 +110,13 @@ def train_single(
             tiling=e.tiling,
         )
 
-    with locked(folder), MetricsLog(folder) as log:
+    looking = ForLooking(lambda text: warnings.warn(text, stacklevel=2))
+    timeline, facts = Timeline(folder, looking), {"run_id": run_id, "iterations": config.iterations}
+    with locked(folder) as lock, ExitStack() as exits:
         _require_new(folder)  # another process may have begun one meanwhile
+        trackers = exits.enter_context(trackers_of(config, folder, run_id, looking))
+        log = exits.enter_context(MetricsLog(folder, TENSORBOARD in config.tracking, also=trackers.record))
+        exits.enter_context(Pulse(folder, looking, lock.guards, facts)).state = RUNNING
         save_config(config, folder / "config.yaml")
         base = rows = evaluate([])
         write_csv(folder / "evaluation" / "base.csv", base)
@@ -111,6 +124,7 @@ def train_single(
         for iteration in range(1, config.iterations + 1):
             metrics = step(config, runner, train, work, score)
             log.append({"kind": "train", "iteration": iteration, **metrics})
+            _note(timeline, iteration, metrics)
             if config.evaluation.due(iteration, config.iterations):
                 rows = evaluate(base)
                 write_csv(folder / "evaluation" / "rl.csv", rows)
@@ -121,9 +135,19 @@ def train_single(
         files = state | ({AVERAGE_FILE: runner.average} if runner.average else {})
         saved = {name: safetensors.torch.save(state) for name, state in files.items()}
         checkpoint.write(folder / "checkpoints", config.iterations, saved, config.keep_checkpoints)
-        identity = {"run_id": f"{config.name}-single", "seconds": time.monotonic() - began}
+        identity = {"run_id": run_id, "seconds": time.monotonic() - began}
         write_text(folder / "run.json", json.dumps(identity, indent=2) + "\n")
     return rows
+
+
+def _note(timeline: Timeline, iteration: int, metrics: Mapping[str, float]) -> None:
+    """Its spans, as it ends: first the rollouts, then the step."""
+    end = time.time()
+    start = end - metrics["iteration_s"]
+    rolled = start + metrics["rollout_s"]
+    timeline.add(ACTOR, "rollouts", "rollout", start, rolled)
+    timeline.add(LEARNER, "learner", "step", rolled, end)
+    timeline.iteration(iteration, time.monotonic() - metrics["iteration_s"])
 
 
 def _require_new(folder: Path) -> None:

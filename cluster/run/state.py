@@ -8,6 +8,7 @@ from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from actors.work import Quarantined, WorkItem, WorkReport, WorkSequence
 from cluster.config.recipe import RunConfig
 from cluster.files import LEDGER_FILE
 from cluster.report.figures import load_libraries
+from cluster.report.live import EVALUATING, RUNNING, STOPPING
 from cluster.report.records import read_metrics
 from cluster.report.report import write_report
 from cluster.run.checks.resources import reserved
 from cluster.run.crew import CrewWatch
+from cluster.run.elsewhere import announce
 from cluster.run.evaluations import EvaluationPart
 from cluster.run.failures import Failure, Fatal, Kind, Patience, classify
 from cluster.run.flow import groups_in_flight
@@ -30,8 +33,12 @@ from cluster.run.looking import ForLooking
 from cluster.run.memory import MemoryWatch
 from cluster.run.pace import Pace, about
 from cluster.run.progress import TrainingProgress
+from cluster.run.pulse import Pulse
+from cluster.run.replicas import Replicas
+from cluster.run.timeline import Timeline
 from cluster.run.topology import Topology
 from cluster.run.work_queue import WorkQueue
+from learner import checkpoint
 from learner.objective import ratio_alarm
 from restoration.evaluate import mean_values
 from restoration.whole_files import naming
@@ -74,10 +81,12 @@ class RunState:
         self.config, self.folder, self.resume = config, folder, resume
         self.counts: dict[str, int] = {}
         self.told_ratio = False
+        self.stored_mb: float | None = None  # of trajectories, when the last iteration ended
         self.reporting = False  # whether the report's libraries are being loaded
         self.finished = False  # whether nothing is left but the report
         self.warnings: list[str] = []  # that are told once there is something to tell them on
         self.looking = ForLooking(self._warn)
+        self.timeline, self.replicas = Timeline(folder, self.looking), Replicas()
         self.phase_s: dict[str, float] = {}  # seconds that actors spent since the last step
         self.exits = ExitStack()
         limit = _most_failures(config.actors.count)
@@ -95,6 +104,9 @@ class RunState:
         self.began = time.monotonic()
         self.memory = self.exits.enter_context(MemoryWatch())
         self.interrupts = self.exits.enter_context(Interrupts())
+        facts = {"run_id": self.run_id, "iterations": self.config.iterations}
+        pulse = Pulse(self.folder, self.looking, self._mine, facts, lambda: self.interrupted)
+        self.pulse = self.exits.enter_context(pulse)
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, _trace: object) -> None:
@@ -103,12 +115,17 @@ class RunState:
         overtaken = isinstance(error, Fatal) and error.failure.reason == "epoch"
         try:
             if not overtaken and self.disk.guards():  # else the folder is another's
+                self.timeline.flush()
+                self.pulse.end(error)
+                self.disk.trackers.how = self.pulse.state
                 if began:
                     if self.finished and error is None:
                         self.identity[FINISHED] = self.parts.version
                     self.disk.save(**self._totals(time.monotonic()))
                 else:
                     self.disk.forget()
+            else:
+                self.pulse.stop()
         except OSError as failure:
             cause = error or failure  # a full disk must not hide why the run ends
         finally:
@@ -121,6 +138,12 @@ class RunState:
             raise Fatal("the driver", told if began else told.before_anything_began()) from cause
         if isinstance(cause, Fatal) and not began:
             raise Fatal(cause.where, cause.failure.before_anything_began()) from cause
+
+    def _mine(self) -> bool:
+        """Whether the folder is still this process's to write to: not removed, nor taken over."""
+        epoch = self.parts.learning.epoch if hasattr(self, "parts") else None
+        root = self.folder / "checkpoints"
+        return self.disk.guards() and (epoch is None or checkpoint.current_epoch(root) <= epoch)
 
     def _warn(self, text: str) -> None:
         if hasattr(self, "display"):
@@ -139,7 +162,7 @@ class RunState:
 
     @property
     def run_id(self) -> str:
-        return str(self.identity["run_id"])
+        return self.disk.run_id
 
     @property
     def interrupted(self) -> bool:
@@ -170,6 +193,41 @@ class RunState:
         fed = groups_in_flight(self.config) // self.config.rollout.images_per_batch
         each = reserved(self.config.actors)
         self.crew = CrewWatch(parts.actors, parts.desk, fed, each, self.display.note)
+        if not parts.connection.local:  # else nobody on another machine can ask for it
+            self._announce()
+
+    def _announce(self) -> None:
+        try:
+            self.interrupts.beside(partial(announce, self.run_id, self.folder))
+        except Exception as error:  # whatever Ray's head says: only who looks from elsewhere misses it
+            self.looking.lack("the note by which `restorl status --address` finds this run", error)
+
+    # what is looked at
+
+    def turn(self) -> None:
+        """The driver's loop goes round: for `restorl status`."""
+        self.timeline.look()
+        self.pulse.turned(self._seen)
+        trained = self.parts.version >= self.config.iterations
+        self.pulse.state = EVALUATING if trained and self._evaluating else RUNNING
+
+    def _seen(self) -> dict[str, Any]:
+        """Of this instant, as JSON has it."""
+        parts, evaluations = self.parts, self.heldout.evaluations.queue
+        present = parts.actors.members
+        under_way = [f"iteration {e.iteration} ({e.who}): {len(e.waiting) + e.out} parts left" for e in evaluations]
+        return {
+            "left": self._left(),
+            "rolling": len(parts.rolling()),
+            "waiting": parts.stream.waiting,
+            "waiting_mb": self.stored_mb,
+            "evaluation": ", ".join(under_way),
+            "failed_calls": dict(self.timeline.failed),
+            "processes": [
+                *self.timeline.processes(present, parts.actors.calls.values(), self.config.ranks.count),
+                *self.replicas.look({app.name: term for term, app in parts.rewards.items()}),
+            ],
+        }
 
     def tend_actors(self) -> None:
         """Have as many actors as somebody wants, and tell who of them lacks."""
@@ -192,7 +250,7 @@ class RunState:
         elif isinstance(task, EvaluationPart):
             self.pace.evaluated()
             self.patience[EvaluationPart].progressed()
-            self.heldout.evaluations.done(task, *result)
+            self.heldout.evaluations.done(task, *result[:2])
         else:
             self._rolled(result)
 
@@ -246,7 +304,9 @@ class RunState:
                 raise Fatal("the learner", failure) from error
             pause = self.parts.learning.patience.failed(failure)
             self.display.note(f"{failure}; starting again from the last checkpoint")
+            self.pulse.doing = f"the learner starts again: {failure}"
             self.interrupts.result(self.parts.learning.begin_again(pause))
+            self.pulse.doing = ""
             self.parts.event = time.monotonic()
             self._own()
             self.log.truncate_after(self.parts.version)
@@ -278,6 +338,8 @@ class RunState:
         record |= {f"dropped:{reason}": count for reason, count in sorted(step.dropped.items())}
         record |= {**self.phase_s, "iteration_s": now - self.iteration_began}
         self.phase_s = {}
+        self.timeline.learner(self.parts.learning.spans.take(), self.parts.learning.group)
+        self.timeline.iteration(step.version, self.iteration_began)
         self.iteration_began = now
         self._quarantine(Quarantined(r.group_id, r.reason, r.detail) for r in step.refused)
         self.log.append(record)
@@ -288,6 +350,7 @@ class RunState:
                 self.display.note(f"ALARM: {sign}")
             self.told_ratio = True
         depth, metrics = self.parts.stream.depth(), self.parts.metrics
+        self.stored_mb = depth.nbytes / 1e6
         metrics.queue(depth.entries, depth.nbytes)
         metrics.in_flight(len(self.parts.rolling()))
         metrics.progress(step.version, step.version, step.metrics.get("reward_mean"))
@@ -335,7 +398,9 @@ class RunState:
         totals = self._totals(time.monotonic())
         self.disk.save(**totals)
         self.finished = True
-        self.display.note("ending, and writing the report")
+        self.timeline.close(parts.learning.spans.take(), parts.learning.group)
+        self.pulse.state, self.pulse.doing = STOPPING, "ending, and writing the report"
+        self.display.note(self.pulse.doing)
         pool = self.exits.enter_context(ThreadPoolExecutor(1, "report"))
         return pool.submit(self._summary, parts.version, totals["seconds"], totals["peak_memory_mb"])
 

@@ -132,9 +132,32 @@ def test_a_reward_that_is_not_finite_names_the_picture_of_each_group_that_it_cos
     bare.clients = {}
     app = {"nima": RewardApp("reward-run", "nima", "nima-1")}
     report = bare.roll(WorkItem(7, ("a", "b", "c")), weights(bare.model, epoch=5, value=0.5), app)  # type: ignore[arg-type]
+    assert report.spans is not None and [(s.name, s.note) for s in report.spans.spans] == [("rollout", "item 7")]
     told = {q.what: q.detail for q in report.quarantined}
     assert told["00000007-000"] == "a: scorer nima gave nan for 1 of 4 images"
     assert told["00000007-002"] == "c: scorer nima gave nan for 1 of 4 images" and report.published == 0
+
+
+def test_a_report_says_when_an_actor_rolled_out_waited_for_scores_and_published(
+    bare: RolloutActor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rolled = SimpleNamespace(batch=SimpleNamespace(places=(0,)))
+    monkeypatch.setattr(module, "draw_batch", lambda *_: (object(), []))
+    monkeypatch.setattr(module, "complete", lambda *_: ["record"])
+    bare.denoising, published = threading.Lock(), list[str]()
+    bare.metrics = SimpleNamespace(**dict.fromkeys(("observe_phase", "published"), lambda *_: None))
+    bare.stream = SimpleNamespace(publish=lambda record, timeout_s: published.append(record))  # type: ignore[assignment]
+    rollout = SimpleNamespace(crop=16, rollouts_per_image=2)
+    bare.spec = SimpleNamespace(data=None, seed=0, rollout=rollout, publish_timeout_s=1.0, terms=None)  # type: ignore[assignment]
+    for name, result in (("_denoise", rolled), ("_score", (None, None, "v")), ("_take", None), ("_metas", [])):
+        monkeypatch.setattr(bare, name, lambda *_, result=result: result)
+    bare.clients = {}
+    report = bare.roll(WorkItem(7, ("a",)), weights(bare.model, epoch=5, value=0.5), {})  # type: ignore[arg-type]
+    assert published == ["record"] and report.spans is not None
+    spans = report.spans.spans
+    assert [span.name for span in spans] == ["rollout", "reward", "publish"]
+    assert report.spans.arrived <= spans[0].start <= spans[0].end <= spans[1].start <= report.spans.sent
+    assert [span.end - span.start for span in spans] == pytest.approx(list(report.seconds.values()), abs=1e-6)
 
 
 class Service:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -28,6 +30,9 @@ from cluster.jobs import (
 )
 from cluster.local_ray import LocalRay, folder_of_sessions
 from cluster.metrics import METRICS, PHASES, RunMetrics
+from cluster.report.status import read_status
+from cluster.run.elsewhere import Elsewhere, announce
+from tests.cluster.report.synthetic_run import make_run
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +92,20 @@ def test_a_job_joins_its_cluster_and_keeps_the_environment_it_was_submitted_with
     )
     other = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert other.stdout.split() == ["False", "yes", "PASSIVE"], other
+
+
+def test_the_status_of_a_run_is_read_on_the_machine_of_its_driver_by_its_id(
+    cluster: Connection, tmp_path: Path
+) -> None:
+    folder = make_run(tmp_path / "run", images=3, iterations=3)
+    announce("demo-1", folder)
+    found = Elsewhere("demo-1").status()
+    assert found == replace(read_status(folder), silent_s=found.silent_s)
+    with pytest.raises(ClusterError, match="no run 'demo-2' on this cluster; there are: demo-1"):
+        Elsewhere("demo-2")
+    shutil.rmtree(folder)
+    with pytest.raises(ClusterError, match=r"can't be read there: .*give the folder of a run"):
+        Elsewhere("demo-1").status()
 
 
 def test_a_local_cluster_listens_on_loopback_only(cluster: Connection) -> None:

@@ -192,7 +192,7 @@ def test_a_model_goes_from_rollout_through_reward_and_learner_step_to_restored_p
     assert new.keys() == old.keys() and all(re.fullmatch(targets, n.partition(".lora_")[0]) for n in new)
     assert any(not new[n].equal(old[n]) for n in new)
     ids = heldout.image_ids[:1]
-    _, tuned = system.ask(system.actor, "evaluate", ids, after, (), ids, {CONTRAST: system.rewards})
+    _, tuned, _ = system.ask(system.actor, "evaluate", ids, after, (), ids, {CONTRAST: system.rewards})
     torch.set_num_threads(spec.threads)  # more would change the last bits
     policy, sampler = load_policy(run)
     assert sampler == config.sampler and isinstance(sampler, SamplerSettings)

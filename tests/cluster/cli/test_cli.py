@@ -29,7 +29,7 @@ from tests.cluster.report.synthetic_run import make_run
 
 COMMANDS = (
     *("train", "pretrain", "convert", "restore", "evaluate", "score", "report", "audit"),
-    *("reward serve", "reward status", "reward scale", "reward stop", "data demo"),
+    *("reward serve", "reward status", "reward scale", "reward stop", "data demo", "status", "timeline"),
 )
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from cluster.report.records import MetricsLog
+from cluster.report.spans import EARLIER_SPANS_FILE, SPANS_FILE
 from cluster.report.strips import Strip, save_strips
+
+T = 1_800_000_000.0  # when its spans begin
 
 
 def photographs(seed: int, size: int = 96) -> list[np.ndarray]:
@@ -65,3 +69,29 @@ def write_scores(path: Path, images: int = 12, more: float = 0.0) -> None:
             wobble = (i % 3 - 1) * 0.1  # mean 0 over whole threes
             scores = [24 + i / 10 + more * (0.2 + wobble), 0.8 + more * wobble, 3 + i / 20 + more * (0.3 + wobble)]
             rows.writerow([f"image{i:02d}", *scores, 18.0, 0.5, 2.0, 4.0 + i / 20, 0.45 + 0.03 * more, 0.25, 0.5])
+
+
+def line(role: str, who: str, name: str, start: float, end: float, **more: Any) -> str:
+    span = {"role": role, "who": who, "name": name, "start": T + start, "end": T + end, "host": "head", "pid": 7}
+    return json.dumps(span | more) + "\n"
+
+
+def write_spans(folder: Path) -> Path:
+    """Two iterations of 10 s: in the second the learner works for 5 s, 4 of them beside rollouts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    first = line("run", "iteration", "iteration", 0, 10, iteration=1)
+    rows = [
+        line("actor", "actor 0", "rollout", 10, 14, host="far", pid=70, note="item 4"),
+        line("actor", "actor 0", "rollout", 14, 16, host="far", pid=70),
+        line("actor", "actor 0", "reward", 14, 17, host="far", pid=70),
+        line("learner", "learner", "wait", 10, 13),
+        line("learner", "learner", "step", 13, 17.5),
+        line("learner", "learner", "weights", 17.5, 18),
+        line("rank", "rank 0", "step", 13, 17.5),
+        line("learner", "learner", "checkpoint", 18, 25),
+        line("run", "iteration", "iteration", 10, 20, iteration=2),
+        line("run", "iteration", "iteration", 20, 24, iteration=3),
+    ]
+    (folder / EARLIER_SPANS_FILE).write_text(first)
+    (folder / SPANS_FILE).write_text("".join(rows))
+    return folder

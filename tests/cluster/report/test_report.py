@@ -13,12 +13,12 @@ from PIL import Image
 from cluster.report.data import bootstrap_interval, compare, facts, read_run, read_scores, smooth, wasserstein
 from cluster.report.report import write_report
 from restoration.evaluate import Row, read_csv, write_csv
-from tests.cluster.report.synthetic_run import make_run, write_scores
+from tests.cluster.report.synthetic_run import make_run, write_scores, write_spans
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("runs") / "demo")
+    return write_spans(make_run(tmp_path_factory.mktemp("runs") / "demo"))
 
 
 class _Page(HTMLParser):
@@ -63,8 +63,9 @@ def test_every_section_is_there_and_the_configuration_is_escaped(run: Path) -> N
             "Images",
             "Gradients",
         ),
-        *("Pace", "The run", "Configuration"),
+        *("Pace", "One iteration", "The run", "Configuration"),
     ]
+    assert "timeline of one iteration" in text
     assert "demo &lt;rain&gt;" in text and "2.60.0" in text and "8 min 42 s" in text and "5.25 GiB" in text
 
 

@@ -96,6 +96,8 @@ class State:
         self.run_id, self.recorded = "run", list[int]()
         self.interrupts, self.notes, self.folder = Interrupts(), list[str](), Path("runs/one")
         self.display = SimpleNamespace(note=self.notes.append)
+        self.turns, self.timed = 0, list[Any]()
+        self.timeline = SimpleNamespace(ended=lambda call, result: self.timed.append((call, result)))
         evaluations = Evaluations(["a", "b"], [["a"], ["b"]])
         evaluations.begin(0, "base", None)
         self.heldout = SimpleNamespace(evaluations=evaluations, base_rows=[], backlog=0, advance=self.advance)
@@ -114,6 +116,9 @@ class State:
 
     def begin(self, parts: Parts) -> None:
         self.parts = parts
+
+    def turn(self) -> None:
+        self.turns += 1
 
     def item(self) -> Any:
         return SimpleNamespace(index=self.items, image_ids=("x",))
@@ -172,6 +177,13 @@ def test_a_step_counts_as_done_only_when_it_has_been_recorded(run: Any) -> None:
 def test_evaluations_go_on_beside_rollouts_and_the_run_waits_for_the_last(run: Any) -> None:
     state, parts = run(iterations=1)
     assert parts.rolled and len(state.heldout.evaluations) == 0
+
+
+def test_each_call_that_ends_is_in_the_timeline_and_each_turn_of_the_loop_is_told(run: Any) -> None:
+    state, parts = run(iterations=3)
+    assert state.turns == parts.looks > 1
+    ended = [call.index for call, result in state.timed if hasattr(call, "index") and result == "result"]
+    assert sorted(ended) == parts.rolled[: len(ended)] and len(ended) > 1
 
 
 def test_a_backlog_of_evaluations_holds_the_next_step_back(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

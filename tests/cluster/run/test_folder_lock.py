@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import pytest
 from cluster.config.configure import ConfigError
 from cluster.config.recipe import RunConfig
 from cluster.run import folder
-from cluster.run.folder_lock import FolderInUse, locked, only_here
+from cluster.run.folder_lock import LOCK_FILE, FolderInUse, Holder, holder_of, locked, only_here
 from cluster.run.looking import ForLooking
 
 
@@ -62,6 +64,37 @@ def test_a_folder_that_was_removed_or_replaced_is_not_guarded_any_more(tmp_path:
         assert not lock.guards()
         with locked(place) as other:  # of another process
             assert other.guards() and not lock.guards()
+
+
+def test_whoever_looks_is_told_who_holds_the_lock_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    assert holder_of(tmp_path / "nowhere") == holder_of(tmp_path) == Holder(False)
+    assert list(tmp_path.iterdir()) == []
+    with locked(tmp_path):
+        (tmp_path / LOCK_FILE).chmod(0o444)
+        holder = holder_of(tmp_path)
+        assert holder == Holder(True, os.getpid(), socket.gethostname())
+        assert str(holder) == f"process {os.getpid()} on {socket.gethostname()} uses the folder"
+    assert holder_of(tmp_path) == Holder(False)
+
+
+def test_a_file_system_without_locks_leaves_the_holder_untold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / LOCK_FILE).touch()
+
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    assert holder_of(tmp_path) == Holder(None)
+
+
+def test_one_who_looks_keeps_no_run_from_starting(tmp_path: Path) -> None:
+    """A look holds the lock, shared, for an instant; here for a tenth of a second."""
+    (tmp_path / LOCK_FILE).touch()
+    with (tmp_path / LOCK_FILE).open("rb") as looked_at:
+        fcntl.flock(looked_at, fcntl.LOCK_SH)
+        threading.Timer(0.1, lambda: fcntl.flock(looked_at, fcntl.LOCK_UN)).start()
+        with locked(tmp_path) as lock:
+            assert lock.guards()
 
 
 MOUNTED = """\

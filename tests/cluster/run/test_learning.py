@@ -19,6 +19,7 @@ from learner.batch import BatchError
 from learner.checkpoint import CheckpointError
 from learner.group import LearnerDied
 from learner.source import Batch, Stopped
+from restoration.spans import SpanLog
 from trajectories.errors import StoreUnreachable
 
 
@@ -131,7 +132,7 @@ def learning() -> Iterator[Any]:
     made.config = SimpleNamespace(
         iterations=9, stall_timeout_s=10.0, keep_checkpoints=3, source=SimpleNamespace(timeout_s=20.0)
     )
-    made.metrics = SimpleNamespace(phase=lambda name: Phase())
+    made.metrics, made.spans = SimpleNamespace(phase=lambda name: Phase()), SpanLog()
     made.group, made.source, made.root, made.protected, made.durable = Group(), Source(), Path("runs"), set(), 2
     made.pool, made._collective = ThreadPoolExecutor(4), threading.Lock()
     made._closing, made._stop, made._given_up = threading.Event(), threading.Event(), threading.Event()

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -22,18 +23,20 @@ from cluster.cli.output import summary_text
 from cluster.config.configure import save_config
 from cluster.config.recipe import RunConfig
 from cluster.report.records import read_metrics
+from cluster.run.actor_pool import Call
 from cluster.run.driver_stream import DriverStream
 from cluster.run.evaluations import EvaluationPart, Evaluations
 from cluster.run.failures import Failure, Fatal, Kind, Patience, classify
 from cluster.run.interrupts import Asked, Interrupts
 from cluster.run.learning import StepResult
 from cluster.run.pace import Pace
-from cluster.run.state import MAX_FAILURES, MOST_DEATHS, RunState
+from cluster.run.state import MAX_FAILURES, MOST_DEATHS, Interrupted, RunState
 from cluster.run.work_queue import WorkQueue
 from learner import checkpoint
 from learner.batch import Refused
 from learner.group import LearnerDied, LearnerFailed
 from restoration.evaluate import Row
+from restoration.spans import SpanLog
 from trajectories.errors import StaleEpoch
 
 
@@ -49,6 +52,7 @@ class Learning:
 
     def __init__(self) -> None:
         self.patience, self.recovered, self.republished = Patience("the learner", 2, pause_s=0.0), 0, 0
+        self.spans, self.group = SpanLog(), None
 
     def begin_again(self, pause_s: float) -> Future[None]:
         self.recovered += 1
@@ -376,6 +380,64 @@ def test_a_report_that_cannot_be_written_is_told_and_the_completed_run_stays_one
     assert summary.report is None and summary.rl == {"psnr": 1.0} and state.looking.missing == {"report.html": 1}
     assert any("report.html is missing" in note for note in state.notes)  # type: ignore[attr-defined]
     assert "no report; restorl report" in summary_text(summary)
+
+
+def test_what_the_loop_sees_is_told_to_whoever_looks_at_the_folder(state: RunState, tmp_path: Path) -> None:
+    call = Call(0, WorkItem(8, ("a", "b")), time.monotonic())
+    state.parts.actors = SimpleNamespace(calls={"ref": call}, members=["one"])  # type: ignore[assignment]
+    state.parts.rewards = {}
+    state.parts.stream = SimpleNamespace(waiting=6)  # type: ignore[assignment]
+    state.heldout.evaluations.begin(3, "now", None)
+    state.timeline.failed["process"] = 2
+    state.pace.learned(1.0)
+    state.turn()
+    state.pulse._beat()
+    live = json.loads((tmp_path / "live.json").read_text())
+    assert (live["state"], live["rolling"], live["waiting"], live["failed_calls"]) == ("running", 0, 6, {"process": 2})
+    assert live["evaluation"] == "iteration 3 (now): 1 parts left" and "left" in live["left"]
+    doing = {row["name"]: row.get("doing") for row in live["processes"]}
+    assert doing == {"actor 0": "rollout 8", "rank 0": None}
+    state.parts.version = state.config.iterations  # type: ignore[misc]
+    state.turn()
+    assert state.pulse.state == "evaluating"
+
+
+@pytest.mark.parametrize(
+    ("error", "ending"),
+    [(None, "finished"), (Interrupted(Path("runs/a"), 3, signal.SIGINT), "stopped"), (RuntimeError("x"), "failed")],
+)
+def test_how_a_run_ended_is_told_in_its_folder_and_to_its_trackers(
+    error: BaseException | None, ending: str, tmp_path: Path
+) -> None:
+    with suppress(Interrupted, RuntimeError), RunState(RunConfig(model=tmp_path), tmp_path, resume=False) as state:
+        _with_stand_ins(state)
+        if error is not None:
+            raise error
+    assert json.loads((tmp_path / "live.json").read_text())["state"] == ending
+    assert state.disk.trackers.how == ending
+
+
+def test_a_driver_that_does_not_know_yet_that_it_was_taken_over_does_not_beat_over_its_successor(
+    state: RunState, tmp_path: Path
+) -> None:
+    state.parts.learning.epoch = 1
+    state.pulse._beat()
+    (tmp_path / "live.json").write_text('{"state": "running", "pid": 1}')
+    checkpoint.take_over(tmp_path / "checkpoints", lambda: 2)
+    state.pulse._beat()
+    assert json.loads((tmp_path / "live.json").read_text())["pid"] == 1
+    state.parts.learning.epoch = 2
+    state.pulse._beat()
+    assert json.loads((tmp_path / "live.json").read_text())["pid"] == os.getpid()
+
+
+def test_a_run_that_was_taken_over_leaves_the_sign_of_life_to_its_successor(tmp_path: Path) -> None:
+    taken = classify(StaleEpoch("this process was replaced"))
+    with pytest.raises(Fatal), RunState(RunConfig(model=tmp_path), tmp_path, resume=False) as state:
+        _with_stand_ins(state)
+        (tmp_path / "live.json").write_text('{"state": "running", "pid": 1}')
+        raise Fatal("the learner", taken)
+    assert json.loads((tmp_path / "live.json").read_text()) == {"state": "running", "pid": 1}
 
 
 def test_a_step_that_ended_after_it_had_been_given_up_has_its_line_of_metrics(state: RunState, tmp_path: Path) -> None:
