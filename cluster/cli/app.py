@@ -19,6 +19,7 @@ from cluster.cli.reward import reward_app
 from cluster.cli.reward_check import reward_check
 from cluster.cli.reward_probe import reward_probe
 from cluster.cli.scorer_text import named_scorer
+from cluster.cli.watch import watch_app
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +42,7 @@ app.command()(restore)
 app.command()(export)
 reward_app.command("check")(reward_check)
 reward_app.command("probe")(reward_probe)
+app.add_typer(watch_app, name="watch")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Such as `sampler.steps=4`.", metavar="[KEY=VALUE]...")]
 DEFAULT_SCORER = "lite0_levels"

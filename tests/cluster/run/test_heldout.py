@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from cluster.config.recipe import RunConfig
+from cluster.metrics import RunMetrics
 from cluster.report.records import MetricsLog, read_metrics
 from cluster.run import heldout as module
 from cluster.run.failures import Failure, Fatal, Kind
@@ -55,7 +56,8 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         )
         pairs = PairedFolder(tmp_path / "input", tmp_path / "target")
         looking = ForLooking(notes.append)
-        return HeldOut(settings, tmp_path, pairs, Learning(), log, display, looking, lambda: None)  # type: ignore[arg-type]
+        metrics = RunMetrics("driver", "demo")
+        return HeldOut(settings, tmp_path, pairs, Learning(), log, display, looking, lambda: None, metrics)  # type: ignore[arg-type]
 
     made.notes, made.log = notes, log  # type: ignore[attr-defined]
     return made

@@ -90,7 +90,7 @@ def _with_stand_ins(made: RunState) -> RunState:
         learning=Learning(),
         version=1,
         rolling=set,
-        stream=SimpleNamespace(depth=lambda: SimpleNamespace(entries=0, nbytes=0)),
+        stream=SimpleNamespace(depth=lambda: SimpleNamespace(entries=0, nbytes=0), memory=lambda: (1, 2)),
     )
     return made
 
