@@ -229,6 +229,24 @@ def test_a_driver_killed_between_an_evaluation_and_its_line_makes_it_again_and_l
     assert [r["iteration"] for r in read_metrics(tmp_path, "alarm")] == [2]
 
 
+def test_figures_of_an_evaluation_and_how_many_got_worse_are_exported_also_after_a_resume(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "alarms", lambda base, now: ["the reward rises while psnr falls"])
+    told: list[Any] = []
+    exported = SimpleNamespace(heldout=lambda who, of: told.append((who, of["psnr"])), heldout_worse=told.append)
+    for version, wanted in ((0, [("base", 1.0), 1, ("now", 1.0), ("ema", 1.0)]), (2, [("now", 1.0), ("base", 1.0)])):
+        told.clear()
+        held = make()
+        held.metrics = exported
+        held.begin(version)
+        finish(held)
+        if not version:
+            held.learned(2)
+            finish(held)
+        assert sorted(map(str, told)) == sorted(map(str, wanted))
+
+
 @pytest.mark.parametrize("name", ["base.csv", "rl.csv"])
 def test_a_file_of_an_evaluation_that_cannot_be_read_is_made_again_and_gets_no_second_line(
     name: str, make: Any, tmp_path: Path
