@@ -88,6 +88,7 @@ class HeldOut:
         if rl := self._kept("rl.csv"):
             self.now_rows = rl
             self.metrics.heldout("now", mean_values(rl))
+            self._signs()
         else:  # the last one is made again, if there was one
             self.made.discard((max((i for i, who in self.made if who == "now"), default=0), "now"))
         missing = (i for i in range(1, version + 1) if any((i, who) not in self.made for who in self._wanted))
@@ -205,14 +206,17 @@ class HeldOut:
         with self.looking.bearing("a picture of an evaluation"):
             write_image(path, image)
 
-    def _alarms(self, iteration: int) -> None:
+    def _signs(self) -> list[str]:
+        """What got worse while the reward rose; how many of them is exported."""
         # What nobody trains on, or only the ground truth can raise, isn't bought with anything.
-        if not any(term.served for term in self.config.reward.resolved.trained):
-            return
-        logged = {r["sign"] for r in read_metrics(self.folder, "alarm", lambda r: r["iteration"] == iteration)}
-        signs = alarms(self.base_rows, self.now_rows)
+        judged = any(term.served for term in self.config.reward.resolved.trained)
+        signs = alarms(self.base_rows, self.now_rows) if judged else []
         self.metrics.heldout_worse(len(signs))
-        for sign in signs:
+        return signs
+
+    def _alarms(self, iteration: int) -> None:
+        logged = {r["sign"] for r in read_metrics(self.folder, "alarm", lambda r: r["iteration"] == iteration)}
+        for sign in self._signs():
             if sign not in logged:  # by a driver that was killed before the evaluation's own line
                 self.log.append({"kind": "alarm", "iteration": iteration, "sign": sign})
             self.display.note(f"ALARM: {sign}; look at the strips, and lower objective.rl_coef or optimiser.lr")

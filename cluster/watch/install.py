@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -115,20 +114,20 @@ def install_rules(folder: Path, page: str = rules.PAGE) -> list[Written]:
         raise WatchError(f"{path}: no such file; give the folder of Prometheus' configuration")
     before = path.read_text(encoding="utf-8")
     try:
-        after = with_rules(before)
+        after = with_rules(before, folder.resolve())
     except ValueError as error:
         raise WatchError(f"{path}: {error}") from None
     return [_write(folder / RULES_FILE, rules_text(page)), _write(path, after)]
 
 
-def with_rules(text: str) -> str:
-    """A configuration of Prometheus that names our file of rules, too, which lies beside it; else it is as it was.
+def with_rules(text: str, folder: Path = Path("/")) -> str:
+    """A configuration of Prometheus, in `folder`, that names our file of rules beside it; as it is, if it does already.
 
     Raises:
         ValueError: it is no such configuration, or its rule_files are written so that a person must add the line.
     """
     config = _read(text)
-    if any(fnmatchcase(RULES_FILE, str(name).removeprefix("./")) for name in config.get("rule_files") or ()):
+    if any((folder / RULES_FILE).match(os.path.normpath(folder / str(n))) for n in config.get("rule_files") or ()):
         return text
     made = f"{text.rstrip()}\n\n# Of `restorl watch install`.\nrule_files:\n  - {RULES_FILE}\n"
     if "rule_files" in config:

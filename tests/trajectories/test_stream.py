@@ -17,6 +17,7 @@ from trajectories import payloads
 from trajectories.consumer import Entry
 from trajectories.errors import BackPressureTimeout, RecordTooLarge, SchemaError, StaleEpoch, StoreLost
 from trajectories.schema import SCHEMA_VERSION, Summary, Trajectories, encode, encode_summary
+from trajectories.server import EmbeddedServer
 from trajectories.settings import StoreAddress
 from trajectories.stream import TrajectoryStream
 

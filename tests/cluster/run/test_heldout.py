@@ -235,7 +235,7 @@ def test_figures_of_an_evaluation_and_how_many_got_worse_are_exported_also_after
     monkeypatch.setattr(module, "alarms", lambda base, now: ["the reward rises while psnr falls"])
     told: list[Any] = []
     exported = SimpleNamespace(heldout=lambda who, of: told.append((who, of["psnr"])), heldout_worse=told.append)
-    for version, wanted in ((0, [("base", 1.0), 1, ("now", 1.0), ("ema", 1.0)]), (2, [("now", 1.0), ("base", 1.0)])):
+    for version, wanted in ((0, [("base", 1.0), 1, ("now", 1.0), ("ema", 1.0)]), (2, [("base", 1.0), 1, ("now", 1.0)])):
         told.clear()
         held = make()
         held.metrics = exported

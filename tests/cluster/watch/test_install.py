@@ -112,10 +112,17 @@ def test_a_configuration_gets_one_line_and_keeps_all_others(before: str, files: 
     assert with_rules(after) == after
 
 
-@pytest.mark.parametrize("there", [f"[{RULES_FILE}]", "['*.yml']", f"[./{RULES_FILE}, b.yml]", "['restorl_*']"])
+@pytest.mark.parametrize(
+    "there", [f"[{RULES_FILE}]", "['*.yml']", f"[./{RULES_FILE}, b.yml]", "['restorl_*']", "['/etc/p*/*.yml']"]
+)
 def test_a_configuration_that_names_the_rules_already_is_left_alone(there: str) -> None:
     text = f"rule_files: {there}\n"
-    assert with_rules(text) == text
+    assert with_rules(text, Path("/etc/prometheus")) == text
+
+
+def test_rules_of_other_folders_are_not_taken_for_ours() -> None:
+    text = "rule_files:\n  - /etc/*.yml\n  - rules/*.yml\n"
+    assert with_rules(text, Path("/etc/prometheus")).count(RULES_FILE) == 1
 
 
 @pytest.mark.parametrize(
