@@ -210,7 +210,9 @@ def seen(prometheus: Prometheus) -> dict[str, Any]:
         for alert in ALERTS
     }
     if bad := [name for name, found in alerts.items() if found["health"] != "ok"]:
-        raise SystemExit(f"Prometheus can't evaluate {', '.join(bad)}: {[rules[name].get('lastError') for name in bad]}")
+        raise SystemExit(
+            f"Prometheus can't evaluate {', '.join(bad)}: {[rules[name].get('lastError') for name in bad]}"
+        )
     filters = {"run": RUNS, "instance": "ray_node_cpu_count"}
     values = {label: prometheus.ask(f"label/{label}/values", **{"match[]": of}) for label, of in filters.items()}
     return {"panels": panels, "alerts": alerts, "filters": values}
@@ -277,7 +279,16 @@ def main() -> None:
 def watch(given: argparse.Namespace, place: Path) -> dict[str, Any]:
     prometheus, log = Prometheus(given.port), place / "run.log"
     more = ["cluster.auth=disabled"] if given.pictures else []
-    command = [sys.executable, "-m", "cluster.cli", "train", str(make_recipe(place)), "--run", str(place / "run"), *more]
+    command = [
+        sys.executable,
+        "-m",
+        "cluster.cli",
+        "train",
+        str(make_recipe(place)),
+        "--run",
+        str(place / "run"),
+        *more,
+    ]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_PROMETHEUS_HOST": prometheus.url}
     with program(command, log, env) as run:
 

@@ -72,8 +72,8 @@ class Elapsed:
 class RunMetrics:
     """The metrics of one process; each is registered at its first use.
 
-    Usable without Ray too (a plain `restorl restore`, a test): then phases are timed and nothing is exported. Gauges are
-    exported until `close`, from a thread of their own, also while the process is busy or stuck.
+    Usable without Ray too (a plain `restorl restore`, a test): then phases are timed and nothing is exported. Gauges
+    are exported until `close`, from a thread of their own, also while the process is busy or stuck.
 
     Args:
         role: "driver", "actor", "learner" or "reward"; a tag of every metric.

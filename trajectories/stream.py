@@ -313,7 +313,7 @@ class TrajectoryStream:
         return Depth(int(entries), int(held or 0), int(pending["pending"]))
 
     def memory(self) -> tuple[int | None, int | None]:
-        """Bytes that the server uses and at which it refuses more; None: this user may not ask, or there is no limit."""
+        """Bytes that the server uses, and at which it refuses more; None: this user may not ask, or it has no limit."""
         try:
             info: Any = self.client.call("reading INFO", lambda r: r.info("memory"))
         except StoreError as error:

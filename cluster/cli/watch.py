@@ -67,7 +67,9 @@ def render(
     namespace: Annotated[str, typer.Option(help="Of Kubernetes.")] = "",
     label: Annotated[
         list[str] | None,
-        typer.Option(help="Such as release=prometheus: what the operator's Prometheus selects by.", metavar="KEY=VALUE"),
+        typer.Option(
+            help="Such as release=prometheus: what the operator's Prometheus selects by.", metavar="KEY=VALUE"
+        ),
     ] = None,
     page: Page = "docs/watching.md",
 ) -> None:

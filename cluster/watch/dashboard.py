@@ -189,7 +189,13 @@ def _variable(variable: Variable) -> dict[str, Any]:
         made |= {"includeAll": False, "multi": False, "current": {"text": first, "value": first}}
     if variable.query:
         query = {"query": variable.query, "refId": f"restorl-{variable.name}"}
-        return made | {"type": "query", "datasource": SOURCE, "definition": variable.query, "query": query, "refresh": 2}
+        return made | {
+            "type": "query",
+            "datasource": SOURCE,
+            "definition": variable.query,
+            "query": query,
+            "refresh": 2,
+        }
     options = [{"text": value, "value": value, "selected": False} for value in variable.values]
     return made | {"type": "custom", "query": ",".join(variable.values), "options": options}
 

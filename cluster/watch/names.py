@@ -1,4 +1,4 @@
-"""Selectors of PromQL: metrics under the names that Ray exports them by, with the filters of the dashboard or without."""
+"""Selectors of PromQL: metrics by the names that Ray exports, with the filters of the dashboard or without."""
 
 from __future__ import annotations
 

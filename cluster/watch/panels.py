@@ -113,8 +113,8 @@ THROUGHPUT = Row(
         ),
         Panel(
             "Overlap",
-            "Share of the shorter of rolling out and learning that the other hid in the last iteration: 1 is all of it, "
-            "0 that one followed the other.",
+            "Share of the shorter of rolling out and learning that the other hid in the last iteration: 1 is all of "
+            "it, 0 that one followed the other.",
             "percentunit",
             (Target(_last("overlap"), "{{run}}"),),
             least=0,
@@ -361,9 +361,7 @@ REWARDS = Row(
             "Latency of a request",
             "Serve's own, at the replica, with the wait for a batch.",
             "ms",
-            _quantiles(
-                of_serve("ray_serve_deployment_processing_latency_ms_bucket"), "application", "{{application}}"
-            ),
+            _quantiles(of_serve("ray_serve_deployment_processing_latency_ms_bucket"), "application", "{{application}}"),
             least=0,
         ),
         Panel(

@@ -76,8 +76,8 @@ ALERTS = (
         "1m",
         "critical",
         "Run {{ $labels.run }} has not moved for {{ $value | humanizeDuration }}",
-        "Neither a step nor a call of an actor has ended well for ten times as long as an iteration takes. The run ends "
-        "itself after stall_timeout_s.",
+        "Neither a step nor a call of an actor has ended well for ten times as long as an iteration takes. The run "
+        "ends itself after stall_timeout_s.",
     ),
     Alert(
         "RestorlRunGone",

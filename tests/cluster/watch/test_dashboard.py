@@ -1,4 +1,4 @@
-"""The dashboard and the alerts speak of what is exported, each part can be told from the others, and pages explain them."""
+"""Dashboard and alerts speak of what is exported, each part can be told from the others, and a page explains them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ EXPRESSIONS = {
 
 def named(expr: str) -> set[str]:
     """Metrics of an expression."""
-    return set(re.findall(r"\b(ray_[a-z0-9_]+)(?=[{\[ )]|$)", re.sub(r"\"[^\"]*\"|by \([^)]*\)|on \([^)]*\)", "", expr)))
+    bare = re.sub(r"\"[^\"]*\"|(?:by|on) \([^)]*\)", "", expr)
+    return set(re.findall(r"\b(ray_[a-z0-9_]+)(?=[{\[ )]|$)", bare))
 
 
 def exported() -> set[str]:
