@@ -35,9 +35,11 @@ from typing import Any
 import psutil
 import torch
 import yaml
+from PIL import Image
 
 from benchmarks.report import RESULTS, write
 from cluster.watch.install import RULES_FILE, render
+from cluster.watch.names import shown
 from cluster.watch.panels import DASHBOARD, RUNS
 from cluster.watch.rules import ALERTS
 from restoration.backbones.restormer import Restormer, RestormerConfig
@@ -48,8 +50,10 @@ from tests.system.conftest import write_pairs
 ROOT = Path(__file__).resolve().parent.parent
 UNIT_TESTS = ROOT / "tests" / "cluster" / "watch" / "alerts.test.yml"
 CHOSEN = {"$run": ".*", "$node": ".*", "$role": ".*", "$window": "1m"}  # what Grafana would put there
+MORE = 10  # iterations after that, so that the actor that took its place shows, too
 START_S, FIGURES_S, END_S, ALERT_S, ANSWER_S = 600.0, 900.0, 180.0, 420.0, 20.0
 PAGES = {"jobs": "#/jobs", "serve": "#/serve", "metrics": "#/metrics", "logs": "#/logs", "cluster": "#/cluster"}
+ALERTS_PAGE = "classic/alerts"  # of Prometheus; Debian's has this one only
 
 
 def make_recipe(folder: Path) -> Path:
@@ -247,13 +251,17 @@ def kill_an_actor(run: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-def photograph(chromium: str, dashboard: str, folder: Path) -> None:
-    """Pages of Ray's dashboard, which must ask for no token."""
+def photograph(chromium: str, pages: Mapping[str, str], folder: Path) -> None:
+    """Pages by their addresses, none of which may ask for a token, as small pictures of few colours."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, page in PAGES.items():
+    for name, page in pages.items():
+        path = folder / f"watching_{name}.png"
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1400,900"]
-        options += ["--virtual-time-budget=30000", f"--screenshot={folder / f'{name}.png'}"]
-        subprocess.run([chromium, *options, f"{dashboard}/{page}"], check=True, capture_output=True, timeout=300)
+        options += ["--virtual-time-budget=20000", f"--screenshot={path}"]
+        subprocess.run([chromium, *options, page], check=True, capture_output=True, timeout=300)
+        with Image.open(path) as picture:
+            small = picture.convert("RGB").resize((1050, 675), Image.Resampling.LANCZOS)
+        small.quantize(64).save(path, optimize=True)
 
 
 def main() -> None:
@@ -263,7 +271,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=19090, help="for Prometheus, on loopback")
     parser.add_argument("--out", type=Path, default=RESULTS / "watching.json")
     parser.add_argument("--names", type=Path, help="write the names of Ray's own metrics there")
-    parser.add_argument("--pictures", type=Path, help="photograph Ray's dashboard into this folder, with chromium")
+    parser.add_argument("--pictures", type=Path, help="photograph Ray's and Prometheus' pages into it, by chromium")
     given = parser.parse_args()
     for name in ("prometheus", "promtool"):
         if shutil.which(getattr(given, name)) is None:
@@ -308,7 +316,13 @@ def watch(given: argparse.Namespace, place: Path) -> dict[str, Any]:
         with program([given.prometheus, *options], place / "prometheus.log"):
             awaited("a scrape", prometheus.scrapes, 120)
             awaited("an evaluation", lambda: told(r"iteration [1-9]"), START_S)
+
+            def made() -> float:
+                return max(prometheus.figures(shown("iteration")), default=0.0)
+
+            enough = made() + MORE
             awaited("an actor to kill", lambda: kill_an_actor(run), 60)
+            awaited("more iterations", lambda: told("") and made() >= enough, START_S)
             began, missing = time.monotonic(), lacking(prometheus)
             while missing and time.monotonic() - began < FIGURES_S:
                 told("")
@@ -321,7 +335,8 @@ def watch(given: argparse.Namespace, place: Path) -> dict[str, Any]:
             names = rays_own(prometheus)
             firing = {"while it runs": prometheus.firing()}
             if given.pictures:
-                photograph("chromium", dashboard, given.pictures)
+                pages = {name: f"{dashboard}/{page}" for name, page in PAGES.items()}
+                photograph("chromium", pages | {"alerts": f"{prometheus.url}/{ALERTS_PAGE}"}, given.pictures)
             run.send_signal(signal.SIGINT)
             run.wait(END_S)
             gone = "RestorlRunGone"
