@@ -314,7 +314,7 @@ def watch(given: argparse.Namespace, place: Path) -> dict[str, Any]:
         options = [f"--config.file={config}", f"--storage.tsdb.path={place / 'tsdb'}"]
         options.append(f"--web.listen-address=127.0.0.1:{given.port}")
         with program([given.prometheus, *options], place / "prometheus.log"):
-            awaited("a scrape", prometheus.scrapes, 120)
+            awaited("a scrape", prometheus.scrapes, START_S)
             awaited("an evaluation", lambda: told(r"iteration [1-9]"), START_S)
 
             def made() -> float:
