@@ -109,3 +109,8 @@ bench: setup
 	$(BIN)/python -m benchmarks.whole_loop
 	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.every_model
+
+# Every panel and alert of `restorl watch` against a real Prometheus; ten minutes, docs/watching.md.
+.PHONY: watching
+watching: setup
+	$(BIN)/python -m benchmarks.watching $(WATCHING)

@@ -40,7 +40,7 @@ class _Metrics:
     """For Ray's dashboard and Prometheus, by run, scorer and version."""
 
     def __init__(self, scorer: str, version: str, run: str) -> None:
-        tags = ("run", "scorer", "version")
+        tags = ("role", "run", "scorer", "version")
         self.images = metrics.Counter("restorl_reward_images", "Images scored", tags)
         self.batch = metrics.Histogram("restorl_reward_batch_images", "Images a batch", BATCH_BUCKETS, tags)
         self.fill = metrics.Histogram("restorl_reward_fill", "Images a batch, by what it can hold", FILL_BUCKETS, tags)
@@ -50,7 +50,7 @@ class _Metrics:
         self.ongoing = metrics.Gauge("restorl_reward_ongoing_images", "Images without an answer yet", tags)
         every = (self.images, self.batch, self.fill, self.queued, self.seconds, self.failures, self.ongoing)
         for metric in every:
-            metric.set_default_tags({"run": run, "scorer": scorer, "version": version})
+            metric.set_default_tags({"role": "reward", "run": run, "scorer": scorer, "version": version})
 
     def observe(self, report: BatchReport, ongoing: int) -> None:
         self.ongoing.set(ongoing)

@@ -25,7 +25,7 @@ import redis
 from trajectories.audit import AuditReport, Ledger, LedgerEntry, audit, lines_of
 from trajectories.client import StoreClient
 from trajectories.consumer import PAGE, Deliveries, Entry, entry_order, stale_epoch
-from trajectories.errors import CAUSES_OF_LOSS, BackPressureTimeout, RecordTooLarge, SchemaError, StoreLost
+from trajectories.errors import CAUSES_OF_LOSS, BackPressureTimeout, RecordTooLarge, SchemaError, StoreError, StoreLost
 from trajectories.history import published_groups, read_ledger
 from trajectories.payloads import fetch
 from trajectories.schema import Trajectories, encode_both
@@ -311,6 +311,16 @@ class TrajectoryStream:
 
         entries, held, pending = self.client.call("counting", count)
         return Depth(int(entries), int(held or 0), int(pending["pending"]))
+
+    def memory(self) -> tuple[int | None, int | None]:
+        """Bytes that the server uses, and at which it refuses more; None: this user may not ask, or it has no limit."""
+        try:
+            info: Any = self.client.call("reading INFO", lambda r: r.info("memory"))
+        except StoreError as error:
+            if isinstance(error.__cause__, redis.exceptions.NoPermissionError):
+                return None, None
+            raise
+        return int(info["used_memory"]), int(info.get("maxmemory", 0)) or None
 
     def unsettled(self, epoch: int | None = None) -> dict[str, str]:
         """Group id -> entry id of everything that is published and not settled, in the order of publication.

@@ -22,6 +22,7 @@ from cluster.cli.reward_probe import reward_probe
 from cluster.cli.scorer_text import named_scorer
 from cluster.cli.status import status
 from cluster.cli.timeline import timeline
+from cluster.cli.watch import watch_app
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,6 +48,7 @@ reward_app.command("probe")(reward_probe)
 app.add_typer(actors_app, name="actors")
 app.command()(status)
 app.command()(timeline)
+app.add_typer(watch_app, name="watch")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Such as `sampler.steps=4`.", metavar="[KEY=VALUE]...")]
 DEFAULT_SCORER = "lite0_levels"

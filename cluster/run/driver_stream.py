@@ -53,6 +53,9 @@ class DriverStream:
     def depth(self) -> Depth:
         return self._call(self.stream.depth)
 
+    def memory(self) -> tuple[int | None, int | None]:
+        return self._call(self.stream.memory)
+
     def export_ledger(self, path: Path, epoch: int) -> AuditReport:
         return self._call(lambda: self.stream.export_ledger(path, epoch))
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from actors.work import Quarantined
 from cluster.config.recipe import RunConfig
+from cluster.metrics import RunMetrics
 from cluster.report.alarm import alarms
 from cluster.report.records import MetricsLog, read_metrics
 from cluster.report.strips import Strip, save_strips
@@ -40,6 +41,7 @@ class HeldOut:
     Args:
         looking: bears what goes wrong with strips.
         own: raises what ends the run when its folder isn't this process's to write to any more.
+        metrics: where means of evaluations are exported.
     """
 
     def __init__(
@@ -52,9 +54,10 @@ class HeldOut:
         display: TrainingProgress,
         looking: ForLooking,
         own: Callable[[], None],
+        metrics: RunMetrics,
     ) -> None:
         self.config, self.folder, self.data, self.learning = config, folder, data, learning
-        self.log, self.display, self.looking, self.own = log, display, looking, own
+        self.log, self.display, self.looking, self.own, self.metrics = log, display, looking, own, metrics
         of = config.evaluation
         self.evaluations = Evaluations(
             data.image_ids, blocks(data, of.batch, of.pixels, of.limit, describe(config.model).size_multiple)
@@ -91,6 +94,8 @@ class HeldOut:
             self.evaluations.begin(0, "base", None, keep=self._strip_ids())
         if rl := self._kept("rl.csv"):
             self.now_rows = rl
+            self.metrics.heldout("now", mean_values(rl))
+            self._signs()
         else:  # the last one is made again, if there was one
             self.made.discard((max((i for i, who in self.made if who == "now"), default=0), "now"))
         missing = (i for i in range(1, version + 1) if any((i, who) not in self.made for who in self._wanted))
@@ -211,6 +216,7 @@ class HeldOut:
             self.learning.protected.discard(whole.iteration)
 
     def _log(self, iteration: int, who: str, rows: list[Row]) -> None:
+        self.metrics.heldout(who, mean_values(rows))
         if (iteration, who) not in self.logged:
             self.log.append({"kind": "eval", "iteration": iteration, "who": who, **mean_values(rows)})
             self.logged.add((iteration, who))
@@ -220,12 +226,17 @@ class HeldOut:
         with self.looking.bearing("a picture of an evaluation"):
             write_image(path, image)
 
-    def _alarms(self, iteration: int) -> None:
+    def _signs(self) -> list[str]:
+        """What got worse while the reward rose; how many of them is exported."""
         # What nobody trains on, or only the ground truth can raise, isn't bought with anything.
-        if not any(term.served for term in self.config.reward.resolved.trained):
-            return
+        judged = any(term.served for term in self.config.reward.resolved.trained)
+        signs = alarms(self.base_rows, self.now_rows) if judged else []
+        self.metrics.heldout_worse(len(signs))
+        return signs
+
+    def _alarms(self, iteration: int) -> None:
         logged = {r["sign"] for r in read_metrics(self.folder, "alarm", lambda r: r["iteration"] == iteration)}
-        for sign in alarms(self.base_rows, self.now_rows):
+        for sign in self._signs():
             if sign not in logged:  # by a driver that was killed before the evaluation's own line
                 self.log.append({"kind": "alarm", "iteration": iteration, "sign": sign})
             self.display.note(f"ALARM: {sign}; look at the strips, and lower objective.rl_coef or optimiser.lr")

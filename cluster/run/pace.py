@@ -76,6 +76,21 @@ class Pace:
         return f"{about(iterations * each + parts * (part or 0.0))} left{besides}"
 
 
+def overlap(rolling_s: float, learning_s: float | None, iteration_s: float) -> float | None:
+    """Which share of the shorter of rolling out and learning was hidden behind the other: 0 where one follows the
+    other, 1 where an iteration takes no longer than the longer of them; None where either took no time.
+
+    Args:
+        rolling_s: of an iteration's rollouts, by an actor (their sum, divided by the actors).
+        learning_s: of its step.
+        iteration_s: of the whole.
+    """
+    if not learning_s or rolling_s <= 0:
+        return None
+    hidden = (rolling_s + learning_s - iteration_s) / min(rolling_s, learning_s)
+    return min(1.0, max(0.0, hidden))
+
+
 def about(seconds: float) -> str:
     """As exact as an estimate is."""
     if seconds < 95:

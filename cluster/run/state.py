@@ -31,7 +31,7 @@ from cluster.run.interrupts import Interrupts, Stopped
 from cluster.run.learning import StepResult
 from cluster.run.looking import ForLooking
 from cluster.run.memory import MemoryWatch
-from cluster.run.pace import Pace, about
+from cluster.run.pace import Pace, about, overlap
 from cluster.run.progress import TrainingProgress
 from cluster.run.pulse import Pulse
 from cluster.run.replicas import Replicas
@@ -186,13 +186,23 @@ class RunState:
             self.display.note(f"WARNING: {warning}")
         self.iteration_began = time.monotonic()
         self.heldout = HeldOut(
-            self.config, self.folder, parts.heldout, parts.learning, self.log, self.display, self.looking, self._own
+            self.config,
+            self.folder,
+            parts.heldout,
+            parts.learning,
+            self.log,
+            self.display,
+            self.looking,
+            self._own,
+            parts.metrics,
         )
         self.heldout.begin(parts.version)
         self.pace = Pace(self.iteration_began, ahead=self.config.source.max_staleness > 0)
         fed = groups_in_flight(self.config) // self.config.rollout.images_per_batch
         each = reserved(self.config.actors)
         self.crew = CrewWatch(parts.actors, parts.desk, fed, each, self.display.note)
+        of = self.config
+        parts.metrics.begin(parts.version, of.iterations, of.stall_timeout_s, of.objective.clip)
         if not parts.connection.local:  # else nobody on another machine can ask for it
             self._announce()
 
@@ -247,7 +257,9 @@ class RunState:
         self.pace.passed(time.monotonic(), self._evaluating)
         if isinstance(result, Failure):
             self._failed(task, result)
-        elif isinstance(task, EvaluationPart):
+            return
+        self.parts.metrics.alive()
+        if isinstance(task, EvaluationPart):
             self.pace.evaluated()
             self.patience[EvaluationPart].progressed()
             self.heldout.evaluations.done(task, *result[:2])
@@ -351,8 +363,12 @@ class RunState:
             self.told_ratio = True
         depth, metrics = self.parts.stream.depth(), self.parts.metrics
         self.stored_mb = depth.nbytes / 1e6
-        metrics.queue(depth.entries, depth.nbytes)
+        metrics.queue(depth.entries, depth.nbytes, self.config.store.max_bytes)
+        metrics.store(*self.parts.stream.memory())
         metrics.in_flight(len(self.parts.rolling()))
+        rolling_s = record.get("rollout_s", 0.0) / self.parts.actors.wanted
+        metrics.step(record, overlap(rolling_s, step.metrics.get("learn_s"), record["iteration_s"]))
+        metrics.alive()
         metrics.progress(step.version, step.version, step.metrics.get("reward_mean"))
         metrics.staleness(int(step.metrics.get("staleness_max") or 0))
         metrics.consumed(int(step.metrics.get("trajectories") or 0))

@@ -131,6 +131,7 @@ class Topology:
             shown.done("Ray")
             make_stream = self._open_store()
             self.metrics = RunMetrics("driver", self.run_id)
+            self.exits.callback(self.metrics.close)
             # Side by side, as each takes seconds to import what it needs; they end side by side, too.
             self.exits.callback(self._end)
             make_actor = partial(remote_actor(config.actors.options).remote, self._actor_spec(make_stream))

@@ -17,6 +17,7 @@ from trajectories import payloads
 from trajectories.consumer import Entry
 from trajectories.errors import BackPressureTimeout, RecordTooLarge, SchemaError, StaleEpoch, StoreLost
 from trajectories.schema import SCHEMA_VERSION, Summary, Trajectories, encode, encode_summary
+from trajectories.server import EmbeddedServer
 from trajectories.settings import StoreAddress
 from trajectories.stream import TrajectoryStream
 
@@ -552,3 +553,18 @@ def test_payloads_are_accepted_as_bytes_and_arrow_buffers(open_stream: OpenStrea
         record = make_record(name, run_id=stream.run_id)
         stream.publish_payload(name, wrap(encode(record)), wrap(encode_summary(record)), rows=2, epoch=0)
     assert all(isinstance(entry.summary, Summary) for entry in stream.read("rank0", 2)) and fetch(stream, "a", "b")
+
+
+def test_the_servers_memory_is_told_and_a_user_who_may_not_ask_gets_none(
+    open_stream: OpenStream, server: EmbeddedServer
+) -> None:
+    stream = open_stream()
+    used, limit = stream.memory()
+    assert used is not None and limit is not None and 0 < used < limit == server.settings.maxmemory
+    stream.client.redis.acl_setuser(
+        "plain", enabled=True, passwords=["+secret"], keys=["*"], categories=["+@all"], commands=["-info"]
+    )
+    try:
+        assert open_stream(StoreAddress(server.address.url, "plain", "secret")).memory() == (None, None)
+    finally:
+        stream.client.redis.acl_deluser("plain")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from cluster.config.recipe import RunConfig
+from cluster.metrics import RunMetrics
 from cluster.report.records import MetricsLog, read_metrics
 from cluster.run import heldout as module
 from cluster.run.failures import Failure, Fatal, Kind
@@ -56,7 +57,8 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         )
         pairs = PairedFolder(tmp_path / "input", tmp_path / "target")
         looking = ForLooking(notes.append)
-        return HeldOut(settings, tmp_path, pairs, Learning(), log, display, looking, lambda: None)  # type: ignore[arg-type]
+        metrics = RunMetrics("driver", "demo")
+        return HeldOut(settings, tmp_path, pairs, Learning(), log, display, looking, lambda: None, metrics)  # type: ignore[arg-type]
 
     made.notes, made.log = notes, log  # type: ignore[attr-defined]
     return made
@@ -251,6 +253,24 @@ def test_a_driver_killed_between_an_evaluation_and_its_line_makes_it_again_and_l
     finish(held)
     assert recorded(tmp_path) == [(0, "base"), (2, "now"), (2, "ema")]
     assert [r["iteration"] for r in read_metrics(tmp_path, "alarm")] == [2]
+
+
+def test_figures_of_an_evaluation_and_how_many_got_worse_are_exported_also_after_a_resume(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "alarms", lambda base, now: ["the reward rises while psnr falls"])
+    told: list[Any] = []
+    exported = SimpleNamespace(heldout=lambda who, of: told.append((who, of["psnr"])), heldout_worse=told.append)
+    for version, wanted in ((0, [("base", 1.0), 1, ("now", 1.0), ("ema", 1.0)]), (2, [("base", 1.0), 1, ("now", 1.0)])):
+        told.clear()
+        held = make()
+        held.metrics = exported
+        held.begin(version)
+        finish(held)
+        if not version:
+            held.learned(2)
+            finish(held)
+        assert sorted(map(str, told)) == sorted(map(str, wanted))
 
 
 @pytest.mark.parametrize("name", ["base.csv", "rl.csv"])

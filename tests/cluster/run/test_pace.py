@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from cluster.run.pace import Pace, about
+from cluster.run.pace import Pace, about, overlap
 
 
 def seconds(text: str) -> float:
@@ -108,3 +108,21 @@ def test_a_learner_that_had_to_be_started_again_makes_no_iteration_longer() -> N
 )
 def test_an_estimate_is_told_as_exactly_as_it_is_one(value: float, said: str) -> None:
     assert about(value) == f"about {said}"
+
+
+@pytest.mark.parametrize(
+    ("rolling_s", "learning_s", "iteration_s", "share"),
+    [
+        (10.0, 20.0, 30.0, 0.0),  # one after the other
+        (10.0, 20.0, 35.0, 0.0),  # and both waited for something else
+        (10.0, 20.0, 20.0, 1.0),  # all of the rollouts while the learner learned
+        (10.0, 20.0, 25.0, 0.5),
+        (20.0, 10.0, 22.5, 0.75),
+        (30.0, 10.0, 5.0, 1.0),  # rollouts of an earlier iteration
+        *((0.0, 10.0, 10.0, None), (10.0, None, 10.0, None), (10.0, 0.0, 10.0, None)),
+    ],
+)
+def test_overlap_is_the_share_of_the_shorter_that_the_other_hid(
+    rolling_s: float, learning_s: float | None, iteration_s: float, share: float | None
+) -> None:
+    assert overlap(rolling_s, learning_s, iteration_s) == share

@@ -94,7 +94,7 @@ def _with_stand_ins(made: RunState) -> RunState:
         learning=Learning(),
         version=1,
         rolling=set,
-        stream=SimpleNamespace(depth=lambda: SimpleNamespace(entries=0, nbytes=0)),
+        stream=SimpleNamespace(depth=lambda: SimpleNamespace(entries=0, nbytes=0), memory=lambda: (1, 2)),
     )
     return made
 
@@ -238,6 +238,25 @@ def test_groups_that_the_learner_refused_are_quarantined_with_the_step(state: Ru
     state.learned(ended_with(step=StepResult(1, {"reward_mean": 1.0}, {"picture": 1}, refused)))
     assert json.loads((tmp_path / "quarantine.jsonl").read_text())["detail"] == "b.png is gone"
     assert read_metrics(tmp_path, "train")[0]["dropped:picture"] == 1
+
+
+def test_a_step_and_work_that_ended_well_are_exported_and_a_failure_is_no_progress(state: RunState) -> None:
+    told: list[tuple[Any, ...]] = []
+    names = ("store", "step", "alive", "queue", "failed")
+    state.parts.metrics = SimpleNamespace(  # type: ignore[assignment]
+        **dict.fromkeys(("in_flight", "progress", "staleness", "consumed", "dropped"), lambda *_: None),
+        **{name: lambda *of, name=name: told.append((name, *of)) for name in names},
+    )
+    state.ended(WorkItem(0, ("a", "b")), late())
+    assert told == [("failed", "reward:timeout")]
+    state.ended(WorkItem(0, ("a", "b")), WorkReport(0, 0, published=2, seconds={"rollout": 3.0}))
+    assert told.pop() == ("alive",)
+    state.iteration_began = time.monotonic() - 4.0
+    state.learned(ended_with(step=StepResult(1, {"reward_mean": 1.0, "learn_s": 2.0})))
+    queue, store, (_, record, overlap), alive = told[1:]
+    assert queue == ("queue", 0, 0, state.config.store.max_bytes) and store == ("store", 1, 2) and alive == ("alive",)
+    assert record["reward_mean"] == 1.0 and record["iteration_s"] == pytest.approx(4.0, abs=0.5)
+    assert overlap == pytest.approx(0.5, abs=0.25)  # 3 and 2 s within 4
 
 
 def test_replays_outside_the_clip_before_any_update_are_told_once_and_logged(state: RunState, tmp_path: Path) -> None:
