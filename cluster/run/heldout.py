@@ -179,6 +179,8 @@ class HeldOut:
         # Under the same name: restore and report read the last evaluation of the trained and of the base model.
         write_csv(where / {"base": "base.csv", "now": "rl.csv", "ema": "ema.csv"}[whole.who], rows)
         if whole.who == "base":
+            for image_id in whole.images:
+                self._write_pair(image_id)
             self.base_rows = self.now_rows = rows
             self.base_images = whole.images
         elif whole.who == "now":
@@ -194,6 +196,12 @@ class HeldOut:
         if (iteration, who) not in self.logged:
             self.log.append({"kind": "eval", "iteration": iteration, "who": who, **mean_values(rows)})
             self.logged.add((iteration, who))
+
+    def _write_pair(self, image_id: str) -> None:
+        """What base and RL stand between in the report's slider."""
+        with self.looking.bearing("a picture of an evaluation"):
+            for who, image in zip(("input", "gt"), self.data.load(image_id), strict=True):
+                write_image(self.folder / "evaluation" / who / f"{image_id}.png", image)
 
     def _write_image(self, path: Path, image: np.ndarray) -> None:
         """One of a strip, of the report's slider, and of nothing else."""

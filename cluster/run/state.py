@@ -18,6 +18,7 @@ from cluster.report.figures import load_libraries
 from cluster.report.records import read_metrics
 from cluster.report.report import write_report
 from cluster.run.evaluations import EvaluationPart
+from cluster.run.expected import Expected, Here
 from cluster.run.failures import Failure, Fatal, Kind, Patience, classify
 from cluster.run.folder import QUARANTINE_FILE, RunFolder
 from cluster.run.heldout import HeldOut
@@ -25,12 +26,15 @@ from cluster.run.interrupts import Interrupts, Stopped
 from cluster.run.learning import StepResult
 from cluster.run.looking import ForLooking
 from cluster.run.memory import MemoryWatch
+from cluster.run.load import Load, usable_cores
+from cluster.run.machine import this_machine
 from cluster.run.pace import Pace, about
 from cluster.run.progress import TrainingProgress
 from cluster.run.topology import Topology
 from cluster.run.work_queue import WorkQueue
 from learner.objective import ratio_alarm
 from restoration.evaluate import mean_values
+from restoration.precision import has_bf16_instructions
 from restoration.whole_files import naming
 
 MAX_FAILURES = 20  # of rollouts or of parts of evaluations, in a row; more where there are many actors
@@ -70,6 +74,7 @@ class RunState:
         self.config, self.folder, self.resume = config, folder, resume
         self.counts: dict[str, int] = {}
         self.told_ratio = False
+        self.expected: Expected | None = None  # of a new run whose recipe says how long it takes
         self.reporting = False  # whether the report's libraries are being loaded
         self.warnings: list[str] = []  # that are told once there is something to tell them on
         self.looking = ForLooking(self._warn)
@@ -160,6 +165,16 @@ class RunState:
         )
         self.heldout.begin(parts.version)
         self.pace = Pace(self.iteration_began, ahead=self.config.source.max_staleness > 0)
+        if self.config.expected_minutes is not None and not self.resume:
+            blocks, load = self.heldout.evaluations.blocks, Load()
+            self.expected = Expected(
+                self.config,
+                self.folder,
+                self.iteration_began - self.began,
+                len(blocks),
+                sum(map(len, blocks)),
+                lambda: Here(this_machine(), has_bf16_instructions(), usable_cores(), load.others()),
+            )
 
     # what actors and the learner have done
 
@@ -285,14 +300,28 @@ class RunState:
         if first and (left := self._left()):
             took, each = record["iteration_s"], about(self.pace.iteration_s or 0.0)
             self.display.note_beside(f"the first iteration took {took:.0f} s, the others will take {each}; {left}")
+        if self.expected is not None and (far := self.expected.after(step.version, self._whole_s, self.pace)):
+            self.display.note(far)
 
     @property
     def _evaluating(self) -> bool:
         return len(self.heldout.evaluations) > 0
 
     def _left(self) -> str:
+        left, whole = self.pace.left(*self._to_do), self._whole_s
+        return f"{left} of {about(whole)}" if left and whole is not None else left
+
+    @property
+    def _to_do(self) -> tuple[int, int]:
+        """Iterations, and parts of evaluations."""
         version = self.parts.version
-        return self.pace.left(self.config.iterations - version, self.heldout.parts_left(version))
+        return self.config.iterations - version, self.heldout.parts_left(version)
+
+    @property
+    def _whole_s(self) -> float | None:
+        """Seconds that the whole run will have taken, its earlier parts included, as of the last iteration."""
+        left = self.pace.left_s(*self._to_do)
+        return None if left is None else self.identity["seconds"] + self.iteration_began - self.began + left
 
     def _quarantine(self, found: Any) -> None:
         """Write down what can't be used and why; told once a reason."""

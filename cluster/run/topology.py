@@ -37,6 +37,7 @@ from cluster.run.store_mark import find_again
 from learner import checkpoint
 from restoration.datasets.paired import PairedFolder, discover
 from restoration.evaluate import Row
+from restoration.precision import told_variables
 from reward_service.bounded import in_thread
 from reward_service.errors import RewardError
 from reward_service.service import deploy, shutdown
@@ -121,7 +122,7 @@ class Topology:
         config = self.config
         actors = f"{config.actors.count} actor{'s' * (config.actors.count > 1)}"
         with Starting(("Ray", "reward service", actors, "learner")) as shown:
-            self.connection = self.exits.enter_context(connect(config.cluster, self.folder))
+            self.connection = self.exits.enter_context(connect(config.cluster, self.folder, told_variables()))
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             total, free = ray.cluster_resources(), ray.available_resources()
             self.warnings += fits_cluster(config, total, nodes, free, grows=config.cluster.autoscaling)
