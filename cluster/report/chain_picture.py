@@ -18,7 +18,7 @@ from restoration.whole_files import written_whole
 
 ANIMATED, STILL = (".webp", ".gif"), (".png", ".jpg", ".jpeg")
 LIMIT = 1_000_000  # bytes of a file
-WIDTHS = (256, 224, 192, 160, 128, 96)  # of a picture, the largest first; pictures are enlarged by whole factors only
+WIDTHS = (256, 224, 192, 160, 128, 96)  # of a picture; one is enlarged by whole factors only
 QUALITIES, COLOURS = (88, 78, 66, 52), (256, 128, 64)  # of WebP and JPEG; of GIF
 FIRST_MS, STEP_MS, LAST_MS = 900, 1000, 2600
 COLOURS_OF_ROWS = (BASE, TUNED)

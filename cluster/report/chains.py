@@ -134,6 +134,8 @@ def animate(
 ) -> list[Path]:
     """Write the animation that the report shows, and the same as a strip, of some held-out pictures of the run.
 
+    By its last weights and with an evaluation's noise, so that chains end in the pictures that the report has elsewhere.
+
     Args:
         score: in place of the run's own.
 
@@ -147,7 +149,6 @@ def animate(
         run,
         heldout_pictures(config),
         score or score_of(config),
-        checkpoint="average" if config.optimiser.ema else "latest",
         seed=of.seed,
         tiling=of.tiling,
         embeddings=config.data.embeddings,

@@ -155,7 +155,7 @@ def _in_bf16(config: RunConfig, machine: Machine) -> dict[str, str]:
 def smaller(config: RunConfig, measured: Measured, within_s: float) -> tuple[dict[str, Any], float] | None:
     """Overrides of a run that takes at most `within_s`, and what it takes; None where not even `FEWEST` iterations fit.
 
-    First evaluations are left out, then iterations, down to `ENOUGH` of them, then pictures of an iteration.
+    Iterations are left out, down to `ENOUGH` of them; then evaluations, and then pictures of an iteration.
     """
     item, groups = config.rollout.images_per_batch, config.source.groups_per_step
     one_part = max(1, measured.pictures // max(1, measured.parts))
