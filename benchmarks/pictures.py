@@ -39,12 +39,12 @@ WIDTH, GAP, TEXT = 1040, 8, 25  # a page on a phone is a third as wide, and its 
 ENLARGED = 3  # times, of a part on a page
 CROP, TIMES = 128, 2  # of the README's strip: pixels, and times they are enlarged
 STRIP = ("chelsea", "china", "coffee")
-ROW = re.compile(r"^\| (?P<file>\S+) \| (?P<title>[^|]+) \| (?P<author>[^|]+) \| (?P<licence>[^|]+) \| (?P<source>[^|]+) \|$")
+ROW = re.compile(r"^\| (?P<file>\S+) \| (?P<title>[^|]+) \| (?P<author>[^|]+) \| (?P<licence>[^|]+) \| [^|]+ \|$")
 
 
 @dataclass(frozen=True)
 class Photo:
-    """A photograph, uint8 [H, W, 3] each: degraded, restored by base and RL, and as it was; with what they are worth."""
+    """A photograph: degraded, restored by base and RL, and as it was, uint8 [H, W, 3] each; and their scores."""
 
     name: str
     images: tuple[Pixels, ...]
@@ -159,18 +159,16 @@ def attributions() -> dict[str, dict[str, str]]:
 def index(photos: Sequence[Photo], task: str, severity: float) -> str:
     """The page beside the pictures: what they show, and whose photographs they are."""
     known = attributions()
+    of_strip = ", ".join(photo.name for photo in photos if photo.name in STRIP)
     lines = [
         "# Pictures",
         "",
-        f"Made by `make pictures`: photographs that nothing was trained on, degraded whole ({task}, severity {severity:g}, "
-        "seeded),",
-        "restored in tiles by base model and RL. Figures: PSNR against the photograph, and the IQA score. The red box is "
-        "where RL",
-        "changed most; it is enlarged below. `chain.webp` and `chain.png` have the steps of the chain on held-out tiles, "
-        "`../demo.png` parts of",
-        f"{', '.join(p.name for p in photos if p.name in STRIP)}. Changed from the originals as said here and in "
-        "[ATTRIBUTION.md](../../data/photos/ATTRIBUTION.md); **SA**",
-        "marks works under share-alike licences, whose pictures here are under the same licence.",
+        "Made by `make pictures`: photographs that nothing was trained on, degraded whole",
+        f"({task}, severity {severity:g}, seeded), restored in tiles by base model and RL. Figures: PSNR against the",
+        "photograph, and the IQA score. The box is where RL changed most; it is enlarged below. `chain.webp` and",
+        f"`chain.png` have the steps of the chain on held-out tiles, `../demo.png` parts of {of_strip}. Changed from",
+        "the originals as said here and in [ATTRIBUTION.md](../../data/photos/ATTRIBUTION.md); **SA** marks works under",
+        "share-alike licences, whose pictures here are under the same licence.",
         "",
         "| picture | photograph | author | licence |",
         "|-|-|-|-|",

@@ -285,7 +285,9 @@ def report(
     animate: Annotated[
         bool, typer.Option("--animate", help="Denoise some held-out pictures first, to show their chains step by step.")
     ] = False,
-    scorer: Annotated[str | None, typer.Option(help="With --animate: in place of the run's own; as of `score`.")] = None,
+    scorer: Annotated[
+        str | None, typer.Option(help="With --animate: in place of the run's own; as of `score`.")
+    ] = None,
 ) -> None:
     """Write the run's report.html again.
 

@@ -60,18 +60,16 @@ def chain(
     from restoration.tiling import Tiling
 
     if not out:
-        raise UserMistake("--out FILE: where to? FILE.webp or FILE.gif for an animation, FILE.png or FILE.jpg for a strip")
+        raise UserMistake("--out FILE: where to? FILE.webp or .gif for an animation, FILE.png or .jpg for a strip")
     if wrong := [path for path in out if path.suffix.lower() not in ANIMATED + STILL]:
         raise UserMistake(f"--out {wrong[0]}: choose a name that ends in {', '.join(ANIMATED + STILL)}")
     run = load_run_config(model) if is_run(model) else None
     if gt is not None and not input:
         raise UserMistake("--gt: held-out pictures have theirs; give INPUT, or leave it out")
     if not input and run is None:
-        raise UserMistake("which picture? restorl chain MODEL INPUT --out FILE; only a run has held-out pictures of its own")
-    if scorer is not None or run is None:
-        score = named_scorer(scorer or DEFAULT_SCORER)[2].score
-    else:
-        score = score_of(run)
+        raise UserMistake("which picture? give INPUT: only a run has held-out pictures of its own")
+    own = run if scorer is None else None
+    score = score_of(own) if own is not None else named_scorer(scorer or DEFAULT_SCORER)[2].score
     with as_mistake(ValueError, RuntimeError):
         place = device_of(device)
         tiling = Tiling(tile, tile_overlap) if tile else None

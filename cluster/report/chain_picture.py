@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,9 +56,10 @@ def save_chains(path: Path, shown: Sequence[Shown], limit: int = LIMIT, widths: 
     _check(shown)
     encode = {".webp": _webp, ".gif": _gif, ".png": _png}.get(suffix, _jpeg)
     settings: Sequence[int] = {".gif": COLOURS, ".png": (0,)}.get(suffix, QUALITIES)
-    draw: Callable[[int], list[Image.Image]] = (
-        (lambda width: draw_animation(shown, width)) if suffix in ANIMATED else (lambda width: [draw_still(shown, width)])
-    )
+
+    def draw(width: int) -> list[Image.Image]:
+        return draw_animation(shown, width) if suffix in ANIMATED else [draw_still(shown, width)]
+
     own = [_width(one) for one in shown]
     whole = [width for width in widths if all(width <= side or width % side == 0 for side in own)]
     for width in whole or widths[-1:]:

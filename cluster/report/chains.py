@@ -33,7 +33,7 @@ PICTURES = 3
 
 @dataclass(frozen=True)
 class Picture:
-    """What is restored, float32 [3, H, W] in [0, 1], and its ground truth, if there is one; the name seeds its noise."""
+    """What is restored, float32 [3, H, W] in [0, 1], and its ground truth, if it has one; the name seeds its noise."""
 
     name: str
     lq: Tensor
@@ -134,7 +134,7 @@ def animate(
 ) -> list[Path]:
     """Write the animation that the report shows, and the same as a strip, of some held-out pictures of the run.
 
-    By its last weights and with an evaluation's noise, so that chains end in the pictures that the report has elsewhere.
+    By its last weights and with an evaluation's noise: chains end in the pictures that the report has elsewhere.
 
     Args:
         score: in place of the run's own.

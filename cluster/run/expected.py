@@ -127,8 +127,8 @@ def causes(config: RunConfig, here: Here) -> Iterator[str]:
         )
     if believed:
         yield (
-            f"{', '.join(believed)}=auto means bfloat16 because {NATIVE_BF16}=1 says so, and this processor takes about "
-            "ten times as long in it as in float32; leave the variable out"
+            f"{', '.join(believed)}=auto means bfloat16 because {NATIVE_BF16}=1 says so, and this processor takes "
+            "about ten times as long in it as in float32; leave the variable out"
         )
     if here.cores < (wanted := cores_wanted(config)):
         yield f"this process may use {here.cores:g} of the {wanted:g} cores that the recipe counts on"

@@ -24,10 +24,10 @@ from cluster.run.folder import QUARANTINE_FILE, RunFolder
 from cluster.run.heldout import HeldOut
 from cluster.run.interrupts import Interrupts, Stopped
 from cluster.run.learning import StepResult
-from cluster.run.looking import ForLooking
-from cluster.run.memory import MemoryWatch
 from cluster.run.load import Load, usable_cores
+from cluster.run.looking import ForLooking
 from cluster.run.machine import this_machine
+from cluster.run.memory import MemoryWatch
 from cluster.run.pace import Pace, about
 from cluster.run.progress import TrainingProgress
 from cluster.run.topology import Topology

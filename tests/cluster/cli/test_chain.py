@@ -58,9 +58,10 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_of_a_run_some_held_out_pictures_are_shown_base_above_rl_with_the_runs_own_score(
     tuned: Path, tmp_path: Path, written: list[str]
 ) -> None:
-    result = run("chain", tuned, "--count", 2, "--out", tmp_path / "c.webp", "--out", tmp_path / "c.png")
-    assert result.exit_code == 0 and result.stdout.split() == [str(tmp_path / "c.webp"), str(tmp_path / "c.png")], result
-    with Image.open(tmp_path / "c.webp") as file:
+    moving, still = tmp_path / "c.webp", tmp_path / "c.png"
+    result = run("chain", tuned, "--count", 2, "--out", moving, "--out", still)
+    assert result.exit_code == 0 and result.stdout.split() == [str(moving), str(still)], result
+    with Image.open(moving) as file:
         assert file.n_frames == 3  # type: ignore[attr-defined]
     assert {"base, 1 of 2", "RL, 2 of 2", "ground truth"} <= set(written)
     lq, gt = (read_image(tuned / "data" / "test" / side / "a.png")[None] for side in ("input", "target"))
@@ -68,11 +69,14 @@ def test_of_a_run_some_held_out_pictures_are_shown_base_above_rl_with_the_runs_o
     assert caption_of(to_uint8(lq).mean(), psnr) in written
 
 
-def test_the_last_caption_is_of_the_picture_that_restore_writes(tuned: Path, tmp_path: Path, written: list[str]) -> None:
+def test_the_last_caption_is_of_the_picture_that_restore_writes(
+    tuned: Path, tmp_path: Path, written: list[str]
+) -> None:
     source = tuned / "data" / "test" / "input" / "b.png"
     original = tuned / "data" / "test" / "target"
     for checkpoint in ("base", "2"):
-        run("restore", "--model", tuned, source, tmp_path / f"{checkpoint}.png", "--checkpoint", checkpoint, "--device", "cpu")
+        of = ("--model", tuned, "--checkpoint", checkpoint, "--device", "cpu")
+        run("restore", *of, source, tmp_path / f"{checkpoint}.png")
     result = run("chain", tuned, source, "--gt", original, "--checkpoint", 2, "--out", tmp_path / "c.png")
     assert result.exit_code == 0, result.output
     truth = to_uint8(read_image(original / "b.png")[None])
@@ -107,7 +111,8 @@ def test_what_can_not_be_shown_is_one_line(tuned: Path, tmp_path: Path, words: A
     inputs = tuned / "data" / "test" / "input"
     (tmp_path / "others").mkdir()
     Image.new("RGB", (48, 40)).save(tmp_path / "others" / "z.png")
-    at = {"RUN": tuned, "BASE": tuned / "base", "A": inputs / "a.png", "B": inputs / "b.png", "OTHERS": tmp_path / "others"}
+    at = {"RUN": tuned, "BASE": tuned / "base", "A": inputs / "a.png", "B": inputs / "b.png"}
+    at["OTHERS"] = tmp_path / "others"
     result = run("chain", *(at.get(word, word) for word in words))
     assert result.exit_code == USER_MISTAKE and said in result.stderr, result.output
     assert len(result.stderr.strip().splitlines()) == 1

@@ -28,7 +28,8 @@ def shown(seed: int = 0, side: int = 32, steps: int = 3, labels: tuple[str, ...]
 
     def frame(row: int, step: int) -> Frame:
         image = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
-        return Frame(image, step, math.nan if step == 0 else 999.0 - step, 1.2 + row / 10 + step / 100 + seed, 20.0 + step)
+        timestep = math.nan if step == 0 else 999.0 - step
+        return Frame(image, step, timestep, 1.2 + row / 10 + step / 100 + seed, 20.0 + step)
 
     chains = {label: [frame(row, step) for step in range(steps + 1)] for row, label in enumerate(labels)}
     return Shown(f"picture{seed}", chains, rng.integers(0, 256, (side, side, 3), dtype=np.uint8), 3.5)
@@ -86,7 +87,8 @@ def test_under_each_picture_stand_its_own_score_and_psnr(written: list[str]) -> 
 
 
 def test_a_score_that_can_not_be_had_is_a_dash_and_never_0() -> None:
-    assert caption_of(math.nan, None) == "-" and caption_of(math.nan, 20.04) == "-  20.0 dB" and caption_of(2.0, None) == "2.00"
+    assert caption_of(math.nan, None) == "-" and caption_of(math.nan, 20.04) == "-  20.0 dB"
+    assert caption_of(2.0, None) == "2.00"
     one = shown()
     lacking = [Frame(f.image, f.step, f.timestep, math.nan) for f in one.chains["base"]]
     assert draw_animation([Shown("x", {"base": lacking})], 64)  # nothing to plot

@@ -59,7 +59,7 @@ def test_a_smaller_run_fits_into_what_the_recipe_says_and_its_command_is_one_tha
         (100, {"iterations": 36}),
         (22, {"iterations": 29}),
         (18, {"iterations": 23}),
-        (13, {"iterations": 18}),
+        (13, {"iterations": 18, "evaluation.every": 0, "evaluation.limit": 16}),
         (9, {"iterations": 18, "source.groups_per_step": 4}),
         (4, {"iterations": 8, "source.groups_per_step": 4, "evaluation.every": 0, "evaluation.limit": 16}),
     ],
@@ -124,7 +124,11 @@ def test_cores_are_those_of_the_cluster_or_else_the_threads_of_roles_on_the_cpu(
 
 def test_it_is_told_once_and_after_a_first_iteration_only_if_there_can_be_no_doubt() -> None:
     def expected(config: RunConfig, looked: list[str]) -> Expected:
-        return Expected(config, Path("runs/x"), 30.0, 3, 48, lambda: looked.append("x") or HERE)  # type: ignore[func-returns-value]
+        def look() -> Here:
+            looked.append("x")
+            return HERE
+
+        return Expected(config, Path("runs/x"), 30.0, 3, 48, look)
 
     pace, looked = Pace(0.0, ahead=False), list[str]()
     pace.passed(330.0, evaluating=False)

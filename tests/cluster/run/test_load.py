@@ -52,7 +52,9 @@ def test_what_others_use_is_what_neither_this_process_nor_its_descendants_do_onc
     now: dict[str, float] = {"clock": 0.0, "busy": 100.0, "own": 10.0, "child": 5.0}
 
     def process(seconds: str, children: list[Any]) -> Any:
-        times = lambda: SimpleNamespace(user=now[seconds], system=0.0, children_user=0.0, children_system=0.0)  # noqa: E731
+        def times() -> Any:
+            return SimpleNamespace(user=now[seconds], system=0.0, children_user=0.0, children_system=0.0)
+
         return SimpleNamespace(cpu_times=times, children=lambda recursive: children)
 
     def ended() -> Any:
