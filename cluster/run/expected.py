@@ -102,7 +102,7 @@ def far_above(config: RunConfig, folder: Path, whole_s: float, measured: Measure
     if not why and effective_address(config.cluster) == "local":
         why = [
             "neither a slow number type nor missing cores nor other load: the processor is slower than the author's, "
-            "or the run larger than the recipe's (expected_minutes=null says nothing any more)"
+            "or the run larger than the recipe's (expected_minutes=null switches this off)"
         ]
     lines += [f"  why: {cause}" for cause in why]
     found = smaller(config, measured, said)
