@@ -244,7 +244,7 @@ def _png(pages: Sequence[Image.Image], _: int) -> bytes:
 
 
 def _jpeg(pages: Sequence[Image.Image], quality: int) -> bytes:
-    return _encoded(pages[0], "JPEG", quality=quality, subsampling=0, optimize=True)
+    return _encoded(pages[0], "JPEG", quality=quality, subsampling=0)
 
 
 def _encoded(image: Image.Image, kind: str, **settings: object) -> bytes:

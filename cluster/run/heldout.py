@@ -21,7 +21,7 @@ from cluster.run.progress import TrainingProgress
 from restoration.base_models import describe
 from restoration.datasets.paired import PairedFolder
 from restoration.evaluate import Row, blocks, evenly, mean_values, read_csv, write_csv
-from restoration.images import ImageError, read_pixels, to_uint8, write_image
+from restoration.images import ImageError, read_image, read_pixels, to_uint8, write_image
 from restoration.whole_files import naming
 
 
@@ -200,8 +200,9 @@ class HeldOut:
     def _write_pair(self, image_id: str) -> None:
         """What base and RL stand between in the report's slider."""
         with self.looking.bearing("a picture of an evaluation"):
-            for who, image in zip(("input", "gt"), self.data.load(image_id), strict=True):
-                write_image(self.folder / "evaluation" / who / f"{image_id}.png", image)
+            pair = self.data.pair(image_id)
+            for who, path in (("input", pair.lq_path), ("gt", pair.gt_path)):
+                write_image(self.folder / "evaluation" / who / f"{image_id}.png", read_image(path))
 
     def _write_image(self, path: Path, image: np.ndarray) -> None:
         """One of a strip, of the report's slider, and of nothing else."""

@@ -103,12 +103,12 @@ def test_a_strip_has_the_steps_of_a_model_in_a_row_beside_input_and_ground_truth
 
 @pytest.mark.parametrize("suffix", [".webp", ".gif", ".png", ".jpg"])
 def test_a_file_stays_within_its_limit_by_lower_quality_and_then_smaller_pictures(tmp_path: Path, suffix: str) -> None:
-    one = shown(side=128)
-    free = save_chains(tmp_path / f"free{suffix}", [one], limit=10**8, widths=(128, 96, 64)).stat().st_size
-    tight = save_chains(tmp_path / f"tight{suffix}", [one], limit=free // 3, widths=(128, 96, 64))
-    assert tight.stat().st_size <= free // 3
-    with pytest.raises(ValueError, match="with pictures 64 px wide; show fewer"):
-        save_chains(tmp_path / f"none{suffix}", [one], limit=500, widths=(128, 96, 64))
+    one, widths = shown(side=48, steps=1), (48, 24, 16)
+    free = save_chains(tmp_path / f"free{suffix}", [one], limit=10**8, widths=widths).stat().st_size
+    tight = save_chains(tmp_path / f"tight{suffix}", [one], limit=free // 2, widths=widths)
+    assert tight.stat().st_size <= free // 2
+    with pytest.raises(ValueError, match="with pictures 16 px wide; show fewer"):
+        save_chains(tmp_path / f"none{suffix}", [one], limit=500, widths=widths)
     assert not (tmp_path / f"none{suffix}").exists()
 
 
