@@ -74,18 +74,24 @@ slow-parts:
 	$(SLOW) tests/system/test_models.py || test $$? = 5
 	$(SLOW) tests/system --ignore=tests/system/test_models.py || test $$? = 5
 
-# The main job on real photographs; ends by printing where its report is. RUN=folder, SEED=n.
+# The main job on real photographs; ends by printing where its report is. RUN=folder, SEED=n, ARGS='iterations=12 ...'.
 SEED ?= 0
 RUN ?= runs/demo-seed$(SEED)
-.PHONY: demo demo-seeds bench
+.PHONY: demo demo-seeds pictures bench
 demo: setup
 	$(BIN)/restorl data demo data/demo --task rain
 	rm -rf $(RUN)
-	$(BIN)/restorl train configs/demo.yaml seed=$(SEED) --run $(RUN)
+	$(BIN)/restorl train configs/demo.yaml seed=$(SEED) $(ARGS) --run $(RUN)
+	$(BIN)/restorl report $(RUN) --animate
 
 demo-seeds: setup
 	for seed in 0 1 2; do $(MAKE) demo SEED=$$seed RUN=runs/demo-seed$$seed || exit 1; done
 	$(BIN)/python -m benchmarks.demo_seeds runs/demo-seed0 runs/demo-seed1 runs/demo-seed2
+
+# The pictures of the pages, by the model of a run that is done: whole photographs before and after, README's strip, chain.
+pictures: setup
+	$(BIN)/restorl data demo data/demo --task rain
+	$(BIN)/python -m benchmarks.pictures $(RUN)
 
 # The paper's comparison; goes on where it was interrupted. QUICK=1: the three main arms of one seed, made anew;
 # RESULTS=runs/again: all arms made anew. Both compare with the committed results. PUBLISHED=weights: LPIPS and FID, too.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 AUTO = "auto"
+NATIVE_BF16 = "RESTORL_NATIVE_BF16"
 _BF16_CAPABILITY = 8  # Ampere: the first whose matrix units take bfloat16 (and TF32)
 
 
@@ -28,7 +30,7 @@ def dtype_of(network: nn.Module) -> torch.dtype:
 def resolve(dtype: str, device: torch.device | str) -> torch.dtype:
     """The type that a setting names; "auto" is bfloat16 where `device` multiplies it in hardware, else float32.
 
-    That is a CUDA device of capability 8.0 or above, or a CPU with instructions for it (avx512_bf16, amx). A function
+    That is a CUDA device of capability 8.0 or above, or a CPU with instructions for it (`multiplies_bf16`). A function
     of the device alone, so that rollout and replay on equal devices resolve "auto" equally.
 
     Raises:
@@ -133,14 +135,40 @@ def type_of_each(model: BaseModel, dtype: torch.dtype, kept: Iterable[Tensor]) -
 
 
 def multiplies_bf16(device: torch.device | str) -> bool:
-    """Whether the device has instructions for it."""
+    """Whether the device has instructions for it; of a CPU `RESTORL_NATIVE_BF16` has the last word (`told_bf16`).
+
+    Raises:
+        ValueError: the variable is neither 0 nor 1.
+    """
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.is_available() and torch.cuda.get_device_capability(device)[0] >= _BF16_CAPABILITY
     if device.type == "cpu":
-        # avx512_bf16 or amx_bf16; torch names the second by its tiles
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        told = told_bf16()
+        return has_bf16_instructions() if told is None else told
     return False
+
+
+def has_bf16_instructions() -> bool:
+    """Of this processor: avx512_bf16 or amx_bf16."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # torch names amx by its tiles
+
+
+def told_bf16() -> bool | None:
+    """What `RESTORL_NATIVE_BF16` says of the processor, to try here how `auto` runs elsewhere; None where it is unset.
+
+    Raises:
+        ValueError: it is neither 0 nor 1.
+    """
+    text = os.environ.get(NATIVE_BF16, "").strip()
+    if text not in ("", "0", "1"):
+        raise ValueError(f"{NATIVE_BF16}={text} is neither 0 nor 1; leave it out to look at the processor")
+    return None if not text else text == "1"
+
+
+def told_variables() -> dict[str, str]:
+    """What other processes need in their environment to resolve "auto" as this one does."""
+    return {} if (told := told_bf16()) is None else {NATIVE_BF16: str(int(told))}
 
 
 def _overflows(network: nn.Module) -> bool:

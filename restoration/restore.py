@@ -24,6 +24,7 @@ from restoration.transfer import to_device
 from restoration.transition import Step, transition
 from restoration.trouble import EXPECTED, free_memory, is_memory, told
 
+OnEstimate = Callable[[Step, Tensor], None]
 Generators = torch.Generator | Sequence[torch.Generator]
 LESS_MEMORY = "restore it in tiles (--tile 512, or smaller), or in --dtype bfloat16"
 
@@ -73,6 +74,7 @@ def sample(
     tiling: Tiling | None = None,
     device: torch.device | str | None = None,
     image_ids: Sequence[str] = (),
+    on_estimate: OnEstimate | None = None,
 ) -> Tensor:
     """Restored images, float32 [B, 3, H, W] in [0, 1], of `lq` like it; H and W multiples of `model.size_multiple`.
 
@@ -90,6 +92,8 @@ def sample(
         tiling: None restores the picture whole.
         device: where `model` is; None where `lq` is.
         image_ids: one an image, for a model with embeddings of single pictures.
+        on_estimate: called after each step with what the model takes the clean images for then, like the result,
+            which is the last; each costs a decoding.
 
     Raises:
         ValueError: a size that is no multiple, not one generator an image, or too small a tile.
@@ -141,14 +145,23 @@ def sample(
 
         return latents.map(on_tile, x)
 
+    def finished(latent: Tensor) -> Tensor:
+        return match_colour(in_tiles(model.decode, latent, attention=True), clean, sampler.colour_fix).clamp(0, 1)
+
     x_t = in_tiles(lambda noise, condition: model.start(condition, noise), _noise(shape, generator, lq.device))
     steps = model.schedule(sampler).steps
     for step in steps:
         output = in_tiles(partial(_denoise, model, step, sampler.guidance_scale), x_t)
         noisy = step.is_decision and step is not steps[-1]  # noise that nothing removes only explores
         noise = _noise(shape, generator, lq.device) if noisy else torch.zeros_like(x_t)
-        x_t = transition(step, output, x_t, noise=noise).action
-    return match_colour(in_tiles(model.decode, x_t, attention=True), clean, sampler.colour_fix).clamp(0, 1)
+        taken = transition(step, output, x_t, noise=noise)
+        x_t = taken.action
+        if on_estimate is not None and step is not steps[-1]:
+            on_estimate(step, finished(taken.x0))
+    result = finished(x_t)
+    if on_estimate is not None:
+        on_estimate(steps[-1], result)
+    return result
 
 
 def restore(
@@ -159,17 +172,28 @@ def restore(
     device: torch.device | str = "cpu",
     tiling: Tiling | None = None,
     image_ids: Sequence[str] = (),
+    on_estimate: OnEstimate | None = None,
 ) -> Tensor:
     """One image of any size, float32 [3, H, W] in [0, 1]; the result is like it, on the CPU.
 
     The image is reflected at its right and bottom edge up to the model's multiple and the result cropped back.
-    `model` must be on `device` already; with `tiling` only tiles go there (`sample`).
+    `model` must be on `device` already; with `tiling` only tiles go there (`sample`). `on_estimate` is given images
+    like the result.
     """
     height, width = lq.shape[-2:]
     padded = pad_to_multiple(lq, model.size_multiple)[None]
     if tiling is None:
         padded = padded.to(device)
-    return crop_back(sample(model, padded, sampler, generator, tiling, device, image_ids)[0], height, width).cpu()
+
+    def cropped(images: Tensor) -> Tensor:
+        return crop_back(images[0], height, width).cpu()
+
+    def on_padded(step: Step, images: Tensor) -> None:
+        if on_estimate is not None:
+            on_estimate(step, cropped(images))
+
+    sink = None if on_estimate is None else on_padded
+    return cropped(sample(model, padded, sampler, generator, tiling, device, image_ids, sink))
 
 
 def restore_file(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cluster.cli.actors import actors_app
+from cluster.cli.chain import chain
 from cluster.cli.convert import convert
 from cluster.cli.errors import UserMistake, argv, as_mistake, guarded, say
 from cluster.cli.export import export
@@ -43,6 +44,7 @@ app.add_typer(reward_app, name="reward")
 app.command()(convert)
 app.command()(restore)
 app.command()(export)
+app.command()(chain)
 reward_app.command("check")(reward_check)
 reward_app.command("probe")(reward_probe)
 app.add_typer(actors_app, name="actors")
@@ -301,13 +303,30 @@ def score(
 
 @app.command()
 @guarded
-def report(run: Annotated[Path, typer.Argument(help="Folder of a run, finished or not.")]) -> None:
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, finished or not.")],
+    animate: Annotated[
+        bool, typer.Option("--animate", help="Denoise some held-out pictures first, to show their chains step by step.")
+    ] = False,
+    scorer: Annotated[
+        str | None, typer.Option(help="With --animate: in place of the run's own; as of `score`.")
+    ] = None,
+) -> None:
     """Write the run's report.html again.
 
     restorl report runs/demo
+
+    restorl report runs/demo --animate
     """
     from cluster.report.report import write_report
 
+    if scorer is not None and not animate:
+        raise UserMistake("--scorer is for the chains that --animate shows: give both, or neither")
+    if animate:
+        from cluster.report.chains import animate as animated
+
+        with as_mistake(ValueError), Counter() as shown:
+            animated(run, named_scorer(scorer)[2].score if scorer else None, shown)
     with as_mistake(ValueError):
         print(write_report(run))
 

@@ -155,6 +155,9 @@ class RunConfig(BaseModel):
     name: str = Field("run", description="label of the run in reports")
     seed: int = 0
     iterations: int = Field(50, ge=1, description="learner steps")
+    expected_minutes: float | None = Field(
+        None, gt=0, description="of the whole run, as who wrote the recipe measured it; a run far above it is told why"
+    )
     model: Path = Field(description="folder of the base model")
     data: DataSettings = DataSettings()
     sampler: SamplerSettings = SamplerSettings()

@@ -16,15 +16,18 @@ from cluster.report.spans import read_timeline, typical
 
 TEMPLATE = Path(__file__).with_name("template.html")
 NAMES = {"psnr": ("PSNR", "dB", 2), "ssim": ("SSIM", "", 4), "reward": ("Reward", "", 4), "piqe": ("100 - PIQE", "", 2)}
+ANIMATION = "chain.webp"  # in a run folder, see `cluster.report.chains`
 MOST_STRIPS = 6
 MOST_SLIDERS = 3
+SIDES = {"input": "input", "base": "base", "rl": "RL", "gt": "truth"}  # folder of an evaluation -> label
 
 
 def write_report(folder: Path, path: Path | None = None) -> Path:
     """Write the report of a run, running, finished or not; returns its path (`<folder>/report.html` by default).
 
-    Read from the run folder: config.yaml, run.json, metrics.jsonl, evaluation/{base,rl}.csv, strips/*.png, spans.jsonl
-    and, for the sliders, evaluation/{base,rl}/<image_id>.png. A part whose file is missing is left out.
+    Read from the run folder: config.yaml, run.json, metrics.jsonl, evaluation/{base,rl}.csv, strips/*.png, spans.jsonl,
+    chain.webp and, for the sliders, evaluation/{input,base,rl,gt}/<image_id>.png. A part whose file is missing is left
+    out.
 
     Raises:
         FileNotFoundError: no run folder.
@@ -49,7 +52,17 @@ def render(run: RunData) -> str:
             "Signs of a reward bought with something else, or of replays unlike their rollouts.",
         ),
         _section("Drift", _drift(run), "Output minus ground truth, means over images."),
-        _section("Before and after", _sliders(run.folder), "Drag to compare the base model (left) with RL (right)."),
+        _section(
+            "Before and after",
+            _sliders(run.folder),
+            "Drag the line; the buttons choose what is left of it and what is right.",
+        ),
+        _section(
+            "The chain",
+            _animation(run.folder / ANIMATION),
+            "Step by step what the model takes the clean picture for, base above RL, each with its score and PSNR. "
+            "Below: the scores, of the base in blue and of RL in red; the ground truth's is the green line.",
+        ),
         _section("Reward", _figure(figures.reward_curve(run.train, run.evaluations), "reward against iterations")),
         _section(
             "Terms of the reward",
@@ -183,20 +196,42 @@ def _strip(path: Path) -> str:
 
 
 def _sliders(folder: Path) -> str:
+    """Pictures of which base and RL are there; input and ground truth where they are, too."""
     shown: list[str] = []
-    bases = folder / "evaluation" / "base"
-    for base in sorted(bases.rglob("*.png")):
-        tuned = folder / "evaluation" / "rl" / base.relative_to(bases)
-        if tuned.is_file() and len(shown) < MOST_SLIDERS:
-            left, right = (_data_url(p.read_bytes()) for p in (base, tuned))
-            name = html.escape(base.relative_to(bases).with_suffix("").as_posix())
-            shown.append(
-                f'<figure><div class="compare"><img alt="{name}, RL" src="{right}">'
-                f'<img class="over" alt="{name}, base" src="{left}"><i></i>'
-                '<input type="range" min="0" max="100" value="50" aria-label="part of the base image shown"></div>'
-                f"<figcaption>{name}</figcaption></figure>"
-            )
+    where = folder / "evaluation"
+    for base in sorted((where / "base").rglob("*.png")):
+        image = base.relative_to(where / "base")
+        files = {label: where / who / image for who, label in SIDES.items()}
+        there = {label: path for label, path in files.items() if path.is_file()}
+        if SIDES["rl"] in there and len(shown) < MOST_SLIDERS:
+            shown.append(_slider(html.escape(image.with_suffix("").as_posix()), there))
     return f'<div class="sliders">{"".join(shown)}</div>' if shown else ""
+
+
+def _slider(name: str, files: dict[str, Path]) -> str:
+    images = "".join(
+        f'<img alt="{name}, {label}" data-side="{label}" src="{_data_url(path.read_bytes())}">'
+        for label, path in files.items()
+    )
+    choices = {"left": SIDES["base"], "right": SIDES["rl"]}
+    buttons = [
+        f'<span class="{side}">'
+        + "".join(f'<button type="button"{" class=on" * (one == chosen)}>{one}</button>' for one in files)
+        + "</span>"
+        for side, chosen in choices.items()
+    ]
+    return (
+        f'<figure><div class="compare" data-left="{choices["left"]}" data-right="{choices["right"]}">{images}<i></i>'
+        '<input type="range" min="0" max="100" value="50" aria-label="part of the left image shown"></div>'
+        f'<div class="sides">{"".join(buttons)}</div><figcaption>{name}</figcaption></figure>'
+    )
+
+
+def _animation(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    source = _data_url(path.read_bytes(), "webp")
+    return f'<figure><img alt="clean estimates of the steps, base and RL" src="{source}"></figure>'
 
 
 def _facts(run: RunData) -> str:
@@ -208,5 +243,5 @@ def _naming(metric: str) -> tuple[str, str, int]:
     return NAMES.get(metric, (html.escape(metric), "", 4))
 
 
-def _data_url(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+def _data_url(data: bytes, kind: str = "png") -> str:
+    return f"data:image/{kind};base64," + base64.b64encode(data).decode()

@@ -125,15 +125,16 @@ def _draw(strip: Strip, width: int) -> Image.Image:
         if i < len(strip.captions):
             draw.text((left + width, top), strip.captions[i], FAINT, font, anchor="ra")
         top += TEXT
-        canvas.paste(_fit(Image.fromarray(image), width, shown_height), (left, top))
+        canvas.paste(fit(Image.fromarray(image), width, shown_height), (left, top))
         y, x, h, w = (round(v * width / full_width) for v in box)
         draw.rectangle((left + x, top + y, left + x + w - 1, top + y + h - 1), outline=BOX, width=2)
         top += shown_height + GAP
-        canvas.paste(_fit(zoom(image, box, width), width, side), (left, top))
+        canvas.paste(fit(zoom(image, box, width), width, side), (left, top))
         draw.rectangle((left, top, left + width - 1, top + side - 1), outline=BOX, width=2)
     return canvas
 
 
-def _fit(image: Image.Image, width: int, height: int) -> Image.Image:
+def fit(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Of that size: enlarged without interpolation, so that no detail is invented, or reduced smoothly."""
     enlarges = width >= image.width
     return image.resize((width, height), Image.Resampling.NEAREST if enlarges else Image.Resampling.LANCZOS)

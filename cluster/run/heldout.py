@@ -24,7 +24,7 @@ from cluster.run.progress import TrainingProgress
 from restoration.base_models import describe
 from restoration.datasets.paired import PairedFolder
 from restoration.evaluate import Row, blocks, evenly, mean_values, read_csv, write_csv
-from restoration.images import ImageError, read_pixels, to_uint8, write_image
+from restoration.images import ImageError, read_image, read_pixels, to_uint8, write_image
 from restoration.weights import WeightsMessage
 from restoration.whole_files import naming
 from reward_service.bounded import in_thread
@@ -204,6 +204,8 @@ class HeldOut:
         # Under the same name: restore and report read the last evaluation of the trained and of the base model.
         write_csv(where / {"base": "base.csv", "now": "rl.csv", "ema": "ema.csv"}[whole.who], rows)
         if whole.who == "base":
+            for image_id in whole.images:
+                self._write_pair(image_id)
             self.base_rows = self.now_rows = rows
             self.base_images = whole.images
         elif whole.who == "now":
@@ -220,6 +222,13 @@ class HeldOut:
         if (iteration, who) not in self.logged:
             self.log.append({"kind": "eval", "iteration": iteration, "who": who, **mean_values(rows)})
             self.logged.add((iteration, who))
+
+    def _write_pair(self, image_id: str) -> None:
+        """What base and RL stand between in the report's slider."""
+        with self.looking.bearing("a picture of an evaluation"):
+            pair = self.data.pair(image_id)
+            for who, path in (("input", pair.lq_path), ("gt", pair.gt_path)):
+                write_image(self.folder / "evaluation" / who / f"{image_id}.png", read_image(path))
 
     def _write_image(self, path: Path, image: np.ndarray) -> None:
         """One of a strip, of the report's slider, and of nothing else."""

@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.config.configure import ConfigError
 from restoration.precision import multiplies_bf16
 
 ADVICE = "install a newer driver, or a torch that was built for this one"
@@ -27,11 +28,18 @@ class Machine:
 
 
 def this_machine(dev: Path = Path("/dev")) -> Machine:
-    """Of this machine. Looks at device files first, so that one without a GPU costs nothing."""
+    """Of this machine. Looks at device files first, so that one without a GPU costs nothing.
+
+    Raises:
+        ConfigError: `RESTORL_NATIVE_BF16` is neither 0 nor 1.
+    """
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1", "none", "NoDevFiles")
     # WSL has one file for all of its GPUs.
     count = len(list(dev.glob("nvidia[0-9]*"))) or len(list(dev.glob("dxg")))
-    bf16 = multiplies_bf16("cpu")
+    try:
+        bf16 = multiplies_bf16("cpu")
+    except ValueError as error:
+        raise ConfigError.of(str(error)) from None
     return Machine(bf16=bf16) if hidden or not count else Machine(count, torch_trouble(), bf16)
 
 

@@ -75,6 +75,13 @@ class Pace:
         besides = ", besides evaluations" if parts and part is None else ""
         return f"{about(iterations * each + parts * (part or 0.0))} left{besides}"
 
+    def left_s(self, iterations: int, parts: int) -> float | None:
+        """The same in seconds; None where iterations or evaluations that are left were not measured yet."""
+        each, part = self.iteration_s, self.part_s
+        if each is None or (parts and part is None):
+            return None
+        return iterations * each + parts * (part or 0.0)
+
 
 def overlap(rolling_s: float, learning_s: float | None, iteration_s: float) -> float | None:
     """Which share of the shorter of rolling out and learning was hidden behind the other: 0 where one follows the

@@ -23,13 +23,16 @@ from cluster.run.checks.resources import reserved
 from cluster.run.crew import CrewWatch
 from cluster.run.elsewhere import announce
 from cluster.run.evaluations import EvaluationPart
+from cluster.run.expected import Expected, Here
 from cluster.run.failures import Failure, Fatal, Kind, Patience, classify
 from cluster.run.flow import groups_in_flight
 from cluster.run.folder import FINISHED, QUARANTINE_FILE, RunFolder
 from cluster.run.heldout import HeldOut
 from cluster.run.interrupts import Interrupts, Stopped
 from cluster.run.learning import StepResult
+from cluster.run.load import Load, usable_cores
 from cluster.run.looking import ForLooking
+from cluster.run.machine import this_machine
 from cluster.run.memory import MemoryWatch
 from cluster.run.pace import Pace, about, overlap
 from cluster.run.progress import TrainingProgress
@@ -41,6 +44,7 @@ from cluster.run.work_queue import WorkQueue
 from learner import checkpoint
 from learner.objective import ratio_alarm
 from restoration.evaluate import mean_values
+from restoration.precision import has_bf16_instructions
 from restoration.whole_files import naming
 
 MAX_FAILURES = 20  # of rollouts or of parts of evaluations, in a row; more where there are many actors
@@ -82,6 +86,7 @@ class RunState:
         self.counts: dict[str, int] = {}
         self.told_ratio = False
         self.stored_mb: float | None = None  # of trajectories, when the last iteration ended
+        self.expected: Expected | None = None  # of a new run whose recipe says how long it takes
         self.reporting = False  # whether the report's libraries are being loaded
         self.finished = False  # whether nothing is left but the report
         self.warnings: list[str] = []  # that are told once there is something to tell them on
@@ -203,6 +208,16 @@ class RunState:
         self.crew = CrewWatch(parts.actors, parts.desk, fed, each, self.display.note)
         of = self.config
         parts.metrics.begin(parts.version, of.iterations, of.stall_timeout_s, of.objective.clip)
+        if self.config.expected_minutes is not None and not self.resume:
+            blocks, load = self.heldout.evaluations.blocks, Load()
+            self.expected = Expected(
+                self.config,
+                self.folder,
+                self.iteration_began - self.began,
+                len(blocks),
+                sum(map(len, blocks)),
+                lambda: Here(this_machine(), has_bf16_instructions(), usable_cores(), load.others()),
+            )
         if not parts.connection.local:  # else nobody on another machine can ask for it
             self._announce()
 
@@ -383,14 +398,28 @@ class RunState:
         if first and (left := self._left()):
             took, each = record["iteration_s"], about(self.pace.iteration_s or 0.0)
             self.display.note_beside(f"the first iteration took {took:.0f} s, the others will take {each}; {left}")
+        if self.expected is not None and (far := self.expected.after(step.version, self._whole_s, self.pace)):
+            self.display.note(far)
 
     @property
     def _evaluating(self) -> bool:
         return len(self.heldout.evaluations) > 0
 
     def _left(self) -> str:
+        left, whole = self.pace.left(*self._to_do), self._whole_s
+        return f"{left} of {about(whole)}" if left and whole is not None else left
+
+    @property
+    def _to_do(self) -> tuple[int, int]:
+        """Iterations, and parts of evaluations."""
         version = self.parts.version
-        return self.pace.left(self.config.iterations - version, self.heldout.parts_left(version))
+        return self.config.iterations - version, self.heldout.parts_left(version)
+
+    @property
+    def _whole_s(self) -> float | None:
+        """Seconds that the whole run will have taken, its earlier parts included, as of the last iteration."""
+        left = self.pace.left_s(*self._to_do)
+        return None if left is None else self.identity["seconds"] + self.iteration_began - self.began + left
 
     def _quarantine(self, found: Any) -> None:
         """Write down what can't be used and why; told once a reason."""

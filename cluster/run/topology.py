@@ -39,6 +39,7 @@ from cluster.run.wishes import Desk
 from learner import checkpoint
 from restoration.datasets.paired import PairedFolder, discover
 from restoration.evaluate import Row
+from restoration.precision import told_variables
 from reward_service.bounded import in_thread
 from reward_service.errors import RewardError
 from reward_service.service import deploy, shutdown
@@ -124,7 +125,7 @@ class Topology:
         count, least = config.actors.count, config.actors.at_first
         actors = f"{least} of {count} actors" if least < count else f"{count} actor{'s' * (count > 1)}"
         with Starting(("Ray", "reward service", actors, "learner")) as shown:
-            self.connection = self.exits.enter_context(connect(config.cluster, self.folder))
+            self.connection = self.exits.enter_context(connect(config.cluster, self.folder, told_variables()))
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             total, free = ray.cluster_resources(), ray.available_resources()
             self.warnings += fits_cluster(config, total, nodes, free, grows=config.cluster.autoscaling)

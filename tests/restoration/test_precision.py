@@ -11,7 +11,16 @@ from torch import nn
 
 from restoration.backbones.snr import SNRAware, SNRConfig
 from restoration.base_models import load
-from restoration.precision import AUTO, multiplies_bf16, resolve, set_precision, slow_here
+from restoration.precision import (
+    AUTO,
+    NATIVE_BF16,
+    has_bf16_instructions,
+    multiplies_bf16,
+    resolve,
+    set_precision,
+    slow_here,
+    told_variables,
+)
 from restoration.restore import restore, seeded_generator
 from restoration.tiling import Tiling
 from tests.restoration.released_models import short
@@ -102,3 +111,20 @@ def test_a_type_that_is_named_for_its_speed_and_is_slower_on_this_device_is_told
     assert slow_here(torch.float32, "cpu") is None
     processor(amx=True, fp16=True)
     assert slow_here(torch.bfloat16, "cpu") is None and slow_here(torch.float16, "cpu") is None
+
+
+def test_a_variable_makes_auto_what_it_is_on_another_processor_and_changes_nothing_else(
+    processor: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for native in (True, False):
+        processor(bf16=native)
+        for told, meant in (("0", torch.float32), ("1", torch.bfloat16)):
+            monkeypatch.setenv(NATIVE_BF16, told)
+            assert resolve(AUTO, "cpu") == meant and resolve("bfloat16", "cpu") == torch.bfloat16
+            assert (slow_here(torch.bfloat16, "cpu") is None) == (told == "1")
+            assert has_bf16_instructions() == native and told_variables() == {NATIVE_BF16: told}
+        monkeypatch.setenv(NATIVE_BF16, " ")
+        assert multiplies_bf16("cpu") == native and told_variables() == {}
+    monkeypatch.setenv(NATIVE_BF16, "yes")
+    with pytest.raises(ValueError, match="RESTORL_NATIVE_BF16=yes is neither 0 nor 1; leave it out"):
+        resolve(AUTO, "cpu")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cluster.report.data import bootstrap_interval, compare, facts, read_run, read_scores, smooth, wasserstein
-from cluster.report.report import write_report
+from cluster.report.report import _sliders, write_report
 from restoration.evaluate import Row, read_csv, write_csv
 from tests.cluster.report.synthetic_run import make_run, write_scores, write_spans
 
@@ -158,3 +158,26 @@ def test_a_folder_that_is_no_run_and_damaged_files_are_named(tmp_path: Path) -> 
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(ValueError, match=r"run\.json: not JSON"):
         read_run(tmp_path)
+
+
+def test_a_slider_has_every_side_that_is_there_and_begins_with_base_and_rl(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", images=3, iterations=3)
+    text = _sliders(folder)
+    assert re.findall('data-left="([^"]*)" data-right="([^"]*)"', text) == [("base", "RL")] * 2
+    assert re.findall('data-side="([^"]*)"', text) == ["base", "RL"] * 2
+    for who in ("input", "gt"):
+        (folder / "evaluation" / who).mkdir()
+        Image.new("RGB", (96, 96)).save(folder / "evaluation" / who / "coffee.png")
+    text = _sliders(folder)
+    assert re.findall('data-side="([^"]*)"', text) == ["base", "RL", "input", "base", "RL", "truth"]
+    assert re.findall("<button[^>]*>([^<]*)</button>", text)[4:] == ["input", "base", "RL", "truth"] * 2
+    assert re.findall("<button[^>]* class=on>([^<]*)</button>", text) == ["base", "RL"] * 2
+
+
+def test_the_chain_is_shown_where_one_was_made_and_is_part_of_the_page(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: new\n")
+    assert "The chain" not in write_report(tmp_path).read_text()
+    Image.new("RGB", (32, 32)).save(tmp_path / "chain.webp")
+    text = write_report(tmp_path).read_text()
+    encoded = base64.b64encode((tmp_path / "chain.webp").read_bytes()).decode()
+    assert "<h2>The chain</h2>" in text and f'src="data:image/webp;base64,{encoded}"' in text

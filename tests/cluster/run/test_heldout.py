@@ -21,7 +21,7 @@ from cluster.run.heldout import HeldOut
 from cluster.run.looking import ForLooking
 from restoration.datasets.paired import PairedFolder
 from restoration.evaluate import Row, write_csv
-from restoration.images import write_image
+from restoration.images import read_pixels, write_image
 
 VALUES = {name: 1.0 for name in ("psnr", "ssim", "reward", "input_psnr", "input_ssim", "input_reward", "gt_reward")}
 
@@ -291,6 +291,17 @@ def test_a_file_of_an_evaluation_that_cannot_be_read_is_made_again_and_gets_no_s
     assert finish(held) == [None if name == "base.csv" else "weights 4"]
     assert recorded(tmp_path) == before and any(f"{name} is no evaluation" in note for note in make.notes)
     assert (tmp_path / "evaluation" / name).read_text()
+
+
+def test_what_the_base_was_given_and_should_have_made_stands_beside_what_it_made(make: Any, tmp_path: Path) -> None:
+    for kind, level in (("input", 50), ("target", 200)):
+        write_image(tmp_path / kind / "a.png", np.full((16, 16, 3), level, np.uint8))
+    held = make(strips=2)
+    held.begin(0)
+    with_images(held)
+    for who, level in (("input", 50), ("gt", 200), ("base", 0)):
+        assert sorted(p.name for p in (tmp_path / "evaluation" / who).iterdir()) == ["a.png", "b.png"]
+        assert (read_pixels(tmp_path / "evaluation" / who / "a.png") == level).all()
 
 
 def with_images(held: HeldOut) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cluster.config.configure import ConfigError
 from cluster.run.machine import Machine, this_machine, torch_trouble
 
 
@@ -58,3 +59,14 @@ def test_a_processor_without_native_bfloat16_is_told_as_one(dev: Path, monkeypat
     (dev / "nvidia0").touch()
     monkeypatch.setattr("cluster.run.machine.torch_trouble", lambda: "")
     assert this_machine(dev) == Machine(1, "", bf16=False)
+
+
+def test_a_variable_about_the_processor_that_says_nothing_is_a_mistake_of_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RESTORL_NATIVE_BF16", "maybe")
+    with pytest.raises(ConfigError, match="RESTORL_NATIVE_BF16=maybe is neither 0 nor 1; leave it out"):
+        this_machine(tmp_path)
+    for told in (False, True):
+        monkeypatch.setenv("RESTORL_NATIVE_BF16", str(int(told)))
+        assert this_machine(tmp_path).bf16 is told

@@ -85,6 +85,7 @@ def test_evaluations_of_which_none_was_measured_are_told_apart() -> None:
     pace.passed(60.0, evaluating=False)
     pace.learned()
     assert pace.left(10, 4) == "about 10 min left, besides evaluations"
+    assert pace.left_s(10, 4) is None and pace.left_s(10, 0) == pytest.approx(600.0)
 
 
 def test_a_learner_that_had_to_be_started_again_makes_no_iteration_longer() -> None:

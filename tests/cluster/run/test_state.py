@@ -26,9 +26,11 @@ from cluster.report.records import read_metrics
 from cluster.run.actor_pool import Call
 from cluster.run.driver_stream import DriverStream
 from cluster.run.evaluations import EvaluationPart, Evaluations
+from cluster.run.expected import Expected, Here
 from cluster.run.failures import Failure, Fatal, Kind, Patience, classify
 from cluster.run.interrupts import Asked, Interrupts
 from cluster.run.learning import StepResult
+from cluster.run.machine import Machine
 from cluster.run.pace import Pace
 from cluster.run.state import MAX_FAILURES, MOST_DEATHS, Interrupted, RunState
 from cluster.run.work_queue import WorkQueue
@@ -272,7 +274,7 @@ def test_after_the_first_iteration_of_this_start_and_only_then_a_note_says_how_l
 ) -> None:
     clock = iter(1000.0 + 30.0 * n for n in range(100))
     monkeypatch.setattr("cluster.run.state.time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda s: None))
-    state.iteration_began, state.pace = 970.0, Pace(970.0, ahead=True)
+    state.began, state.iteration_began, state.pace = 940.0, 970.0, Pace(970.0, ahead=True)
     state.heldout.evaluations.begin(0, "base", None)
     part = state.heldout.evaluations.take()
     assert part is not None
@@ -283,9 +285,27 @@ def test_after_the_first_iteration_of_this_start_and_only_then_a_note_says_how_l
         state.learned(ended_with(step=StepResult(version, {"learn_s": 15.0})))
     # 60 s, less 15 of the evaluation and as many of a step that overlaps from here on; 9 x 30 s + 4 x 15 s
     assert state.display.beside == [  # type: ignore[attr-defined]
-        "the first iteration took 60 s, the others will take about 30 s; about 6 min left"
+        "the first iteration took 60 s, the others will take about 30 s; about 6 min left of about 7 min"
     ]
     assert state.pace.iteration_s == pytest.approx(30.0)
+    assert state._left() == "about 5 min left of about 7 min"  # 2 min so far, with the start
+
+
+def test_a_run_that_will_take_far_longer_than_its_recipe_says_is_told_once_on_the_display(
+    state: RunState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state.config = state.config.model_copy(update={"expected_minutes": 1.0, "iterations": 60})
+    here = Here(Machine(), bf16=True, cores=99.0, others=0.0)
+    state.expected = Expected(state.config, state.folder, 5.0, 1, 2, lambda: here)
+    clock = iter(1000.0 + 30.0 * n for n in range(100))
+    monkeypatch.setattr("cluster.run.state.time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda s: None))
+    state.began, state.iteration_began, state.pace = 990.0, 970.0, Pace(970.0, ahead=False)
+    state.heldout.parts_left = lambda version: 0
+    for version in (1, 2, 3):
+        state.parts.version = version  # type: ignore[misc]
+        state.learned(ended_with(step=StepResult(version, {})))
+    (told,) = state.notes  # type: ignore[attr-defined]
+    assert told.startswith("WARNING: the whole run will take about 30 min, and its recipe says about 60 s")
 
 
 def test_a_start_that_failed_leaves_no_run_behind_so_that_the_same_command_may_try_again(tmp_path: Path) -> None:
