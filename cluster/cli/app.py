@@ -14,6 +14,7 @@ from cluster.cli.errors import UserMistake, argv, as_mistake, guarded, say
 from cluster.cli.export import export
 from cluster.cli.leaving import leaving
 from cluster.cli.output import Counter, partial_csv, print_rows, summary_text
+from cluster.cli.plan_gpus import plan
 from cluster.cli.restore import require, restore
 from cluster.cli.reward import reward_app
 from cluster.cli.reward_check import reward_check
@@ -41,6 +42,7 @@ app.command()(restore)
 app.command()(export)
 reward_app.command("check")(reward_check)
 reward_app.command("probe")(reward_probe)
+app.command()(plan)
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Such as `sampler.steps=4`.", metavar="[KEY=VALUE]...")]
 DEFAULT_SCORER = "lite0_levels"
