@@ -109,3 +109,12 @@ bench: setup
 	$(BIN)/python -m benchmarks.whole_loop
 	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.every_model
+
+# Of the size of a cluster, by actors and ranks that sleep: what the parts that no GPU makes faster sustain, and what
+# `restorl plan` says against what runs take. Ten minutes each, by the clock: nothing else should run.
+.PHONY: scale plan-bench
+scale: setup
+	$(BIN)/python -m benchmarks.size
+
+plan-bench: setup
+	$(BIN)/python -m benchmarks.plan
