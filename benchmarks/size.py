@@ -107,8 +107,7 @@ def one(part: str, actors: int, folder: Path) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     small = part == "actors"
     side, batch = (32, actors) if small else (512, 8)
-    iterations = max(6, 160 // (actors // 10)) if small else 9
-    iterations = min(iterations, 40)
+    iterations = 12 if small else 9
     sleeps = Sleeps(rollout_s=SLEEP_S) if small else TRUE_SIZE
     write_pairs(folder / "pairs", side, 8)
     config = recipe(

@@ -9,7 +9,6 @@ memory.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -82,8 +81,8 @@ class ActorHost:
         count = spec.rollout.images_per_batch * rows
         self.block = np.zeros((count, sleeps.picture, sleeps.picture, 3), np.uint8)
 
-    def ready(self) -> int:
-        return os.getpid()
+    def ready(self) -> str:
+        return str(ray.get_runtime_context().get_node_id())
 
     def roll(
         self, seat: int, item: WorkItem, weights: WeightsMessage, rewards: Mapping[str, RewardApp]

@@ -41,19 +41,21 @@ class Wider:
 def wider(
     loop: Loop, costs: Costs, shares: Shares, gpus: int, given: Counts, ranks: Sequence[int], split: Split
 ) -> Wider | None:
-    """The smallest larger batch that uses nine tenths of the GPUs, where the recipe's leaves more than that idle."""
-    if split.gpus >= 0.9 * gpus:
-        return None
-    times = 2
-    while times <= MOST_WIDER:
+    """The smallest larger batch that uses nine tenths of the GPUs, or else the one that uses most.
+
+    None where the recipe's own uses nine tenths, or a larger one hardly more.
+    """
+    found: Wider | None = None
+    times = 1
+    while (found.split if found else split).gpus < 0.9 * gpus and times < MOST_WIDER:
+        times *= 2
         larger = replace(
             loop, groups=loop.groups * times, policy_rows=loop.policy_rows * times, sft_rows=loop.sft_rows * times
         )
-        found = best(larger, costs, shares, gpus, given, ranks)
-        if found.gpus >= 0.9 * gpus:
-            return Wider(larger.groups, found)
-        times *= 2
-    return None
+        tried = Wider(larger.groups, best(larger, costs, shares, gpus, given, ranks))
+        if tried.split.gpus > 1.1 * (found.split if found else split).gpus:
+            found = tried
+    return found
 
 
 def page(

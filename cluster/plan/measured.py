@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.plan.model import Costs, Counts, Loop, PlanError, iteration
+from cluster.plan.model import Costs, Counts, Loop, PlanError, alone, iteration
 
 SKIPPED = 2  # first iterations: caches are cold and nothing is under way yet
 LEAST = 3  # iterations behind them
@@ -71,7 +71,9 @@ def measured(
     learn, opened = _median(used, "learn_s"), _median(used, "open_s")
     policy, sft = loop.micros(counts.ranks)
     each = max(0.0, learn - opened) / max(1, policy + sft)
-    took = _median(used, "iteration_s")
+    whole = [float(r["iteration_s"]) for r in used]
+    # The mean, since iterations may take turns in being long; without those in which something was started again.
+    took = statistics.mean(s for s in whole if s <= 3 * statistics.median(whole))
     # What is neither waited for nor learned in: publication, the snapshot, the driver.
     between = [float(r["iteration_s"]) - float(r["learn_s"]) - float(r.get("learner_wait_s") or 0.0) for r in used]
     score = {
@@ -96,10 +98,10 @@ def measured(
 def _score_s(wait: float, replicas: int, blocks: int, apart: float) -> float:
     """Seconds of one replica for an item, at most.
 
-    Records tell how long items waited, not how long they were scored. An item was on as many replicas as it has
-    blocks, all the while; and replicas can't have scored for longer than there was time between two items.
+    Records tell how long items waited, not how long they were scored: here as if each had the replicas to itself. And
+    replicas can't have scored for longer than there was time between two items.
     """
-    return min(wait * min(replicas, blocks), apart * replicas)
+    return min(wait / alone(replicas, blocks), apart * replicas)
 
 
 def _is_number(value: Any) -> bool:

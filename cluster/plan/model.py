@@ -218,9 +218,14 @@ def batch_s(loop: Loop, costs: Costs, counts: Counts) -> float:
     return costs.weights_s + max(rolled, scored, stored)
 
 
+def alone(replicas: int, blocks: int) -> float:
+    """The share of an item's scoring that it waits for, with the replicas to itself: blocks go to one each, in turn."""
+    return -(-blocks // replicas) / blocks
+
+
 def _beside(costs: Costs, counts: Counts) -> float:
     """What an item takes behind its rollout, beside the next one."""
-    waits = [each / min(counts.replicas[name], costs.blocks) for name, each in costs.score_s.items()]
+    waits = [each * alone(counts.replicas[name], costs.blocks) for name, each in costs.score_s.items()]
     return max(waits, default=0.0) + costs.publish_s
 
 

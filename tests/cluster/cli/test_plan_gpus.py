@@ -29,7 +29,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is counted on the meta device, in seconds, has tests of its own; here it is what a large model would take."""
     each = PassFlops(condition=TERA, denoise=TERA, decode=TERA, replay=4 * TERA, sft=3 * TERA)
     monkeypatch.setattr("cluster.plan.counting.pass_flops", lambda *_, **__: each)
-    roles = [RoleMemory("actor", {"weights": 8 << 30}, {"decode": 4 << 30}, {}), RoleMemory("rank", {}, {"step": 20 << 30})]
+    roles = [RoleMemory("actor", {"weights": 8 << 30}, {"decode": 4 << 30}, {}), RoleMemory("rank", {}, {"step": 30 << 30})]
     monkeypatch.setattr("cluster.plan.counting.memory_plan", lambda *_: roles)
 
 

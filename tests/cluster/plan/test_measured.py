@@ -21,7 +21,7 @@ def records(count: int, slow: float = 1.0) -> list[dict[str, Any]]:
     one = {
         "groups": 8.0,
         "rollout_s": items * COSTS.rollout_s * slow,
-        "reward_wait_s": items * COSTS.score_s[REWARD] / 2 * slow,  # each item is on both replicas
+        "reward_wait_s": items * COSTS.score_s[REWARD] * 2 / 3 * slow,  # three blocks on two replicas
         "publish_s": items * COSTS.publish_s,
         "open_s": 4 * COSTS.condition_s,
         "learn_s": learn,
