@@ -113,7 +113,9 @@ def main() -> None:
             )
             costs = run.costs
         took = statistics.mean(r["iteration_s"] for r in middle(records, layout.staleness))
-        rows[name] = row(layout, counts, took, iteration(loop, known(group_bytes), counts), iteration(loop, costs, counts))
+        rows[name] = row(
+            layout, counts, took, iteration(loop, known(group_bytes), counts), iteration(loop, costs, counts)
+        )
         print(name, json.dumps(rows[name]), flush=True)
     worst = max(abs(r[f"{way}_over_measured"] - 1) for r in rows.values() for way in ("sleeps", "first_run"))
     verdict = "ok" if worst <= LIMIT else "TOO FAR"

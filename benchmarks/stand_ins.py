@@ -32,6 +32,7 @@ from learner.batch import assemble
 from learner.prepared import Preparation, parts_of, works_of
 from learner.process import RankProcess, remote_rank
 from learner.snapshot import STATE_FILES
+from learner.statistics import batch_summary
 from restoration.base_models import describe
 from restoration.evaluate import Row
 from restoration.images import write_image
@@ -39,7 +40,6 @@ from restoration.transition import Schedule
 from restoration.weights import WeightsInfo, WeightsMessage, to_bytes
 from reward_service.client import RewardClient
 from reward_service.settings import RewardApp
-from learner.statistics import batch_summary
 from trajectories.schema import RecordMeta, Trajectories
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,9 +84,7 @@ class ActorHost:
     def ready(self) -> str:
         return str(ray.get_runtime_context().get_node_id())
 
-    def roll(
-        self, seat: int, item: WorkItem, weights: WeightsMessage, rewards: Mapping[str, RewardApp]
-    ) -> WorkReport:
+    def roll(self, seat: int, item: WorkItem, weights: WeightsMessage, rewards: Mapping[str, RewardApp]) -> WorkReport:
         seconds: dict[str, float] = {}
         with self.locks.setdefault(seat, threading.Lock()):
             began = time.monotonic()

@@ -162,7 +162,9 @@ def _measured(
     counts: Counts = counts_of(was)
     loop = loop_of(was, len(facts.schedule(was.sampler).decisions))
     services, share = list(counts.replicas), evaluation_share(chain)
-    return measured(records, loop, counts, services, chain.decoded, share, moving(chain.group_bytes, plumbing), str(folder))
+    return measured(
+        records, loop, counts, services, chain.decoded, share, moving(chain.group_bytes, plumbing), str(folder)
+    )
 
 
 def _named_ms(text: str) -> tuple[str, float]:

@@ -10,8 +10,19 @@ from cluster.cli.output import table_lines
 from cluster.config.recipe import RunConfig
 from cluster.plan.gpus import FACTOR, NETWORKS, GpuKind
 from cluster.plan.measured import Measured
-from cluster.plan.model import ACTORS, ADMISSION, CHECKPOINTS, DRIVER, INTAKE, RANKS, STORE, Costs, Counts, Loop
-from cluster.plan.model import reward_part
+from cluster.plan.model import (
+    ACTORS,
+    ADMISSION,
+    CHECKPOINTS,
+    DRIVER,
+    INTAKE,
+    RANKS,
+    STORE,
+    Costs,
+    Counts,
+    Loop,
+    reward_part,
+)
 from cluster.plan.search import Shares, Split, best
 from cluster.run.memory_plan import CONTEXT, RoleMemory
 

@@ -95,9 +95,7 @@ class Chain:
         return self.rows * self.decoded
 
 
-def estimated(
-    work: Arithmetic, chain: Chain, kind: GpuKind, score_s: Mapping[str, float], plumbing: Plumbing
-) -> Costs:
+def estimated(work: Arithmetic, chain: Chain, kind: GpuKind, score_s: Mapping[str, float], plumbing: Plumbing) -> Costs:
     """Costs on this kind.
 
     Args:

@@ -76,9 +76,7 @@ def measured(
     took = statistics.mean(s for s in whole if s <= 3 * statistics.median(whole))
     # What is neither waited for nor learned in: publication, the snapshot, the driver.
     between = [float(r["iteration_s"]) - float(r["learn_s"]) - float(r.get("learner_wait_s") or 0.0) for r in used]
-    score = {
-        name: _score_s(wait, counts.replicas[name], blocks, total("iteration_s") / items) for name in scored
-    }
+    score = {name: _score_s(wait, counts.replicas[name], blocks, total("iteration_s") / items) for name in scored}
     costs = Costs(
         rollout_s=rollout,
         publish_s=publish,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from cluster.plan.model import ACTORS, RANKS, Costs, Counts, Iteration, Loop, PlanError, iteration, step_s
 
-ALL_UP_TO = 128  # counts that are all tried; of larger ones every fiftieth, and then their neighbours
+ALL_UP_TO = 64  # counts that are all tried; of larger ones every fiftieth, and then their neighbours
 GROWTH = 1.02
 WORTH = 1e-3  # by so much shorter iterations make a process worth its GPU
 
@@ -87,10 +87,10 @@ def _tried(
 
 
 def _shorter(loop: Loop, costs: Costs, ranks: Sequence[int]) -> Iterator[int]:
-    """Numbers of ranks each of which makes a step shorter than all smaller ones."""
+    """Numbers of ranks each of which makes a step shorter than all smaller ones, by a fiftieth where there are many."""
     shortest = math.inf
     for count in ranks:
-        if (took := step_s(loop, costs, count)) < shortest:
+        if (took := step_s(loop, costs, count)) < (shortest if count <= ALL_UP_TO else shortest / GROWTH):
             shortest = took
             yield count
 
@@ -131,23 +131,19 @@ def _replicas(loop: Loop, costs: Costs, shares: Shares, gpus: float, least: Mapp
     return counts
 
 
-def _neighbours(
-    shares: Shares, counts: Counts, ranks: Sequence[int], by: int
-) -> Iterator[tuple[str, Counts]]:
-    """One process more (`by` 1) or less (-1) of each role that has GPUs."""
+def _neighbours(shares: Shares, counts: Counts, ranks: Sequence[int], by: int) -> Iterator[tuple[str, Counts]]:
+    """So many processes more (or, below 0, less) of each role that has GPUs, where there can be."""
     if shares.actor and counts.actors + by >= 1:
         yield ACTORS, replace(counts, actors=counts.actors + by)
     others = [count for count in ranks if (count - counts.ranks) * by > 0]
-    if shares.rank and others:
-        yield RANKS, replace(counts, ranks=min(others) if by > 0 else max(others))
+    if shares.rank and len(others) >= abs(by):
+        yield RANKS, replace(counts, ranks=others[by - 1 if by > 0 else by])
     for name, share in shares.replicas.items():
         if share and counts.replicas[name] + by >= 1:
             yield name, replace(counts, replicas={**counts.replicas, name: counts.replicas[name] + by})
 
 
-def _refined(
-    loop: Loop, costs: Costs, shares: Shares, gpus: float, chosen: Split, ranks: Sequence[int]
-) -> Split:
+def _refined(loop: Loop, costs: Costs, shares: Shares, gpus: float, chosen: Split, ranks: Sequence[int]) -> Split:
     """Processes moved from one role to another as long as that makes iterations shorter."""
     while True:
         moves = [
@@ -166,13 +162,13 @@ def _refined(
 def _trimmed(loop: Loop, costs: Costs, shares: Shares, chosen: Split, ranks: Sequence[int]) -> Split:
     """Without processes that make iterations no shorter."""
     limit = chosen.found.seconds * (1 + WORTH)
-    shrinking = True
-    while shrinking:
-        shrinking = False
-        for name in [name for name, _ in _neighbours(shares, chosen.counts, ranks, -1)]:
-            while (less := dict(_neighbours(shares, chosen.counts, ranks, -1)).get(name)) is not None:
-                found = iteration(loop, costs, less)
-                if found.seconds > limit:
-                    break
-                chosen, shrinking = Split(less, shares.of(less), found), True
+    for name in [name for name, _ in _neighbours(shares, chosen.counts, ranks, -1)]:
+        by = 1 << 16
+        while by:
+            less = dict(_neighbours(shares, chosen.counts, ranks, -by)).get(name)
+            found = None if less is None else iteration(loop, costs, less)
+            if less is None or found is None or found.seconds > limit:
+                by //= 2
+            else:
+                chosen = Split(less, shares.of(less), found)
     return chosen

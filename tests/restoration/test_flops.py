@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from restoration.adapters import AdaptSettings
 from restoration.base_models import describe, load
-from restoration.flops import Flops, pass_flops
+from restoration.flops import Flops, PassFlops, pass_flops
 
 DEMO = Path(__file__).parents[2] / "models" / "demo"
+ADAPT = AdaptSettings(mode="full")
+
+
+@pytest.fixture(scope="module")
+def found() -> PassFlops:
+    return pass_flops(describe(DEMO).skeleton, ADAPT, 64, 64)
 
 
 def test_products_and_convolutions_are_counted_as_they_are() -> None:
@@ -21,8 +28,7 @@ def test_products_and_convolutions_are_counted_as_they_are() -> None:
     assert counted.total == 2 * 3 * 5 * 7 + 2 * 4 * 2 * 9 * 36
 
 
-def test_a_model_without_weights_takes_the_arithmetic_of_the_model_itself() -> None:
-    found = pass_flops(describe(DEMO).skeleton, AdaptSettings(mode="full"), 64, 64)
+def test_a_model_without_weights_takes_the_arithmetic_of_the_model_itself(found: PassFlops) -> None:
     model = load(DEMO)
     with torch.no_grad():
         with FlopCounterMode(display=False) as conditioned:
@@ -36,10 +42,9 @@ def test_a_model_without_weights_takes_the_arithmetic_of_the_model_itself() -> N
     assert found.decode == decoded.get_total_flops()
 
 
-def test_a_backward_pass_comes_on_top_and_recomputing_activations_is_another_forward() -> None:
-    skeleton, adapt = describe(DEMO).skeleton, AdaptSettings(mode="full")
-    plain = pass_flops(skeleton, adapt, 64, 64)
-    recomputed = pass_flops(skeleton, adapt, 64, 64, checkpointing=True)
+def test_a_backward_pass_comes_on_top_and_recomputing_activations_is_another_forward(found: PassFlops) -> None:
+    skeleton, plain = describe(DEMO).skeleton, found
+    recomputed = pass_flops(skeleton, ADAPT, 64, 64, checkpointing=True)
     assert plain.replay == plain.sft > 1.8 * plain.denoise
     assert plain.sft < recomputed.sft <= plain.sft + plain.denoise
     assert not any(p.requires_grad for p in skeleton.vae.parameters()) and recomputed.denoise == plain.denoise

@@ -29,7 +29,10 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is counted on the meta device, in seconds, has tests of its own; here it is what a large model would take."""
     each = PassFlops(condition=TERA, denoise=TERA, decode=TERA, replay=4 * TERA, sft=3 * TERA)
     monkeypatch.setattr("cluster.plan.counting.pass_flops", lambda *_, **__: each)
-    roles = [RoleMemory("actor", {"weights": 8 << 30}, {"decode": 4 << 30}, {}), RoleMemory("rank", {}, {"step": 30 << 30})]
+    roles = [
+        RoleMemory("actor", {"weights": 8 << 30}, {"decode": 4 << 30}, {}),
+        RoleMemory("rank", {}, {"step": 30 << 30}),
+    ]
     monkeypatch.setattr("cluster.plan.counting.memory_plan", lambda *_: roles)
 
 
@@ -40,7 +43,12 @@ def given(tmp_path: Path) -> tuple[str, ...]:
         for kind in ("input", "target"):
             (tmp_path / "data" / split / kind).mkdir(parents=True)
             Image.new("RGB", (80, 64)).save(tmp_path / "data" / split / kind / "a.png")
-    return (f"model={ROOT / 'models' / 'demo'}", f"data.root={tmp_path / 'data'}", "rollout.crop=64", "objective.rl_coef=1")
+    return (
+        f"model={ROOT / 'models' / 'demo'}",
+        f"data.root={tmp_path / 'data'}",
+        "rollout.crop=64",
+        "objective.rl_coef=1",
+    )
 
 
 def plan(*arguments: object) -> Any:
@@ -53,7 +61,9 @@ def written(text: str) -> list[str]:
     return line.split(" GPUs: ")[1].split()
 
 
-def test_the_overrides_that_it_prints_are_a_recipe_that_takes_no_more_gpus_than_there_are(given: tuple[str, ...]) -> None:
+def test_the_overrides_that_it_prints_are_a_recipe_that_takes_no_more_gpus_than_there_are(
+    given: tuple[str, ...],
+) -> None:
     result = plan(RECIPE, "--gpus", 8, "--score-ms", 5, *given)
     assert result.exit_code == 0, result.output
     config = load_config(RunConfig, RECIPE, [*given, *written(result.stdout)])
@@ -97,7 +107,10 @@ def test_a_run_is_planned_by_with_its_iterations_their_spread_and_how_well_the_m
         (("--gpus", 8, "--gpu-kind", "tpu"), "--gpu-kind tpu: nothing is known of it; choose h200, "),
         (("--gpus", 2), "2 GPUs: an actor, a replica of each reward and 1 rank reserve 3; give more"),
         (("--gpus", 8, "actors.num_gpus=0"), "actors.num_gpus=0: the role computes on CPUs"),
-        (("--gpus", 8, "--gpu-kind", "l4"), "GiB, and 22.4 of a l4 are its; give more GPUs with optimiser.zero_stage=3"),
+        (
+            ("--gpus", 8, "--gpu-kind", "l4"),
+            "as one of 8, and 22.4 of a l4 are its; give more GPUs with optimiser.zero_stage=3",
+        ),
         (("--gpus", 8, "--gpu-kind", "l4", "actors.num_gpus=0.5"), "actors: a process needs about 13.0 GiB (decode)"),
         (("--gpus", 8, "--score-ms", "sharp=3"), "--score-ms sharp=...: no such term"),
         (("--gpus", 8, "--score-ms", "0"), "--score-ms 0: milliseconds of a picture, above 0"),
@@ -109,12 +122,15 @@ def test_what_can_not_be_planned_is_one_line(given: tuple[str, ...], arguments: 
     score = () if "--score-ms" in arguments else ("--score-ms", 5)
     result = plan(RECIPE, *given, *score, *arguments)
     assert result.exit_code == 2 and not result.stdout, result.output
-    assert told in result.stderr and len(result.stderr.strip().splitlines()) == 1
+    assert told in result.stderr, result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
 
 
 def test_a_scorer_whose_time_is_unknown_is_asked_for(given: tuple[str, ...]) -> None:
     result = plan(RECIPE, "--gpus", 8, *given)
-    assert result.exit_code == 2 and "reward: how long its scorer takes isn't known; give --score-ms MS" in result.stderr
+    assert (
+        result.exit_code == 2 and "reward: how long its scorer takes isn't known; give --score-ms MS" in result.stderr
+    )
 
 
 def test_runs_of_other_work_or_of_too_few_iterations_are_refused(given: tuple[str, ...], tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ from cluster.plan.model import REWARD, Costs, Counts, Loop, PlanError, iteration
 
 LOOP = Loop(groups=8, images=2, staleness=1, policy_rows=64, sft_rows=32, micro_batch=8)
 COUNTS = Counts(2, 2, {REWARD: 2})
-COSTS = Costs(2.0, publish_s=0.1, score_s={REWARD: 1.2}, blocks=3, policy_s=0.3, sft_s=0.3, condition_s=0.05, step_s=0.2)
+COSTS = Costs(
+    2.0, publish_s=0.1, score_s={REWARD: 1.2}, blocks=3, policy_s=0.3, sft_s=0.3, condition_s=0.05, step_s=0.2
+)
 
 
 def records(count: int, slow: float = 1.0) -> list[dict[str, Any]]:

@@ -78,7 +78,7 @@ def test_an_iteration_takes_what_its_busiest_part_takes() -> None:
 
 
 def test_without_staleness_rollouts_and_step_follow_each_other() -> None:
-    found = iteration(replace(LOOP, staleness=0), COSTS, of(4, 4, 1))
+    found = iteration(replace(LOOP, staleness=0), COSTS, of(4, 8, 1))
     assert found.bottleneck == ADMISSION
     assert found.seconds == pytest.approx(2.0 + 0.64 / 2 + 8 * 0.35) == pytest.approx(found.first_s)
 
@@ -144,9 +144,7 @@ def test_one_more_process_never_makes_an_iteration_longer(loop: Loop, each: Cost
 @given(loops(), costs(), counts(), st.floats(0.1, 100.0))
 def test_seconds_scale_with_the_unit_of_time(loop: Loop, each: Costs, some: Counts, unit: float) -> None:
     names = ("rollout_s", "publish_s", "policy_s", "sft_s", "step_s", "intake_s")
-    scaled = replace(
-        each, **{n: unit * getattr(each, n) for n in names}, score_s={REWARD: unit * each.score_s[REWARD]}
-    )
+    scaled = replace(each, **{n: unit * getattr(each, n) for n in names}, score_s={REWARD: unit * each.score_s[REWARD]})
     one, other = iteration(loop, each, some), iteration(loop, scaled, some)
     assert other.seconds == pytest.approx(unit * one.seconds) and other.first_s == pytest.approx(unit * one.first_s)
 

