@@ -120,3 +120,12 @@ bench: setup
 .PHONY: watching
 watching: setup
 	$(BIN)/python -m benchmarks.watching $(WATCHING)
+
+# Of the size of a cluster, by actors and ranks that sleep: what the parts that no GPU makes faster sustain, and what
+# `restorl plan` says against what runs take. Ten minutes each, by the clock: nothing else should run.
+.PHONY: scale plan-bench
+scale: setup
+	$(BIN)/python -m benchmarks.size
+
+plan-bench: setup
+	$(BIN)/python -m benchmarks.plan

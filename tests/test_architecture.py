@@ -100,6 +100,19 @@ RULES = (
         ("ray", "redis", "deepspeed"),
     ),
     Rule(
+        "the cost model is arithmetic: no tensors, no cluster",
+        (
+            *("cluster.plan.model", "cluster.plan.search", "cluster.plan.gpus"),
+            *("cluster.plan.estimate", "cluster.plan.measured"),
+        ),
+        ("torch", "ray", "redis", "deepspeed", *others("cluster"), "cluster.run", "cluster.config", "cluster.cli"),
+    ),
+    Rule(
+        "a plan needs nothing that starts",
+        ("cluster.plan.*",),
+        ("ray", "redis", "deepspeed", "cluster.cli"),
+    ),
+    Rule(
         "nothing but the command line needs the command line",
         ("cluster.config.*", "cluster.report.*", "cluster.run.*"),
         ("cluster.cli",),

@@ -34,8 +34,8 @@ def show_plan(config: RunConfig, shape: str | None = None, resumed: Path | None 
     Raises:
         UserMistake: no such shape, or nothing that tells the size of its pictures.
     """
-    facts = facts_of(config) if shape is None else _stock(shape)
-    pictures = _pictures(config, assumed=shape is not None)
+    facts = facts_of(config) if shape is None else stock_facts(shape)
+    pictures = pictures_for(config, assumed=shape is not None)
     machine = this_machine()
     found = examine(config, pictures, facts, machine)
     brought = [] if shape else [*scorer_files(config)]  # a shape is planned for before anything is downloaded
@@ -58,7 +58,7 @@ def show_plan(config: RunConfig, shape: str | None = None, resumed: Path | None 
     return USER_MISTAKE if problems else 0
 
 
-def _stock(shape: str) -> ModelFacts:
+def stock_facts(shape: str) -> ModelFacts:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")  # of diffusers about itself
@@ -67,7 +67,7 @@ def _stock(shape: str) -> ModelFacts:
         raise UserMistake(f"--shape: {error}") from error
 
 
-def _pictures(config: RunConfig, assumed: bool) -> Pictures | Problem:
+def pictures_for(config: RunConfig, assumed: bool) -> Pictures | Problem:
     """Those of the data; with `assumed`, where there are none or none were named, ones of the crop's size."""
     data = config.data
     if assumed and (data.root == DataSettings.root or not data.root.is_dir()):

@@ -32,7 +32,7 @@ def reward_memory(reward: RewardSettings, role: str = "reward") -> RoleMemory | 
     if reward.scorer not in OWLS:
         return None
     params: dict[str, Any] = reward.params
-    config = _config(params)
+    config = owl_config(params)
     usual = torch.bfloat16 if reward.num_gpus else torch.float32
     dtype = TYPES.get(params.get("dtype", AUTO), usual)
     batch = int(params.get("batch") or BATCH)
@@ -46,7 +46,8 @@ def _parameters(config: OwlConfig) -> int:
     return sum(p.numel() for p in empty(lambda: Owl2(config)).parameters())
 
 
-def _config(params: dict[str, Any]) -> OwlConfig:
+def owl_config(params: dict[str, Any]) -> OwlConfig:
+    """Sizes of the folder that params name; those of the releases where it isn't there."""
     file = Path(params.get("weights") or "") / CONFIG
     try:
         return read_config(file) if file.is_file() else OwlConfig()

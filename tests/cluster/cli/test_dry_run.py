@@ -194,10 +194,10 @@ def test_a_shape_is_planned_for_pictures_of_the_crop_s_size_beside_the_demo_s_sm
     (data.parent / "data" / "demo" / "rain").symlink_to(data)
     monkeypatch.chdir(data.parent)
     config = load_config(RunConfig, OURS, ["model=sd21", "rollout.crop=256"])
-    found = dry_run._pictures(config, assumed=True)
+    found = dry_run.pictures_for(config, assumed=True)
     assert isinstance(found, Pictures) and set(found.train) == {(256, 256)} and not found.ids
     named = load_config(RunConfig, OURS, ["model=sd21", "rollout.crop=256", f"data.root={data}"])
-    for pictures in (dry_run._pictures(config, assumed=False), dry_run._pictures(named, assumed=True)):
+    for pictures in (dry_run.pictures_for(config, assumed=False), dry_run.pictures_for(named, assumed=True)):
         assert isinstance(pictures, Pictures) and set(pictures.train) == {(40, 60)}
 
 
