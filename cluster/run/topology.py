@@ -35,7 +35,7 @@ from cluster.run.preflight import before_start
 from cluster.run.starting import Starting
 from cluster.run.store_mark import find_again
 from learner import checkpoint
-from restoration.datasets.paired import PairedFolder, discover
+from restoration.datasets.paired import PairedFolder
 from restoration.evaluate import Row
 from reward_service.bounded import in_thread
 from reward_service.errors import RewardError
@@ -92,8 +92,8 @@ class Topology:
 
     def __init__(self, config: RunConfig, folder: Path, resume: bool) -> None:
         self.config, self.folder, self.resume = config, folder, resume
-        self.train: PairedFolder = discover(config.data.root, config.data.train, match=config.data.match)
-        self.heldout: PairedFolder = discover(config.data.root, config.data.heldout, match=config.data.match)
+        self.train: PairedFolder = config.data.open(config.data.train)
+        self.heldout: PairedFolder = config.data.open(config.data.heldout)
         judges(config.evaluation.scorers)  # a wrong name is told before anything starts
         self.warnings = before_start(config, self.train, self.heldout)
         self.exits = ExitStack()
