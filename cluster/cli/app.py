@@ -174,6 +174,9 @@ def evaluate(
         str | None, typer.Option("--set", help="A public set by name (docs/data.md) in the folder LQ.")
     ] = None,
     split: Annotated[str, typer.Option(help="With --set: which part of it.")] = "test",
+    results: Annotated[
+        Path | None, typer.Option(help="With --set: measure these results, named as the set's inputs.")
+    ] = None,
     protocol: Annotated[
         str | None,
         typer.Option(help="How PSNR and SSIM are taken (docs/data.md); default the set's own, else lowlight_rgb."),
@@ -206,7 +209,9 @@ def evaluate(
     with as_mistake(ValueError):
         published = Published(lpips, fid, lpips_net or ["alex"], fid_kind or ["clean"])
     scorers = {name: judge.score for name, _, judge in map(named_scorer, scorer or [])}
-    of = compared(lq, gt, match, set_name, split, protocol)
+    if results is not None and model is not None:
+        raise UserMistake("--results are finished already: leave out one of --results and --model")
+    of = compared(lq, gt, match, set_name, split, results, protocol)
     made: list[Row] = []
     with partial_csv(csv, made), Counter() as shown:
         if model is None:

@@ -112,24 +112,35 @@ class Compared:
     per_scene: bool = False
 
 
-def compared(root: Path, gt: Path | None, match: str, name: str | None, split: str, protocol: str | None) -> Compared:
+def compared(
+    root: Path,
+    gt: Path | None,
+    match: str,
+    name: str | None,
+    split: str,
+    results: Path | None,
+    protocol: str | None,
+) -> Compared:
     """Two folders, or a split of the public set `name` in `root`, by its own protocol unless one is given.
+
+    `results` is a folder of pictures that are measured in the place of the set's degraded ones.
 
     Raises:
         UserMistake: neither or both are given; an unknown set, split or protocol.
         FileNotFoundError, DataError: pairs that can't be opened; a set without originals.
     """
-    from restoration.datasets.opening import open_set, public_set
+    from restoration.datasets.opening import open_set, public_set, with_results
     from restoration.datasets.paired import PairedFolder
     from restoration.metrics import DEFAULT_PROTOCOL
     from restoration.metrics import protocol as find_protocol
 
-    if (gt is None) == (name is None):
+    if (gt is None) == (name is None) or (results is not None and name is None):
         raise UserMistake("give the folders LQ and GT, or the root of a set with --set NAME")
     with as_mistake(ValueError):
         of = public_set(name) if name is not None else None
         chosen = find_protocol(protocol or (of.protocol if of else None) or DEFAULT_PROTOCOL).name
         if of is not None:
-            return Compared(open_set(of.name, root, split, check=False), chosen, of.per_scene)
+            data = open_set(of.name, root, split, check=False)
+            return Compared(with_results(data, results) if results else data, chosen, of.per_scene)
     assert gt is not None
     return Compared(PairedFolder(root, gt, match, check=False), chosen)  # type: ignore[arg-type]

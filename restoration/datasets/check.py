@@ -142,9 +142,8 @@ def _check_split(
         else:
             pairs = list(source.open(found.base, 0, check=False).pairs)
     told += [str(w.message) for w in caught if w.category is UserWarning]
-    reader = source.reader
-    files = dict.fromkeys(path for pair in pairs for path in (*pair.lq_paths, pair.gt_path))
-    contents, problems = _contents(((path, reader) for path in files), f"{name} {split}", progress)
+    files = dict.fromkeys(file for pair in pairs for file in pair.files)
+    contents, problems = _contents(files, f"{name} {split}", progress)
     if count := other_count(name, split, source.pairs, len(pairs)):
         told.append(count)
     if not isinstance(source, Loose):
@@ -205,8 +204,8 @@ def _content(pixels: Pixels) -> Content:
 
 def _of_pairs(pairs: Sequence[Pair], contents: dict[Path, Content]) -> list[str]:
     problems = []
-    known = [(p, [contents[path] for path in (*p.lq_paths, p.gt_path) if path in contents]) for p in pairs]
-    whole = [(pair, held) for pair, held in known if len(held) == len(pair.lq_paths) + 1]
+    known = [(p, [contents[path] for path, _ in p.files if path in contents]) for p in pairs]
+    whole = [(pair, held) for pair, held in known if len(held) == len(pair.files)]
     if sizes := [f"{p.image_id} ({', '.join(map(_wh, held))})" for p, held in whole if len({c.size for c in held}) > 1]:
         problems.append(f"{len(sizes)} pairs of pictures of other sizes: {some(sizes)}")
     if depths := [p.image_id for p, held in whole if len({c.bits for c in held}) > 1]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
 from restoration.datasets.layouts import Folders, Listed, Loose, Source, Where
-from restoration.datasets.matching import DataError, Match, some
+from restoration.datasets.matching import DataError, Match, Side, some
 from restoration.datasets.paired import CACHE_BYTES, PairedFolder, discover
+from restoration.datasets.readers import IMAGES
 from restoration.datasets.registry import SETS, Layout, PublicSet
 
 PAIRED = "paired"  # any two folders, as `discover` finds them
@@ -111,6 +112,28 @@ def open_split(
     if name is None or name == PAIRED:
         return discover(root, split, match, cache_bytes)
     return open_set(name, root, split, cache_bytes)
+
+
+def with_results(data: PairedFolder, folder: Path) -> PairedFolder:
+    """The originals of `data`, and in the place of its degraded pictures the results in `folder`, named as those.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        DataError: a picture has no result there; the message lists the first and what is there instead.
+    """
+    found = dict(Side.of(Path(folder)).files)
+    lacking = [pair.image_id for pair in data.pairs if pair.image_id not in found]
+    if lacking:
+        others = sorted(found.keys() - {*data.image_ids})
+        raise DataError(
+            f"{folder} has no result of {len(lacking)} of {len(data)} pictures ({some(lacking)}); it holds "
+            f"{len(found)} pictures{f', such as {some(others, 2)}' if others else ''}; results are named as inputs, "
+            "in folders like theirs"
+        )
+    pairs = [
+        replace(p, lq_path=found[p.image_id], lq_right=None, lq_reader=IMAGES, known_size=None) for p in data.pairs
+    ]
+    return PairedFolder.of_pairs(Path(folder), data.gt, data.match, pairs, check=False)
 
 
 def wrong_set(name: str | None, match: Match | None, train: str, heldout: str) -> str | None:

@@ -53,7 +53,7 @@ class Pair:
     Attributes:
         image_id: relative stem of LQ.
         known_size: (height, width) of both, where a header was read already.
-        reader: of both files.
+        reader: of both files, unless `lq_reader` is that of LQ.
         lq_right: the second view of a dual-pixel camera, of which `lq_path` is the left one.
     """
 
@@ -63,15 +63,18 @@ class Pair:
     known_size: Size | None = None
     reader: Reader = IMAGES
     lq_right: Path | None = None
+    lq_reader: Reader | None = None
 
     @property
     def size(self) -> Size:
         """(height, width) of both. Raises ImageError where a header must be read and can't be."""
-        return self.known_size or self.reader.size(self.lq_path)
+        return self.known_size or (self.lq_reader or self.reader).size(self.lq_path)
 
     @property
-    def lq_paths(self) -> tuple[Path, ...]:
-        return (self.lq_path,) if self.lq_right is None else (self.lq_path, self.lq_right)
+    def files(self) -> tuple[tuple[Path, Reader], ...]:
+        """Views of LQ, and the original last, each with what reads it."""
+        views = (self.lq_path,) if self.lq_right is None else (self.lq_path, self.lq_right)
+        return *((path, self.lq_reader or self.reader) for path in views), (self.gt_path, self.reader)
 
 
 class PairedFolder:
@@ -185,9 +188,8 @@ class PairedFolder:
     def views(self, image_id: str) -> list[Tensor]:
         """The views of LQ, of a dual-pixel pair left and right, and behind them the original; otherwise as `load`."""
         pair = self.pair(image_id)
-        paths = (*pair.lq_paths, pair.gt_path)
-        images = [to_float(self._cache.read(path, pair.reader)) for path in paths]
-        for path, image in zip(paths, images[:-1], strict=False):
+        images = [to_float(self._cache.read(*file)) for file in pair.files]
+        for (path, _), image in zip(pair.files, images[:-1], strict=False):
             if image.shape != images[-1].shape:
                 sizes = f"{_named(image.shape[-2:])} and {_named(images[-1].shape[-2:])}"
                 raise DataError(f"{path} and {pair.gt_path} differ in size: {sizes} (width x height)")
@@ -344,10 +346,9 @@ def _checked(pairs: Sequence[Pair]) -> list[Pair]:
     count = min(len(pairs), HEADERS)
     for place in (i * len(pairs) // count for i in range(count)):
         pair = pairs[place]
-        paths = (*pair.lq_paths, pair.gt_path)
-        sizes = [pair.reader.size(path) for path in paths]
-        for path in paths:
-            pair.reader.check(path)
+        sizes = [reader.size(path) for path, reader in pair.files]
+        for path, reader in pair.files:
+            reader.check(path)
         if len({*sizes}) > 1:
             wrong.append(f"{pair.image_id} (LQ {_named(sizes[0])}, GT {_named(sizes[-1])})")
         held[place] = replace(pair, known_size=sizes[0])

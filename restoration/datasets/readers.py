@@ -92,7 +92,7 @@ class SceneArrays:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
-            what = "holds Python objects, which are not read" if "pickle" in reason.lower() else reason
+            what = "holds Python objects, which are not read" if "Python objects" in reason else reason
             raise ImageError(f"{path}: can't be read as an array: {what}; get the file again") from error
         if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
             found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "an archive of arrays"

@@ -35,18 +35,18 @@ def contact_sheet(splits: Sequence[SplitReport], side: int = 192) -> Image.Image
 
 
 def _block(split: SplitReport, side: int) -> Image.Image:
-    columns = [[*pair.lq_paths, *([pair.gt_path] if pair.gt_path != pair.lq_path else [])] for pair in split.shown]
+    columns = [list(dict.fromkeys(pair.files)) for pair in split.shown]  # of a loose picture only one
     rows = max(map(len, columns))
     block = Image.new("RGB", (GAP + len(columns) * (side + GAP), 2 * TEXT + rows * (side + GAP) + GAP), PAPER)
     draw, font = ImageDraw.Draw(block), ImageFont.load_default(13)
     draw.text((GAP, 2), f"{split.split}, {split.pairs:,}", INK, font)
-    for place, (pair, paths) in enumerate(zip(split.shown, columns, strict=True)):
+    for place, (pair, files) in enumerate(zip(split.shown, columns, strict=True)):
         left = GAP + place * (side + GAP)
         draw.text((left, TEXT + 2), pair.image_id[-side // 8 :], INK, font)
-        for row, path in enumerate(paths):
+        for row, (path, reader) in enumerate(files):
             top = 2 * TEXT + row * (side + GAP)
             try:
-                thumbnail = Image.fromarray(_eight_bits(pair.reader.pixels(path)))
+                thumbnail = Image.fromarray(_eight_bits(reader.pixels(path)))
             except ImageError:
                 draw.rectangle((left, top, left + side - 1, top + side - 1), outline=FAINT)
                 draw.text((left + GAP, top + GAP), "can't be read", FAINT, font)

@@ -16,11 +16,19 @@ from restoration.datasets.check import check_set
 from restoration.datasets.layouts import Among, Loose, Scenes
 from restoration.datasets.make import make_set
 from restoration.datasets.matching import DataError
-from restoration.datasets.opening import as_markdown, locate, open_set, open_split, public_set, wrong_set
+from restoration.datasets.opening import (
+    as_markdown,
+    locate,
+    open_set,
+    open_split,
+    public_set,
+    with_results,
+    wrong_set,
+)
 from restoration.datasets.registry import SETS, SMID_TEST
-from restoration.evaluate import evaluate_pairs, scene_means
+from restoration.evaluate import evaluate_pairs, evaluate_results, scene_means
 from restoration.figures import Row
-from restoration.images import ImageError, read_pixels
+from restoration.images import ImageError, read_pixels, write_image
 from tests.restoration.small_sets import EVERY, SIDE, TEST, TRAIN, photos
 
 ROOT = Path(__file__).parents[2]
@@ -396,3 +404,27 @@ def test_means_over_scenes_give_every_scene_the_same_weight() -> None:
     assert scene_means(lacking) == {"psnr": 22.5}
     with pytest.raises(ValueError, match="no rows"):
         scene_means([])
+
+
+def test_results_of_others_take_the_place_of_the_inputs_by_their_names(small_photos: Path, tmp_path: Path) -> None:
+    made(small_photos, tmp_path / "set", "dpdd_dual")
+    data = opened("dpdd_dual", tmp_path / "set", "test")
+    results = {i: torch.stack(data.load(i)).mean(0) for i in data.image_ids}
+    for image_id, result in results.items():
+        write_image(tmp_path / "results" / f"{image_id}.png", result)  # of 8 bits
+    measured = with_results(data, tmp_path / "results")
+    lq, gt = measured.load("1P0A0690_L")
+    assert torch.equal(gt, data.load("1P0A0690_L")[1])
+    assert (lq - results["1P0A0690_L"]).abs().max() <= 0.5 / 255 + 1e-6
+    rows = evaluate_results(measured, {}, "dpdd_float_16")
+    inputs = evaluate_results(data, {}, "dpdd_float_16")
+    assert [r.image_id for r in rows] == data.image_ids
+    better = [r.values["psnr"] - i.values["psnr"] for r, i in zip(rows, inputs, strict=True)]
+    assert better == pytest.approx([20 * np.log10(2)] * 4, abs=0.1)  # half the error
+    (tmp_path / "results" / "1P0A0690_L.png").rename(tmp_path / "results" / "0690.png")
+    with pytest.raises(
+        DataError, match=r"no result of 1 of 4 pictures \(1P0A0690_L\); it holds 4 pictures, such as 0690"
+    ):
+        with_results(data, tmp_path / "results")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        with_results(data, tmp_path / "nowhere")
