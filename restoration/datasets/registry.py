@@ -14,7 +14,7 @@ from restoration.datasets.layouts import SCENE_SIZE, Among, FirstDigit, Folders,
 from restoration.datasets.matching import Match
 
 Task = Literal["low light", "deraining", "motion deblurring", "defocus deblurring"]
-NOT_STATED = "none stated; ask the authors"
+NOT_STATED = "not known here; ask its authors"
 
 
 @dataclass(frozen=True)
@@ -288,7 +288,7 @@ _EVERY = (
         task="low light",
         protocol="lowlight_rgb",
         degradation="low_light",
-        licence="code MIT; of the pictures none stated",
+        licence=NOT_STATED,
         source="arrays made of the Sony part of See-in-the-Dark, as SNR-aware and Retinexformer distribute them",
         layouts=(
             Layout(
@@ -342,7 +342,7 @@ _EVERY = (
         task="motion deblurring",
         protocol="gopro_matlab",
         degradation="motion_blur",
-        licence="CC BY 4.0",
+        licence=NOT_STATED,
         source="GOPRO_Large of its authors, or the archives of Restormer",
         layouts=(
             Layout(

@@ -45,7 +45,7 @@ def test_a_sound_set_is_told_with_counts_sizes_depth_protocol_and_licence(sound:
         "LOL-v2-real (low light)",
         "protocol lowlight_rgb: RGB, 8 bits; SSIM with a Gaussian window of 11",
         "GT-mean off",
-        "licence: none stated",
+        "licence: not known here",
         "train: 3 pairs, published 689; layout original",
         "test: 2 pairs, published 100",
         "sizes: 32x32 (6); depth: 8 bits (6)",
