@@ -61,7 +61,10 @@ class Lpips(nn.Module):
     def __init__(self, net: Literal["alex", "vgg"] = "alex") -> None:
         super().__init__()
         self.trunk = TRUNKS[net]
-        self.features = self.trunk.make().features[: self.trunk.layers[-1] + 1]
+        place = torch.get_default_device()
+        with torch.device("meta"):  # of 138 million random weights of VGG none is wanted
+            features = self.trunk.make().features[: self.trunk.layers[-1] + 1]
+        self.features = features.to_empty(device=place)
         self.heads = nn.ParameterList(nn.Parameter(torch.empty(1, c, 1, 1)) for c in self.trunk.channels)
         # ImageNet's, for pictures in [-1, 1]
         self.register_buffer("mean", torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1), persistent=False)
