@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.report import RESULTS, write
 from cluster.models import load_policy, load_run_config
-from restoration.datasets.paired import PairedFolder, discover
+from restoration.datasets.paired import PairedFolder
 from restoration.evaluate import evaluate_pairs, mean_values
 from reward_service.scorers import make_scorer
 
@@ -54,7 +54,7 @@ def main() -> None:
         sys.exit(__doc__)
     config = load_run_config(next(iter(runs.values())))
     data, averaged = config.data, config.optimiser.ema > 0
-    pairs = discover(data.root, data.heldout, data.match)
+    pairs = data.open(data.heldout)
     before = measure(next(iter(runs.values())), "base", pairs)
     base = average(before)
     last = {seed: average(measure(run, "latest", pairs)) for seed, run in sorted(runs.items())}

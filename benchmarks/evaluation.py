@@ -21,7 +21,6 @@ from cluster.models import load_policy
 from cluster.report.records import read_metrics
 from cluster.run.driver import train
 from cluster.run.judges import judges
-from restoration.datasets.paired import discover
 from restoration.evaluate import evaluate_pairs
 from restoration.metrics.appearance import APPEARANCE
 from reward_service.scorers import make_scorer
@@ -45,7 +44,7 @@ def alone(config: RunConfig, folder: Path) -> float:
     torch.set_num_threads(1)
     model, sampler = load_policy(folder)
     of, score = config.evaluation, make_scorer(config.reward.scorer, **config.reward.params).score
-    pairs = discover(config.data.root, config.data.heldout, match=config.data.match)
+    pairs = config.data.open(config.data.heldout)
     scorers = {"reward": score, **judges(of.scorers), **APPEARANCE}
     known = evaluate_pairs(model, pairs, sampler, scorers, of.protocol, of.seed, of.batch)
     start = time.perf_counter()

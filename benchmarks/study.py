@@ -32,7 +32,6 @@ from cluster.config.recipe import RunConfig
 from cluster.models import load_policy
 from cluster.report.records import read_metrics
 from restoration.base_models.interface import BaseModel
-from restoration.datasets.paired import discover
 from restoration.evaluate import evaluate_pairs
 from restoration.metrics.appearance import APPEARANCE
 from restoration.metrics.perceptual import Lite0Metrics
@@ -157,7 +156,7 @@ def measure(
     config: RunConfig, model: BaseModel, published: Path | None, shown_file: Path | None = None
 ) -> dict[str, Any]:
     """Per-image figures, each the mean over `DRAWS`, and the mean of the draws' Fréchet distances."""
-    pairs = discover(config.data.root, config.data.heldout, config.data.match)
+    pairs = config.data.open(config.data.heldout)
     scorers = {"reward": make_scorer("lite0_levels").score, "piqe": make_scorer("piqe").score, **APPEARANCE}
     draws, images = [], {}
     of_sets: dict[str, list[float]] = {}

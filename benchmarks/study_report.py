@@ -24,6 +24,7 @@ from scipy.stats import wasserstein_distance
 from benchmarks.study import ARMS, FOLDER, OF_SETS, SEEDS, SHOWN, TASKS, Arm
 from cluster.report.strips import Strip, draw_strips
 from restoration.metrics.appearance import APPEARANCE
+from restoration.metrics.compare import bootstrap_interval
 from restoration.metrics.protocols import protocol
 
 # name in the files -> heading, whether more is better, digits
@@ -104,9 +105,7 @@ def intervals(arms: Arms) -> list[str]:
         for m in shown:
             ours, other = (np.mean([per_image(r, m) for r in found], 0) for found in (same, arms[arm]))
             difference = ours - other
-            drawn = difference[rng.integers(0, len(difference), (4000, len(difference)))].mean(1)
-            low, high = np.percentile(drawn, [2.5, 97.5])
-            cells.append(f"{difference.mean():+.3f} [{low:+.3f}, {high:+.3f}]")
+            cells.append(str(bootstrap_interval(difference, rng=rng)))
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return lines
 

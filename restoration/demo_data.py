@@ -29,7 +29,7 @@ _OPTIONAL = "unseen"
 
 
 @dataclass(frozen=True)
-class _Tile:
+class Tile:
     """A square cut of a photograph; `name` attributes it to its source."""
 
     name: str
@@ -80,15 +80,15 @@ def make_demo(
         "test_count": test_count,
         "severity": list(severity),
         "min_gradient": min_gradient,
-        "photos": {p.relative_to(photos).as_posix(): _digest(p) for p in list_images(photos)},
-        "code": [_digest(Path(degradations.__file__)), _digest(Path(__file__))],
+        "photos": {p.relative_to(photos).as_posix(): digest(p) for p in list_images(photos)},
+        "code": [digest(Path(degradations.__file__)), digest(Path(__file__))],
     }
     folders: dict[str, Path] = {task: out / task for task in tasks}
-    stale = [task for task in tasks if not _up_to_date(folders[task], parameters)]
+    stale = [task for task in tasks if not up_to_date(folders[task], parameters)]
     if not stale:
         return folders
     cut = {
-        source: _cut_tiles(photos / source, count, crop, min_gradient, seed)
+        source: cut_tiles(photos / source, count, crop, min_gradient, seed)
         for (source, *_), count in zip(_SPLITS, (train_count, test_count, test_count), strict=True)
         if source != _OPTIONAL or (photos / source).is_dir()
     }
@@ -107,7 +107,7 @@ def _check(tasks: Sequence[Kind], crop: int, train_count: int, test_count: int, 
         raise ValueError(f"severity={severity}: need 0 < low <= high <= 1")
 
 
-def _up_to_date(folder: Path, parameters: dict[str, Any]) -> bool:
+def up_to_date(folder: Path, parameters: dict[str, Any]) -> bool:
     """Whether `folder` was written with these parameters and still holds all its files.
 
     Raises:
@@ -120,15 +120,15 @@ def _up_to_date(folder: Path, parameters: dict[str, Any]) -> bool:
         held = manifest["parameters"]
         return bool(held == parameters) and all((folder / file).is_file() for file in manifest["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder} exists but was not written by make_demo; remove it or choose another") from error
+        raise DataError(f"{folder} exists but was not made by this command; remove it or choose another") from error
 
 
-def _cut_tiles(folder: Path, count: int, side: int, min_gradient: float, seed: int) -> list[tuple[_Tile, Pixels]]:
+def cut_tiles(folder: Path, count: int, side: int, min_gradient: float, seed: int) -> list[tuple[Tile, Pixels]]:
     """Textured tiles with their pixels, float32 [side, side, 3] in [0, 1]; one of each photograph in turn."""
     files = list_images(folder)
     if not files:
         raise DataError(f"{folder} holds no photograph")
-    queues: list[list[tuple[_Tile, Pixels]]] = []
+    queues: list[list[tuple[Tile, Pixels]]] = []
     for file in files:
         pixels = read_image(file).permute(1, 2, 0).numpy()
         queues.append(
@@ -143,12 +143,12 @@ def _cut_tiles(folder: Path, count: int, side: int, min_gradient: float, seed: i
     return tiles
 
 
-def _candidates(photo: str, pixels: Pixels, side: int, min_gradient: float, seed: int) -> list[_Tile]:
+def _candidates(photo: str, pixels: Pixels, side: int, min_gradient: float, seed: int) -> list[Tile]:
     """Textured tiles, first those of a grid without overlap, then those half a tile beside it, shuffled each."""
     height, width = pixels.shape[:2]
     grey = pixels.mean(2)
     rng = seeded_rng(f"tiles/{photo}", seed)
-    chosen: list[_Tile] = []
+    chosen: list[Tile] = []
     index = 0
     for shift in (0, side // 2):
         textured = []
@@ -157,14 +157,14 @@ def _candidates(photo: str, pixels: Pixels, side: int, min_gradient: float, seed
                 part = grey[y : y + side, x : x + side]
                 gradient = np.abs(np.diff(part, axis=0)).mean() + np.abs(np.diff(part, axis=1)).mean()
                 if gradient > min_gradient:
-                    textured.append(_Tile(f"{photo}_{index:04d}", photo, y, x, side))
+                    textured.append(Tile(f"{photo}_{index:04d}", photo, y, x, side))
                 index += 1
         chosen += [textured[i] for i in rng.permutation(len(textured))]
     return chosen
 
 
 def _write_task(
-    folder: Path, task: Kind, cut: dict[str, list[tuple[_Tile, Pixels]]], parameters: dict[str, Any]
+    folder: Path, task: Kind, cut: dict[str, list[tuple[Tile, Pixels]]], parameters: dict[str, Any]
 ) -> None:
     """Write a task's set beside `folder` and put it in its place at once."""
     fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
@@ -188,12 +188,12 @@ def _write_task(
             "tiles": entries,
         }
         (fresh / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        if folder.exists():  # an older set of ours: _up_to_date has refused anything else
+        if folder.exists():  # an older set of ours: up_to_date has refused anything else
             shutil.rmtree(folder)
         fresh.rename(folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -6,7 +6,6 @@ import csv
 import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from restoration.base_models.interface import BaseModel, SamplerSettings
+from restoration.datasets.ahead import Ahead
 from restoration.datasets.paired import Match, PairedFolder
 from restoration.figures import LESS_MEMORY, PICTURE, FigureTable, Pixels, Row, ScoreFunction, fixed_names
 from restoration.images import crop_back, images_within, pad_to_multiple, to_uint8
@@ -28,6 +28,7 @@ from restoration.whole_files import written_whole
 Item = TypeVar("Item")
 PIXELS = 8 * 512 * 512  # that images restored together may have
 ImageSink = Callable[[str, Pixels, Pixels, Pixels], None]
+INPUT = "input_"  # before the names of figures of degraded images
 MISSING = "missing"  # the CSV's column of reasons
 
 
@@ -107,6 +108,7 @@ def evaluate_pairs(
     tiling: Tiling | None = None,
     tolerant: bool = False,
     on_row: Callable[[Row], None] | None = None,
+    inputs_too: bool = True,
 ) -> list[Row]:
     """Restore every pair's LQ and measure it; rows in the order of `pairs`.
 
@@ -129,6 +131,7 @@ def evaluate_pairs(
         tolerant: a picture that can't be read or restored, or that a scorer fails on, has a row of NaN with the
             reason; else its error ends the evaluation, but for a scorer's ValueError.
         on_row: called with each row when it is there.
+        inputs_too: measure the degraded images besides, in columns `input_`.
 
     Raises:
         ValueError: unknown protocol, an id in `only` that is no pair's or that `limit` leaves out.
@@ -146,31 +149,38 @@ def evaluate_pairs(
         planned = [[image_id for image_id in block if image_id in wanted] for block in planned]
     total = sum(map(len, planned))
     rows: dict[str, Row] = {}
+    fixed = [name for name in fixed_names(scorers) if inputs_too or not name.startswith(INPUT)]
+    ahead = Ahead(pairs.load)
 
     def evaluated(block: Sequence[str]) -> list[tuple[Row, Pixels, Pixels, Pixels]]:
-        lq, gt = (torch.stack(images) for images in zip(*(pairs.load(i) for i in block), strict=True))
+        lq, gt = (torch.stack(images) for images in zip(*map(ahead, block), strict=True))
         restored = lq if model is None else _restored(model, lq, block, sampler, seed, device, dtype, tiling)
-        inputs, results, originals = to_uint8(lq), to_uint8(restored), to_uint8(gt)
+        originals, results = to_uint8(gt), to_uint8(restored)
+        inputs = results if restored is lq else to_uint8(lq)
         table = FigureTable(block, (Exception,) if tolerant else (ValueError,))
-        table.of_result(chosen, scorers, "", results, originals)
-        if not table.take_over(fixed_names(scorers), reference):
-            table.of_result(chosen, scorers, "input_", inputs, originals)
+        table.of_result(chosen, scorers, "", results, originals, (restored, gt))
+        if not table.take_over(fixed, reference):
+            if inputs_too:
+                table.of_result(chosen, scorers, INPUT, inputs, originals, (lq, gt))
             table.of_scorers(scorers, "gt_", originals)
         return [(row, inputs[i], results[i], originals[i]) for i, row in enumerate(table.rows())]
 
-    for block in filter(None, planned):
-        made, failed = _each_alone(evaluated, block) if tolerant else (evaluated(block), {})
-        for row, *images in made:
-            if on_image is not None:
-                on_image(row.image_id, *images)
-        nothing = dict.fromkeys(["psnr", "ssim", *scorers, *fixed_names(scorers)], math.nan)
-        new = [row for row, *_ in made] + [Row(i, dict(nothing), {PICTURE: why}) for i, why in failed.items()]
-        for row in new:
-            rows[row.image_id] = row
-            if on_row is not None:
-                on_row(row)
-        if progress is not None:
-            progress(len(rows), total)
+    planned = list(filter(None, planned))
+    with ahead:
+        for place, block in enumerate(planned):
+            ahead.expect(planned[place + 1] if place + 1 < len(planned) else ())
+            made, failed = _each_alone(evaluated, block) if tolerant else (evaluated(block), {})
+            for row, *images in made:
+                if on_image is not None:
+                    on_image(row.image_id, *images)
+            nothing = dict.fromkeys([*chosen.figures, *scorers, *fixed], math.nan)
+            new = [row for row, *_ in made] + [Row(i, dict(nothing), {PICTURE: why}) for i, why in failed.items()]
+            for row in new:
+                rows[row.image_id] = row
+                if on_row is not None:
+                    on_row(row)
+            if progress is not None:
+                progress(len(rows), total)
     return [rows[pair.image_id] for pair in pairs.pairs if pair.image_id in rows]
 
 
@@ -216,27 +226,43 @@ def evaluate_folders(
     on_image: ImageSink | None = None,
     on_row: Callable[[Row], None] | None = None,
 ) -> list[Row]:
-    """Measure finished results against originals: psnr, ssim, each scorer, and `gt_<scorer>`; no `input_` columns.
-
-    `on_image` is called as that of `evaluate_pairs`, with the results as lq, too. A file that can't be read, and a pair
-    of two sizes, has a row of NaN with the reason.
+    """`evaluate_results` of the files of two folders.
 
     Raises:
         FileNotFoundError, DataError: as `PairedFolder`.
         ValueError: as `evaluate_pairs`.
     """
-
-    def without_input(row: Row) -> Row:
-        values, missing = ({k: v for k, v in d.items() if k[:6] != "input_"} for d in (row.values, row.missing))
-        return Row(row.image_id, values, missing)  # type: ignore[arg-type]
-
-    def tell(row: Row) -> None:
-        if on_row is not None:
-            on_row(without_input(row))
-
     pairs = PairedFolder(restored, gt, match, check=False)
-    measured = partial(evaluate_pairs, None, pairs, SamplerSettings(), scorers, protocol_name, batch=1, tolerant=True)
-    return [without_input(row) for row in measured(on_image=on_image, on_row=tell)]
+    return evaluate_results(pairs, scorers, protocol_name, on_image, on_row)
+
+
+def evaluate_results(
+    pairs: Pairs,
+    scorers: Mapping[str, ScoreFunction],
+    protocol_name: str = DEFAULT_PROTOCOL,
+    on_image: ImageSink | None = None,
+    on_row: Callable[[Row], None] | None = None,
+) -> list[Row]:
+    """Measure finished results against originals: psnr, ssim, each scorer, and `gt_<scorer>`; no `input_` columns.
+
+    Args:
+        pairs: the results in the place of degraded images.
+        on_image: called as that of `evaluate_pairs`, with the results as lq, too.
+
+    A file that can't be read, and a pair of two sizes, has a row of NaN with the reason.
+
+    Raises:
+        ValueError: as `evaluate_pairs`.
+    """
+    sampler = SamplerSettings()
+    return evaluate_pairs(
+        *(None, pairs, sampler, scorers, protocol_name),
+        batch=1,
+        tolerant=True,
+        on_image=on_image,
+        on_row=on_row,
+        inputs_too=False,
+    )
 
 
 def mean_values(rows: Sequence[Row]) -> dict[str, float]:
@@ -249,6 +275,20 @@ def mean_values(rows: Sequence[Row]) -> dict[str, float]:
         raise ValueError("no rows to take a mean of")
     finite = {name: [v for row in rows if not math.isnan(v := row.values[name])] for name in rows[0].values}
     return {name: math.fsum(values) / len(values) if values else math.nan for name, values in finite.items()}
+
+
+def scene_means(rows: Sequence[Row]) -> dict[str, float]:
+    """The mean over scenes of each scene's mean, which papers of SID and SMID give beside that over all images.
+
+    A scene is the folder in an image's id; a figure that no image of a scene has leaves that scene out.
+
+    Raises:
+        ValueError: no rows.
+    """
+    scenes: dict[str, list[Row]] = {}
+    for row in rows:
+        scenes.setdefault(row.image_id.rpartition("/")[0], []).append(row)
+    return mean_values([Row(scene, mean_values(of)) for scene, of in scenes.items()] if rows else rows)
 
 
 def counts(rows: Sequence[Row]) -> dict[str, int]:

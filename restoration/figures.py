@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from restoration.metrics import Protocol
+from restoration.metrics.protocols import Images
 from restoration.trouble import reason_of
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Figures: TypeAlias = NDArray[np.float64] | NDArray[np.float32]
 ScoreFunction = Callable[[Pixels], NDArray[np.float32]]
+FIXED_FIGURES = ("psnr", "ssim")  # that every protocol has
 PICTURE = "picture"  # what is missing where a picture has no figure at all
 LESS_MEMORY = "restore it by `restorl restore --tile 512` and evaluate the results, or take smaller batches"
 
@@ -38,7 +40,7 @@ class Row:
 
 def fixed_names(scorers: Mapping[str, ScoreFunction]) -> list[str]:
     """The columns that no model changes."""
-    return ["input_psnr", "input_ssim", *(f"input_{s}" for s in scorers), *(f"gt_{s}" for s in scorers)]
+    return [*(f"input_{f}" for f in (*FIXED_FIGURES, *scorers)), *(f"gt_{s}" for s in scorers)]
 
 
 class FigureTable:
@@ -56,9 +58,13 @@ class FigureTable:
         prefix: str,
         images: Pixels,
         originals: Pixels,
+        exact: tuple[Images, Images] | None = None,
     ) -> None:
-        self._measure(f"{prefix}psnr", protocol.psnr, images, originals)
-        self._measure(f"{prefix}ssim", protocol.ssim, images, originals)
+        """`exact` are image and original before they were rounded, for a protocol that takes floats."""
+        compared = exact if exact is not None and protocol.takes_floats else (images, originals)
+        for name, figure in protocol.figures.items():
+            if not prefix or name in FIXED_FIGURES:
+                self._measure(f"{prefix}{name}", figure, *compared)
         self.of_scorers(scorers, prefix, images)
 
     def of_scorers(self, scorers: Mapping[str, ScoreFunction], prefix: str, images: Pixels) -> None:
@@ -81,7 +87,7 @@ class FigureTable:
             values = {name: float(column[i]) for name, column in self.columns.items()}
             yield Row(image_id, values, self.missing[image_id])
 
-    def _measure(self, name: str, figures: Callable[..., Figures], *images: Pixels) -> None:
+    def _measure(self, name: str, figures: Callable[..., Figures], *images: Images) -> None:
         try:
             values = [float(value) for value in figures(*images)]
         except self.errors:
@@ -91,7 +97,7 @@ class FigureTable:
                 self.missing[image_id][name] = f"a value that is not finite ({value:g})"
         self.columns[name] = [value if math.isfinite(value) else math.nan for value in values]
 
-    def _alone(self, i: int, name: str, figures: Callable[..., Figures], *images: Pixels) -> float:
+    def _alone(self, i: int, name: str, figures: Callable[..., Figures], *images: Images) -> float:
         try:
             return float(figures(*(block[i : i + 1] for block in images))[0])
         except self.errors as error:

@@ -10,7 +10,7 @@ import os
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 IMAGE_SUFFIXES = frozenset(
@@ -44,8 +44,9 @@ def list_images(folder: Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; give the folder that holds the images")
-    files = sorted(_files(folder, ()))
-    unread = Counter(suffix for path in files if (suffix := path.suffix.lower()) in UNREAD_SUFFIXES)
+    found = sorted(_files(folder, ()), key=lambda file: str(file[0]).split(os.sep))
+    kinds_of = [os.path.splitext(path.name)[1].lower() for path, _ in found]
+    unread = Counter(suffix for suffix in kinds_of if suffix in UNREAD_SUFFIXES)
     if unread:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(unread.items()))
         warnings.warn(
@@ -53,21 +54,32 @@ def list_images(folder: Path) -> list[Path]:
             "(of 16 bits where it is deeper than 8)",
             stacklevel=2,
         )
-    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
-    if broken := [f"{path.relative_to(folder)} -> {os.readlink(path)}" for path in images if not path.exists()]:
+    images = [file for file, suffix in zip(found, kinds_of, strict=True) if suffix in IMAGE_SUFFIXES]
+    if broken := [f"{path.relative_to(folder)} -> {os.readlink(path)}" for path, is_there in images if not is_there]:
         more = ", ..." if len(broken) > 5 else ""
         links = "link leads" if len(broken) == 1 else "links lead"
         warnings.warn(f"{folder}: {len(broken)} {links} nowhere: {', '.join(broken[:5])}{more}", stacklevel=2)
-    return images
+    return [path for path, _ in images]
 
 
 def image_name(path: Path, folder: Path) -> str:
-    """What the image `path` under `folder` is called: `folder`/sub/é.jpg is "sub/é"."""
-    return normal(path.relative_to(folder).with_suffix("").as_posix())
+    """What the image `path` under `folder` is called: `folder`/sub/é.jpg is "sub/é".
+
+    Raises:
+        ValueError: it doesn't lie there.
+    """
+    name, below = os.fspath(path), os.path.join(folder, "")
+    if str(folder) == ".":
+        below = ""
+    if not name.startswith(below):
+        raise ValueError(f"{path} doesn't lie in {folder}")
+    return normal(os.path.splitext(name[len(below) :])[0].replace(os.sep, "/"))
 
 
 def normal(name: str) -> str:
     """`name` in the form that names are compared in; bytes that are no UTF-8 are spelled out."""
+    if name.isascii():
+        return name
     return unicodedata.normalize("NFC", name.encode("utf-8", "backslashreplace").decode())
 
 
@@ -90,23 +102,35 @@ def _entry(folder: Path, name: str) -> Path:
     return next((entry for entry in there if normal(entry.name) == normal(name)), folder / name)
 
 
-def _files(folder: Path, above: tuple[Inode, ...]) -> Iterator[Path]:
-    """Files under `folder`, and links to nothing; `above` are the folders that it lies in, by inode."""
+def _files(folder: Path, above: tuple[Inode, ...]) -> Iterator[tuple[Path, bool]]:
+    """(file, whether it is there) under `folder`, also links to nothing; `above` are the folders around it, by inode.
+
+    What the listing tells of an entry is not asked for again: in a million files each call to the disk counts.
+    """
     try:
         about = folder.stat()
         if (here := (about.st_dev, about.st_ino)) in above:
             return
-        names = os.listdir(folder)
+        with os.scandir(folder) as listing:
+            entries = list(listing)
     except OSError as error:
         if not above:
             raise
         warnings.warn(f"{folder} is left out: it can't be opened ({error.strerror})", stacklevel=4)
         return
-    for name in names:
-        path = folder / name
-        if name.startswith("."):
+    for entry in entries:
+        if entry.name.startswith("."):
             continue
-        if path.is_dir():
-            yield from _files(path, (*above, here))
-        elif path.is_file() or path.is_symlink():
-            yield path
+        if _is(entry.is_dir):
+            yield from _files(folder / entry.name, (*above, here))
+        elif _is(entry.is_file):
+            yield folder / entry.name, True
+        elif entry.is_symlink():
+            yield folder / entry.name, False
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    try:
+        return kind()
+    except OSError:  # a link that leads to itself
+        return False

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cluster.cli.actors import actors_app
 from cluster.cli.chain import chain
 from cluster.cli.convert import convert
+from cluster.cli.data import compared, data_app
 from cluster.cli.errors import UserMistake, argv, as_mistake, guarded, say
 from cluster.cli.export import export
 from cluster.cli.leaving import leaving
@@ -39,7 +40,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-data_app = typer.Typer(help="Make data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(reward_app, name="reward")
 app.command()(convert)
@@ -190,15 +190,31 @@ def pretrain(
 @app.command()
 @guarded
 def evaluate(
-    lq: Annotated[Path, typer.Argument(help="Folder of degraded images (or of results, without --model).")],
-    gt: Annotated[Path, typer.Argument(help="Folder of the originals.")],
+    lq: Annotated[
+        Path, typer.Argument(help="Folder of degraded images (or of results, without --model); with --set, its root.")
+    ],
+    gt: Annotated[Path | None, typer.Argument(help="Folder of the originals; not with --set.")] = None,
     model: Annotated[Path | None, typer.Option(help="Run or model that restores LQ first.")] = None,
     checkpoint: Annotated[str, typer.Option(help="Of a run: latest, average, base, or an iteration.")] = "latest",
     embeddings: Annotated[Path | None, typer.Option(help="With --model: as of `restorl restore`.")] = None,
-    protocol: Annotated[str, typer.Option(help="lowlight_rgb or derain_y.")] = "lowlight_rgb",
+    set_name: Annotated[
+        str | None, typer.Option("--set", help="A public set by name (docs/data.md) in the folder LQ.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="With --set: which part of it.")] = "test",
+    results: Annotated[
+        Path | None, typer.Option(help="With --set: measure these results, named as the set's inputs.")
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(help="How PSNR and SSIM are taken (docs/data.md); default the set's own, else lowlight_rgb."),
+    ] = None,
     scorer: Annotated[list[str] | None, typer.Option(help="No-reference score(s) to add; as of `score`.")] = None,
     lpips: Annotated[Path | None, typer.Option(help="Folder with LPIPS's weights, see docs/models.md.")] = None,
+    lpips_net: Annotated[list[str] | None, typer.Option(help="alex or vgg; may be repeated.")] = None,
     fid: Annotated[Path | None, typer.Option(help="Folder with FID's weights, see docs/models.md.")] = None,
+    fid_kind: Annotated[
+        list[str] | None, typer.Option(help="clean, legacy or patchN (tiles of N pixels); may be repeated.")
+    ] = None,
     match: Annotated[str, typer.Option(help="How files are paired: stem, digits, sorted or group.")] = "stem",
     csv: Annotated[Path | None, typer.Option(help="Write one line an image here.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampling noise.")] = 0,
@@ -210,36 +226,38 @@ def evaluate(
     restorl evaluate data/demo/rain/test/input data/demo/rain/test/target --model runs/demo --scorer lite0_levels
 
     restorl evaluate restored/ originals/ --lpips weights/ --csv scores.csv
+
+    restorl evaluate data/Rain100H --set rain100h --model runs/demo
     """
-    from restoration.datasets.paired import PairedFolder
-    from restoration.evaluate import Row, evaluate_folders, evaluate_pairs, write_csv
+    from restoration.evaluate import Row, evaluate_pairs, evaluate_results, scene_means, write_csv
     from restoration.metrics import protocol as find_protocol
     from restoration.metrics.published import Published
 
     with as_mistake(ValueError):
-        find_protocol(protocol)
-    published = Published(lpips, fid)
+        published = Published(lpips, fid, lpips_net or ["alex"], fid_kind or ["clean"])
     scorers = {name: judge.score for name, _, judge in map(named_scorer, scorer or [])}
+    if results is not None and model is not None:
+        raise UserMistake("--results are finished already: leave out one of --results and --model")
+    of = compared(lq, gt, match, set_name, split, results, protocol)
     made: list[Row] = []
     with partial_csv(csv, made), Counter() as shown:
         if model is None:
-            rows = evaluate_folders(lq, gt, scorers, protocol, match, published.see, made.append)  # type: ignore[arg-type]
+            rows = evaluate_results(of.pairs, scorers, of.protocol, published.see, made.append)
         else:
             from cluster.models import load_policy
             from restoration.devices import device_of
 
             with as_mistake(ValueError):
                 place = device_of(device)
-            pairs = PairedFolder(lq, gt, match, check=False)  # type: ignore[arg-type]
             policy, sampler = load_policy(model, checkpoint, embeddings)
             with as_mistake(ValueError):
                 require(policy, sampler)
             rows = evaluate_pairs(
                 policy.to(place),
-                pairs,
+                of.pairs,
                 sampler,
                 scorers,
-                protocol,
+                of.protocol,
                 seed,
                 batch,
                 device=place,
@@ -249,7 +267,8 @@ def evaluate(
                 on_row=made.append,
             )
     rows = published.beside(rows)
-    print_rows(rows, f"protocol {protocol}{published.of_all()}")
+    title = f"protocol {of.protocol} ({find_protocol(of.protocol).told}){published.of_all()}"
+    print_rows(rows, title, scene_means(rows) if of.per_scene else None)
     if csv is not None:
         write_csv(csv, rows)
     raise typer.Exit(int(any(row.missing for row in rows)))
@@ -352,33 +371,6 @@ def audit(
     if not as_json:
         say(f"from: {source}")
     raise typer.Exit(0 if found.ok else 1)
-
-
-@data_app.command("demo")
-@guarded
-def data_demo(
-    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
-    photos: Annotated[
-        Path, typer.Option(help="Folder with train/ and heldout/ photographs, and unseen/ if you like.")
-    ] = Path("data/photos"),
-    task: Annotated[list[str] | None, typer.Option(help="rain, motion_blur, defocus, low_light; all if none.")] = None,
-    crop: Annotated[int, typer.Option(help="Side of a tile.")] = 128,
-    train_count: Annotated[int, typer.Option(help="Training tiles.")] = 200,
-    test_count: Annotated[int, typer.Option(help="Held-out tiles.")] = 48,
-    seed: Annotated[int, typer.Option(help="Seed of places and degradations.")] = 0,
-) -> None:
-    """Degrade the shipped photographs into paired folders, in the layout of public sets.
-
-    restorl data demo data/demo --task rain
-    """
-    from restoration.degradations import KINDS
-    from restoration.demo_data import make_demo
-
-    with as_mistake(ValueError):
-        tasks: Any = task or KINDS
-        made = make_demo(photos, out, tasks, seed, crop, train_count=train_count, test_count=test_count)
-    for name, folder in made.items():
-        print(f"{name}: {folder}")
 
 
 def _train_single(config: RunConfig, folder: Path) -> None:

@@ -19,7 +19,7 @@ from cluster.run.checks.scorer_files import scorer_files
 from cluster.run.machine import this_machine
 from cluster.run.preflight import examine
 from restoration.base_models import ModelFacts
-from restoration.datasets.paired import DataError, discover
+from restoration.datasets.paired import DataError
 from restoration.images import ImageError
 from restoration.stock import stock
 
@@ -78,7 +78,7 @@ def pictures_for(config: RunConfig, assumed: bool) -> Pictures | Problem:
             )
         return Pictures([(side, side)], [(side, side)] * config.evaluation.batch)
     try:
-        return Pictures.of(*(discover(data.root, split, match=data.match) for split in (data.train, data.heldout)))
+        return Pictures.of(*(data.open(split) for split in (data.train, data.heldout)))
     except (DataError, ImageError, FileNotFoundError) as error:
         what, _, action = str(error).partition("; ")
         return Problem("data", what, action)

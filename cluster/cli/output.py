@@ -31,12 +31,18 @@ class Counter:
         self._bar.stop()
 
 
-def print_rows(rows: list[Row], title: str) -> None:
-    """Means over the images that have the figure, with their number, and what is missing of which, with its reason."""
+def print_rows(rows: list[Row], title: str, scenes: dict[str, float] | None = None) -> None:
+    """Means over the images that have the figure, with their number, and what is missing of which, with its reason.
+
+    Args:
+        scenes: the means over scenes, which some fields report besides.
+    """
     from restoration.evaluate import counts, mean_values
 
     means, having = mean_values(rows), counts(rows)
     lines = [["mean", *("-" if math.isnan(v) else f"{v:.4f}" for v in means.values())]]
+    if scenes is not None:
+        lines.append(["of scenes", *("-" if math.isnan(v) else f"{v:.4f}" for v in scenes.values())])
     if any(count < len(rows) for count in having.values()):
         lines.append(["of", *map(str, having.values())])
     print_table(["", *means], lines, f"{len(rows)} images, {title}")

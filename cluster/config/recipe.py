@@ -19,6 +19,8 @@ from learner.source import SourceSettings
 from restoration.adapters import AdaptSettings
 from restoration.base_models.interface import SamplerSettings
 from restoration.datasets.matching import Match
+from restoration.datasets.opening import open_split, wrong_set
+from restoration.datasets.paired import PairedFolder
 from restoration.evaluate import PIXELS
 from restoration.precision import AUTO
 from restoration.tiling import Tiling
@@ -89,6 +91,8 @@ class DataSettings:
     """Paired folders: `root`/`train`/{input,target} or LOL's {Low,Normal}; `heldout` is never trained on.
 
     Attributes:
+        set: a public set by its name (docs/data.md), of which `root` is the folder, `train` and `heldout` are splits;
+            null, or `paired`, takes any folders.
         embeddings: folder with <image id>.safetensors, what the model sees of each picture besides (docs/models.md).
         match: how LQ and GT are paired: by `stem`, by the `digits` in their names, by `sorted` order, or by `group`,
             several LQ of one GT (`1_1.jpg`, `1_2.jpg` and `1.jpg`); null: by their names, never `sorted`.
@@ -99,6 +103,19 @@ class DataSettings:
     heldout: str = "test"
     match: Match | None = None
     embeddings: Path | None = None
+    set: str | None = None
+
+    def __post_init__(self) -> None:
+        if problem := wrong_set(self.set, self.match, self.train, self.heldout):
+            raise ValueError(problem)
+
+    def open(self, split: str) -> PairedFolder:
+        """The pairs of `train` or `heldout`.
+
+        Raises:
+            FileNotFoundError, DataError, ImageError: as `open_split`.
+        """
+        return open_split(self.root, split, self.match, self.set)
 
 
 @dataclass(frozen=True)

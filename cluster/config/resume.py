@@ -25,6 +25,7 @@ FIXED = {
     "rollout.images_per_batch": "what is done is known by its place in the order of batches of this size",
     "data.train": "the order of the work is one of these pictures",
     "data.match": "the order of the work is one of these pairs",
+    "data.set": "the order of the work is one of these pictures",
     "data.heldout": "the base model was evaluated on the other pictures, once, before training",
     "evaluation.limit": "the base model was evaluated on the other pictures, once, before training",
     "evaluation.protocol": "the base model was evaluated by the other protocol, once, before training",

@@ -24,6 +24,7 @@ from cluster.run.machine import Machine, this_machine
 from cluster.trackers import lacking
 from restoration.checkpoints import CheckpointError
 from restoration.datasets.paired import PairedFolder
+from restoration.datasets.registry import SETS
 from restoration.metrics import protocol
 from restoration.metrics.full_reference import FULL_REFERENCE, version_of
 from restoration.transition import Schedule
@@ -104,6 +105,12 @@ def names(config: RunConfig) -> Iterator[Finding]:
         protocol(config.evaluation.protocol)
     except ValueError as error:
         yield told("evaluation.protocol", str(error))
+    of, measured = SETS.get(config.data.set or ""), config.evaluation.protocol
+    if of is not None and of.protocol != measured.split("+")[0]:
+        yield (
+            f"evaluation.protocol={measured}: figures of {of.title} are published by {of.protocol}; set "
+            f"evaluation.protocol={of.protocol} to compare with them"
+        )
     # Of a class by its path only the replicas, whose nodes may have other packages, can tell.
     known = ", ".join(sorted({*SCORERS, *FULL_REFERENCE}))
     for term in config.reward.resolved.terms:

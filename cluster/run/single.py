@@ -40,7 +40,7 @@ from learner.learner import AVERAGE_FILE, STATE_FILES
 from learner.reference import Group, Method, PairScore, Reference
 from restoration.adapters import trainable_state
 from restoration.base_models import load
-from restoration.datasets.paired import DataError, PairedFolder, discover
+from restoration.datasets.paired import DataError, PairedFolder
 from restoration.evaluate import Row, ScoreFunction, evaluate_pairs, mean_values, write_csv
 from restoration.metrics.appearance import APPEARANCE
 from restoration.metrics.full_reference import full_reference
@@ -89,8 +89,8 @@ def train_single(
     """
     _require_new(folder)
     torch.set_num_threads(config.ranks.threads)
-    train = discover(config.data.root, config.data.train, match=config.data.match)
-    heldout = discover(config.data.root, config.data.heldout, match=config.data.match)
+    train = config.data.open(config.data.train)
+    heldout = config.data.open(config.data.heldout)
     method = method_of(config)
     before_start(config, train, heldout)
     runner = Reference(load(config.model, config.data.embeddings), method)

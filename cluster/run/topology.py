@@ -37,7 +37,7 @@ from cluster.run.starting import Starting
 from cluster.run.store_mark import find_again
 from cluster.run.wishes import Desk
 from learner import checkpoint
-from restoration.datasets.paired import PairedFolder, discover
+from restoration.datasets.paired import PairedFolder
 from restoration.evaluate import Row
 from restoration.precision import told_variables
 from reward_service.bounded import in_thread
@@ -95,8 +95,8 @@ class Topology:
 
     def __init__(self, config: RunConfig, folder: Path, resume: bool) -> None:
         self.config, self.folder, self.resume = config, folder, resume
-        self.train: PairedFolder = discover(config.data.root, config.data.train, match=config.data.match)
-        self.heldout: PairedFolder = discover(config.data.root, config.data.heldout, match=config.data.match)
+        self.train: PairedFolder = config.data.open(config.data.train)
+        self.heldout: PairedFolder = config.data.open(config.data.heldout)
         judges(config.evaluation.scorers)  # a wrong name is told before anything starts
         self.warnings = before_start(config, self.train, self.heldout)
         self.exits = ExitStack()

@@ -19,7 +19,6 @@ from cluster.trust.verdict import Bars, Verdict, judge
 from restoration.adapters import frozen_type
 from restoration.base_models import load
 from restoration.base_models.interface import BaseModel
-from restoration.datasets.paired import discover
 from restoration.devices import device_of
 from restoration.precision import resolve, set_frozen_dtype
 
@@ -52,7 +51,7 @@ def check(
     """
     began = time.monotonic()
     place = device_of(device)
-    heldout = discover(config.data.root, config.data.heldout, match=config.data.match)
+    heldout = config.data.open(config.data.heldout)
     rewards = rewards_of(config, place)
     side = config.rollout.crop or min(min(pair.size) for pair in heldout.pairs)
     if side < (least := max(reward.least_side for reward in rewards)):

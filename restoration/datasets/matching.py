@@ -13,6 +13,7 @@ from restoration.image_files import image_name, list_images, normal
 Match = Literal["stem", "digits", "sorted", "group"]
 Named = tuple[str, Path]  # a picture's name and its file
 
+_NUMBERS = re.compile(r"(\d+)")
 EACH = "*"  # a part of a path that stands for every folder there
 
 
@@ -70,7 +71,7 @@ def pair_up(lq: Side, gt: Side, match: Match | None) -> tuple[Match, list[tuple[
 
 def natural(name: str) -> list[tuple[int, int, str]]:
     """Sort key under which a2 comes before a10."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in _NUMBERS.split(name) if part]
 
 
 def some(names: Sequence[str], shown: int = 5) -> str:

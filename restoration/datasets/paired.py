@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from restoration.datasets.matching import EACH, DataError, Match, Side, pair_up, some
-from restoration.image_ends import check_whole
-from restoration.images import ImageError, Pixels, image_size, read_pixels, to_float
+from restoration.datasets.readers import IMAGES, Reader, Size
+from restoration.images import ImageError, Pixels, to_float
 
 __all__ = ["DataError", "Match", "Pair", "PairedFolder", "crop_pair", "discover", "random_crop"]
 
 Crop = tuple[int, int, int, int]
+CACHE_BYTES = 256 * 2**20
+HEADERS = 4096  # pairs whose headers are read when a set is opened
 
 # Names of the LQ and GT folder in the layouts of public sets, in the order they are looked for; {split} is the name
 # of the folder they lie in (REDS: train/train_blur).
@@ -45,18 +48,40 @@ OTHER_LQ = ("blur_gamma",)  # a second degraded version of the same pictures bes
 
 @dataclass(frozen=True)
 class Pair:
-    """One degraded image and its original; `size` is (height, width) of both, `image_id` the relative stem of LQ."""
+    """One degraded image and its original.
+
+    Attributes:
+        image_id: relative stem of LQ.
+        known_size: (height, width) of both, where a header was read already.
+        reader: of both files, unless `lq_reader` is that of LQ.
+        lq_right: the second view of a dual-pixel camera, of which `lq_path` is the left one.
+    """
 
     image_id: str
     lq_path: Path
     gt_path: Path
-    size: tuple[int, int]
+    known_size: Size | None = None
+    reader: Reader = IMAGES
+    lq_right: Path | None = None
+    lq_reader: Reader | None = None
+
+    @property
+    def size(self) -> Size:
+        """(height, width) of both. Raises ImageError where a header must be read and can't be."""
+        return self.known_size or (self.lq_reader or self.reader).size(self.lq_path)
+
+    @property
+    def files(self) -> tuple[tuple[Path, Reader], ...]:
+        """Views of LQ, and the original last, each with what reads it."""
+        views = (self.lq_path,) if self.lq_right is None else (self.lq_path, self.lq_right)
+        return *((path, self.lq_reader or self.reader) for path in views), (self.gt_path, self.reader)
 
 
 class PairedFolder:
     """Pairs of images of equal size in two folders (searched at any depth, also behind links).
 
-    Names are compared in Unicode's composed form (`restoration.image_files`).
+    Names are compared in Unicode's composed form (`restoration.image_files`). Of more than `HEADERS` pairs only so many
+    headers are read at once, evenly spread, so that a large set opens in seconds; the others are read when asked for.
 
     Args:
         lq: folder of degraded images; with a part `*` (train/*/blur) such a folder of each sequence.
@@ -67,7 +92,7 @@ class PairedFolder:
             `1.jpg`); None: by the names, never "sorted". The attribute says which.
         expected_count: the published number of pairs; another number only warns.
         cache_bytes: how much of the decoded images is kept in memory (least recently used go first).
-        check: read all headers at once; else `load` tells of a file that can't be read or a pair of two sizes.
+        check: read headers at once; else `load` tells of a file that can't be read or a pair of two sizes.
 
     Raises:
         FileNotFoundError: a folder doesn't exist.
@@ -81,14 +106,12 @@ class PairedFolder:
         gt: Path,
         match: Match | None = "stem",
         expected_count: int | None = None,
-        cache_bytes: int = 256 * 2**20,
+        cache_bytes: int = CACHE_BYTES,
         check: bool = True,
     ) -> None:
-        self.lq, self.gt = Path(lq), Path(gt)
-        self.match, paths = pair_up(Side.of(self.lq), Side.of(self.gt), match)
-        self.pairs = _checked_sizes(paths) if check else [Pair(*names, _size_or_none(names[1])) for names in paths]
-        self._by_id = {pair.image_id: pair for pair in self.pairs}
-        self._cache = _PixelCache(cache_bytes)
+        lq, gt = Path(lq), Path(gt)
+        match, paths = pair_up(Side.of(lq), Side.of(gt), match)
+        self._hold(lq, gt, match, [Pair(*names) for names in paths], cache_bytes, check)
         if expected_count is not None and len(self.pairs) != expected_count:
             warnings.warn(
                 f"{self.lq} holds {len(self.pairs)} pairs, the published set {expected_count}: "
@@ -96,12 +119,48 @@ class PairedFolder:
                 stacklevel=2,
             )
 
+    @classmethod
+    def of_pairs(
+        cls,
+        lq: Path,
+        gt: Path,
+        match: Match,
+        pairs: Sequence[Pair],
+        cache_bytes: int = CACHE_BYTES,
+        check: bool = True,
+    ) -> PairedFolder:
+        """Pairs that were found already; `lq`, `gt` and `match` say, for people, where and how.
+
+        Raises:
+            DataError: no pair, two of one id, a pair of two sizes.
+            ImageError: as the constructor.
+        """
+        made = cls.__new__(cls)
+        if not pairs:
+            raise DataError(f"{lq} holds no pair")
+        twice = [i for i, count in Counter(pair.image_id for pair in pairs).items() if count > 1]
+        if twice:
+            raise DataError(f"{lq}: {len(twice)} pictures are there twice ({some(twice)}); keep one of each")
+        made._hold(lq, gt, match, pairs, cache_bytes, check)
+        return made
+
+    def _hold(self, lq: Path, gt: Path, match: Match, pairs: Sequence[Pair], cache_bytes: int, check: bool) -> None:
+        self.lq, self.gt, self.match = lq, gt, match
+        self.pairs = _checked(pairs) if check else [replace(p, known_size=_size_or_least(p)) for p in pairs]
+        self._by_id = {pair.image_id: pair for pair in self.pairs}
+        self._cache = _PixelCache(cache_bytes)
+
     def __len__(self) -> int:
         return len(self.pairs)
 
     @property
     def image_ids(self) -> list[str]:
         return [pair.image_id for pair in self.pairs]
+
+    @property
+    def known_sizes(self) -> list[Size]:
+        """(height, width) of the pairs whose headers were read, which are all unless there are many."""
+        return [pair.known_size for pair in self.pairs if pair.known_size is not None]
 
     def pair(self, image_id: str) -> Pair:
         """The pair of that id.
@@ -116,25 +175,35 @@ class PairedFolder:
     def load(self, image_id: str) -> tuple[Tensor, Tensor]:
         """(lq, gt), float32 [3, H, W] in [0, 1] each; decoded files are cached.
 
+        Of a dual-pixel pair lq is the mean of both views, which is what the whole pixel saw (`views` has each).
+
         Raises:
             KeyError: no such image.
             ImageError: a file that is truncated or has gone.
             DataError: two sizes, of a set that was not checked.
         """
+        *views, gt = self.views(image_id)
+        return views[0] if len(views) == 1 else torch.stack(views).mean(0), gt
+
+    def views(self, image_id: str) -> list[Tensor]:
+        """The views of LQ, of a dual-pixel pair left and right, and behind them the original; otherwise as `load`."""
         pair = self.pair(image_id)
-        lq, gt = (to_float(self._cache.read(path)) for path in (pair.lq_path, pair.gt_path))
-        if lq.shape != gt.shape:
-            sizes = f"{_named(lq.shape[-2:])} and {_named(gt.shape[-2:])}"
-            raise DataError(f"{pair.lq_path} and {pair.gt_path} differ in size: {sizes} (width x height)")
-        return lq, gt
+        images = [to_float(self._cache.read(*file)) for file in pair.files]
+        for (path, _), image in zip(pair.files, images[:-1], strict=False):
+            if image.shape != images[-1].shape:
+                sizes = f"{_named(image.shape[-2:])} and {_named(images[-1].shape[-2:])}"
+                raise DataError(f"{path} and {pair.gt_path} differ in size: {sizes} (width x height)")
+        return images
 
     def require_side(self, side: int) -> None:
-        """Refuse a set of which crops of `side` pixels can't be taken.
+        """Refuse a set of which crops of `side` pixels can't be taken, as far as its headers were read.
 
         Raises:
             DataError: images are smaller; the message lists the first.
         """
-        small = [f"{p.image_id} ({_named(p.size)})" for p in self.pairs if min(p.size) < side]
+        small = [
+            f"{p.image_id} ({_named(p.known_size)})" for p in self.pairs if p.known_size and min(p.known_size) < side
+        ]
         if small:
             raise DataError(
                 f"{self.lq}: {len(small)} of {len(self)} images are smaller than the crop of {side} px: "
@@ -142,7 +211,7 @@ class PairedFolder:
             )
 
 
-def discover(root: Path, split: str, match: Match | None = None, cache_bytes: int = 256 * 2**20) -> PairedFolder:
+def discover(root: Path, split: str, match: Match | None = None, cache_bytes: int = CACHE_BYTES) -> PairedFolder:
     """Open `<root>/<split>/{input,target}`, or the same in another public layout (`LAYOUTS`).
 
     `split` is a folder's path below `root` (`train`, `test/Rain100L`, `.` for `root` itself), in lower or upper case
@@ -256,12 +325,12 @@ class _PixelCache:
     def __reduce__(self) -> tuple[type[_PixelCache], tuple[int]]:
         return type(self), (self.limit,)  # travels to another process empty
 
-    def read(self, path: Path) -> Pixels:
+    def read(self, path: Path, reader: Reader) -> Pixels:
         with self._lock:
             if path in self._kept:
                 self._kept.move_to_end(path)
                 return self._kept[path]
-        pixels = read_pixels(path)
+        pixels = reader.pixels(path)
         with self._lock:
             if path not in self._kept and pixels.nbytes <= self.limit:
                 self._kept[path] = pixels
@@ -271,25 +340,28 @@ class _PixelCache:
         return pixels
 
 
-def _checked_sizes(paths: Sequence[tuple[str, Path, Path]]) -> list[Pair]:
-    pairs, wrong = [], []
-    for image_id, lq, gt in paths:
-        sizes = image_size(lq), image_size(gt)
-        check_whole(lq)
-        check_whole(gt)
-        if sizes[0] != sizes[1]:
-            wrong.append(f"{image_id} (LQ {_named(sizes[0])}, GT {_named(sizes[1])})")
-        pairs.append(Pair(image_id, lq, gt, sizes[0]))
+def _checked(pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs with their sizes; of more than `HEADERS` only so many, evenly spread, have one."""
+    held, wrong = list(pairs), []
+    count = min(len(pairs), HEADERS)
+    for place in (i * len(pairs) // count for i in range(count)):
+        pair = pairs[place]
+        sizes = [reader.size(path) for path, reader in pair.files]
+        for path, reader in pair.files:
+            reader.check(path)
+        if len({*sizes}) > 1:
+            wrong.append(f"{pair.image_id} (LQ {_named(sizes[0])}, GT {_named(sizes[-1])})")
+        held[place] = replace(pair, known_size=sizes[0])
     if wrong:
-        where = f"{paths[0][1].parent} and {paths[0][2].parent}"
+        where = f"{pairs[0].lq_path.parent} and {pairs[0].gt_path.parent}"
         raise DataError(f"LQ/GT size mismatch in {len(wrong)} pairs of {where}: {some(wrong)} (width x height)")
-    return pairs
+    return held
 
 
-def _size_or_none(path: Path) -> tuple[int, int]:
+def _size_or_least(pair: Pair) -> Size:
     """(height, width), (1, 1) of a file that can't be read."""
     try:
-        return image_size(path)
+        return pair.size
     except ImageError:
         return 1, 1
 

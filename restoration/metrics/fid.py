@@ -1,11 +1,12 @@
 """FID (Heusel et al. 2017, arXiv 1706.08500) with the published Inception weights, which users download.
 
-The network is TensorFlow's Inception of 2015 as PyTorch has it; pictures are resized as clean-fid does (bicubic, with
-antialiasing). Compare only with figures of the same resizing and number of pictures: FID of few is biased.
+The network is TensorFlow's Inception of 2015 as PyTorch has it. Compare only figures of the same kind and number of
+pictures: of fewer than its 2048 features FID is biased, and the covariance has no full rank.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,37 +22,92 @@ from restoration.checkpoints import CheckpointError, load_strict, read_state
 from restoration.metrics.perceptual import frechet_distance
 
 WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
-SIDE = 299
+SIDE, FEATURES = 299, 2048
+BATCH = 8  # tiles that go through the network together
 
 
 class Fid:
-    """Gathers features of restored pictures and of originals."""
+    """Gathers features of restored pictures and of originals.
 
-    def __init__(self, folder: Path) -> None:
+    Attributes:
+        name: `fid` where pictures are resized as clean-fid does (bicubic, with antialiasing), `fid_legacy` as
+            pytorch-fid does (bilinear, without), `fid_patchN` of tiles of N pixels, each resized as the former.
+    """
+
+    def __init__(self, folder: Path, kind: str = "clean", network: nn.Module | None = None) -> None:
         """Of the file `WEIGHTS` in `folder`.
 
+        Args:
+            kind: clean, legacy, or patchN.
+            network: of another `Fid`, which is not read again then.
+
         Raises:
-            CheckpointError: it is absent or another network's.
+            ValueError: another kind.
+            CheckpointError: the file is absent or another network's.
         """
+        self.name, self.patch = "fid" if kind == "clean" else f"fid_{kind}", _patch(kind)
+        self.resize = resized_legacy if kind == "legacy" else resized
         file = folder / WEIGHTS
-        if not file.is_file():
+        if network is None and not file.is_file():
             raise CheckpointError(f"{file} is absent: FID needs {WEIGHTS}, as pytorch-fid publishes it")
-        self.network = inception()
-        load_strict(self.network, read_state(file), file)
+        self.network = network or inception()
+        if network is None:
+            load_strict(self.network, read_state(file), file)
         self._features: tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]] = ([], [])
 
     @torch.no_grad()
     def add(self, restored: NDArray[np.uint8], gt: NDArray[np.uint8]) -> None:
-        """uint8 [H, W, 3] each."""
-        features = self.network(torch.stack([resized(image) for image in (restored, gt)]) * 2 - 1)
-        for side, vector in zip(self._features, features.double().numpy(), strict=True):
-            side.append(vector)
+        """uint8 [H, W, 3] each.
+
+        Raises:
+            ValueError: no tile of N pixels fits.
+        """
+        sides = [_tiles(image, self.patch) for image in (restored, gt)]
+        if not sides[1]:
+            raise ValueError(f"{self.name}: no tile of {self.patch} px fits into {gt.shape[1]}x{gt.shape[0]}")
+        for held, tiles in zip(self._features, sides, strict=True):
+            for start in range(0, len(tiles), BATCH):
+                features = self.network(torch.stack([self.resize(t) for t in tiles[start : start + BATCH]]) * 2 - 1)
+                held.extend(features.double().numpy())
+
+    @property
+    def count(self) -> int:
+        """Pictures, or tiles, on each side."""
+        return len(self._features[1])
 
     def value(self) -> float:
         """Raises ValueError for fewer than two pictures."""
-        if len(self._features[0]) < 2:
-            raise ValueError("fid: a covariance takes at least two pictures")
+        if self.count < 2:
+            raise ValueError(f"{self.name}: a covariance takes at least two pictures")
         return frechet_distance(*(np.stack(side) for side in self._features))
+
+    def told(self) -> str:
+        """The figure with its number of pictures; of few the warning that belongs to it."""
+        few = f", below the {FEATURES} features: compare at equal n only" if self.count <= FEATURES else ""
+        return f"{self.name} {self.value():.4f} (n={self.count}{few})"
+
+
+def _patch(kind: str) -> int:
+    """Side of the tiles, 0 of whole pictures."""
+    found = re.fullmatch(r"clean|legacy|patch([1-9]\d*)", kind)
+    if found is None:
+        raise ValueError(f"FID of the kind {kind!r} is unknown; choose clean, legacy or patchN, such as patch256")
+    return int(found[1] or 0)
+
+
+def _tiles(image: NDArray[np.uint8], side: int) -> list[NDArray[np.uint8]]:
+    """The picture, or its tiles from the upper left corner on; what is left at the other edges is left out."""
+    if not side:
+        return [image]
+    height, width = image.shape[:2]
+    places = [(y, x) for y in range(0, height - side + 1, side) for x in range(0, width - side + 1, side)]
+    return [image[y : y + side, x : x + side] for y, x in places]
+
+
+def resized_legacy(image: NDArray[np.uint8]) -> Tensor:
+    """float32 [3, 299, 299] in [0, 1], as pytorch-fid resizes."""
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).movedim(-1, 0)[None].float() / 255
+    return F.interpolate(pixels, (SIDE, SIDE), mode="bilinear", align_corners=False)[0]
 
 
 def resized(image: NDArray[np.uint8]) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from restoration.evaluate import Pixels, Row
 from restoration.metrics.fid import Fid
-from restoration.metrics.lpips import LEAST_SIDE, Lpips
+from restoration.metrics.lpips import TRUNKS, Lpips
 
 
 class Published:
@@ -18,45 +18,68 @@ class Published:
 
     Args:
         lpips, fid: folders of the published weights; None leaves a metric out.
+        nets: of LPIPS, `alex` in the column `lpips` and `vgg` in `lpips_vgg`.
+        kinds: of FID, as `Fid` has them.
 
     Raises:
         CheckpointError: weights that are absent or of another network.
+        ValueError: an unknown net or kind.
     """
 
-    def __init__(self, lpips: Path | None, fid: Path | None) -> None:
-        self.lpips = Lpips.from_published(lpips) if lpips is not None else None
-        self.fid = Fid(fid) if fid is not None else None
-        self._distances: dict[str, float] = {}
-        self._missing: dict[str, str] = {}
+    def __init__(
+        self, lpips: Path | None, fid: Path | None, nets: Sequence[str] = ("alex",), kinds: Sequence[str] = ("clean",)
+    ) -> None:
+        if unknown := [net for net in nets if net not in TRUNKS]:
+            raise ValueError(f"LPIPS on {unknown[0]!r} is unknown; choose {' or '.join(TRUNKS)}")
+        self.lpips: dict[str, Lpips] = {}
+        for net in dict.fromkeys(nets) if lpips is not None else ():
+            self.lpips["lpips" if net == "alex" else f"lpips_{net}"] = Lpips.from_published(lpips, net)  # type: ignore[arg-type]
+        self.fid: list[Fid] = []
+        for kind in dict.fromkeys(kinds) if fid is not None else ():
+            self.fid.append(Fid(fid, kind, self.fid[0].network if self.fid else None))  # type: ignore[arg-type]
+        self._distances: dict[str, dict[str, float]] = {name: {} for name in self.lpips}
+        self._missing: dict[str, dict[str, str]] = {}
+        self._left_out: dict[str, str] = {}  # kind of FID -> why a picture has no part in it
 
     def see(self, image_id: str, lq: Pixels, restored: Pixels, gt: Pixels) -> None:
         height, width = gt.shape[:2]
-        if self.lpips is not None and min(height, width) < LEAST_SIDE:
-            self._missing[image_id] = f"LPIPS needs at least {LEAST_SIDE} px a side, got {width}x{height}"
-        elif self.lpips is not None:
-            a, b = (torch.from_numpy(image)[None].movedim(-1, 1).float() / 255 for image in (restored, gt))
-            self._distances[image_id] = float(self.lpips(a, b))
-        if self.fid is not None:
-            self.fid.add(restored, gt)
+        pair = None
+        for name, metric in self.lpips.items():
+            least = metric.trunk.least_side
+            if min(height, width) < least:
+                why = f"LPIPS needs at least {least} px a side, got {width}x{height}"
+                self._missing.setdefault(image_id, {})[name] = why
+                continue
+            if pair is None:
+                pair = [torch.from_numpy(image)[None].movedim(-1, 1).float() / 255 for image in (restored, gt)]
+            self._distances[name][image_id] = float(metric(*pair))
+        for fid in self.fid:
+            try:
+                fid.add(restored, gt)
+            except ValueError as error:
+                self._left_out[fid.name] = f"{image_id}: {error}"
 
     def beside(self, rows: Sequence[Row]) -> list[Row]:
         """The rows with "lpips", NaN of pictures that were too small for it or were never shown."""
-        if self.lpips is None:
+        if not self.lpips:
             return list(rows)
         return [
             Row(
                 row.image_id,
-                row.values | {"lpips": self._distances.get(row.image_id, math.nan)},
-                row.missing | ({"lpips": self._missing[row.image_id]} if row.image_id in self._missing else {}),
+                row.values | {name: found.get(row.image_id, math.nan) for name, found in self._distances.items()},
+                row.missing | self._missing.get(row.image_id, {}),
             )
             for row in rows
         ]
 
     def of_all(self) -> str:
         """What is told of the set as a whole."""
-        if self.fid is None:
-            return ""
-        try:
-            return f", fid {self.fid.value():.4f}"
-        except ValueError as error:
-            return f", no {error}"
+        told = ""
+        for fid in self.fid:
+            try:
+                told += f", {fid.told()}"
+            except ValueError as error:
+                told += f", no {error}"
+            if fid.name in self._left_out:
+                told += f", without pictures such as {self._left_out[fid.name]}"
+        return told

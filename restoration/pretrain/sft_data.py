@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from restoration.datasets.paired import DataError, Match, PairedFolder, crop_pair, discover, random_crop
+from restoration.datasets.opening import open_split, wrong_set
+from restoration.datasets.paired import DataError, Match, PairedFolder, crop_pair, random_crop
 from restoration.image_ends import undecodable
 from restoration.image_opening import tell_once
 from restoration.images import ImageError
@@ -37,6 +38,7 @@ class SftData:
         pairs: how those are degraded.
         embeddings: folder of <image id>.safetensors, what the model sees of each picture of `root` besides.
         cache_mb: decoded images of `root` kept in memory, 10^6 bytes.
+        set: a public set by its name (docs/data.md), of which `root` is the folder, `train` and `heldout` are splits.
     """
 
     root: Path | None = None
@@ -47,6 +49,7 @@ class SftData:
     pairs: PairRecipe = field(default_factory=PairRecipe)
     embeddings: Path | None = None
     cache_mb: int = 1024
+    set: str | None = None
 
     def __post_init__(self) -> None:
         if (self.root is None) == (self.photos is None):
@@ -57,6 +60,10 @@ class SftData:
             )
         if self.cache_mb < 0:
             raise ValueError(f"data.cache_mb={self.cache_mb}: 0 or above")
+        if self.set is not None and self.root is None:
+            raise ValueError(f"data.set={self.set}: give data.root, the folder it was unpacked in")
+        if problem := wrong_set(self.set, self.match, self.train, self.heldout):
+            raise ValueError(problem)
 
 
 class TrainingPairs(Protocol):
@@ -79,10 +86,10 @@ class _FolderCrops:
         """A crop of a random pair; one that is damaged where its headers don't show it is told, and another drawn."""
         for _ in range(_DRAWS):
             pair = self.folder.pairs[rng.integers(len(self.folder))]
-            crop, flip = random_crop(pair.size, self.crop, rng), bool(rng.random() < 0.5)
             try:
+                crop, flip = random_crop(pair.size, self.crop, rng), bool(rng.random() < 0.5)
                 lq, gt = self.folder.load(pair.image_id)
-            except ImageError as error:
+            except ValueError as error:  # also of one whose header was not read at the start
                 tell_once(f"{error}; the pair {pair.image_id} is left out of the training")
                 continue
             return *crop_pair(lq, gt, crop, flip), pair.image_id
@@ -122,7 +129,7 @@ def training_pairs(data: SftData, crop: int, seed: int) -> TrainingPairs:
     if data.root is None:
         assert data.photos is not None
         return _PhotoPairs(DegradedCrops(data.photos / "train", data.pairs, crop, seed))
-    folder = discover(data.root, data.train, data.match, data.cache_mb * 10**6)
+    folder = open_split(data.root, data.train, data.match, data.set, data.cache_mb * 10**6)
     folder.require_side(crop)
     return _FolderCrops(folder, crop)
 
@@ -143,7 +150,7 @@ def held_out(data: SftData, count: int, crop: int) -> HeldOut:
         names = [f"{i:04d}" for i in range(count)]
         pictures = {name: (a, b) for name, a, b in zip(names, lq, gt, strict=True)}
         return HeldOut(tuple(HeldOutPicture(name, (side, side)) for name in names), pictures.__getitem__)
-    folder = discover(data.root, data.heldout, data.match, 0)
+    folder = open_split(data.root, data.heldout, data.match, data.set, 0)
     count = min(count, len(folder))
     chosen = [folder.pairs[i * len(folder) // count] for i in range(count)]
     if damaged := undecodable(path for p in chosen for path in (p.lq_path, p.gt_path)):

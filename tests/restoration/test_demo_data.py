@@ -88,7 +88,7 @@ def test_nothing_is_written_when_up_to_date_and_a_change_or_a_lost_file_renews(p
 def test_a_folder_of_somebody_else_is_not_replaced(photos, tmp_path):
     (tmp_path / "out" / "rain").mkdir(parents=True)
     (tmp_path / "out" / "rain" / "mine.txt").write_text("keep")
-    with pytest.raises(DataError, match="not written by make_demo"):
+    with pytest.raises(DataError, match="not made by this command"):
         small(photos, tmp_path / "out", tasks=["rain"])
     assert (tmp_path / "out" / "rain" / "mine.txt").read_text() == "keep"
 

@@ -83,14 +83,14 @@ def test_pictures_that_can_not_be_read_are_counted_in_one_warning_and_other_file
 
 def test_a_folder_that_can_not_be_opened_is_told(tmp_path, monkeypatch):
     put(tmp_path, "a.png", "secret/b.png")
-    listdir = os.listdir
+    scandir = os.scandir
 
     def refused(folder):
         if folder.name == "secret":
             raise PermissionError(13, "Permission denied", str(folder))
-        return listdir(folder)
+        return scandir(folder)
 
-    monkeypatch.setattr(image_files.os, "listdir", refused)
+    monkeypatch.setattr(image_files.os, "scandir", refused)
     with pytest.warns(UserWarning, match=r"secret is left out: it can't be opened \(Permission denied\)"):
         assert listed(tmp_path) == ["a.png"]
     with pytest.raises(PermissionError, match="secret"):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import os
 import unicodedata
 import warnings
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from restoration.datasets import paired
+from restoration.datasets import paired, readers
 from restoration.datasets.paired import DataError, PairedFolder, crop_pair, discover, random_crop
 from restoration.images import ImageError
 
@@ -337,8 +339,8 @@ def test_images_smaller_than_the_crop_are_found_before_work_starts(folders):
 
 def test_the_cache_saves_decoding_up_to_its_bytes(folders, monkeypatch):
     reads = []
-    read = paired.read_pixels
-    monkeypatch.setattr(paired, "read_pixels", lambda path: reads.append(path) or read(path))
+    read = readers.read_pixels
+    monkeypatch.setattr(readers, "read_pixels", lambda path: reads.append(path) or read(path))
     data = PairedFolder(*folders, cache_bytes=2 * 12 * 10 * 3)
     first, again = data.load("a2"), data.load("a2")
     assert len(reads) == 2 and torch.equal(first[0], again[0])
@@ -355,3 +357,46 @@ def test_a_set_travels_to_another_process(folders):
     moved = copy.deepcopy(data)
     assert moved.pairs == data.pairs and moved._cache.held == 0
     assert torch.equal(moved.load("a2")[0], data.load("a2")[0])
+
+
+def test_a_large_set_opens_by_its_listing_and_a_bounded_number_of_headers(tmp_path, monkeypatch):
+    for side, level in (("input", 50), ("target", 200)):
+        put(tmp_path / "train" / side / "0000.png", level=level)
+        for i in range(1, 300):
+            os.link(tmp_path / "train" / side / "0000.png", tmp_path / "train" / side / f"{i:04d}.png")
+    put(tmp_path / "small.png", size=(5, 5))
+    (tmp_path / "small.png").replace(tmp_path / "train" / "target" / "0001.png")
+    (tmp_path / "train" / "input" / "0002.png").unlink()
+    (tmp_path / "train" / "input" / "0002.png").write_bytes(b"")
+    calls = Counter()
+
+    def counted(module, name):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, **k: calls.update([name]) or real(*a, **k))
+
+    counted(readers, "image_size")
+    counted(readers, "check_whole")
+    counted(os, "stat")
+    counted(os, "scandir")
+    monkeypatch.setattr(paired, "HEADERS", 10)
+    data = discover(tmp_path, "train")
+    assert len(data) == 300 and len(data.known_sizes) == 10 and set(data.known_sizes) == {(10, 12)}
+    assert calls["image_size"] == calls["check_whole"] == 20 and calls["scandir"] == 2
+    assert calls["stat"] < 150, calls  # of folders and opened files, not of each picture
+    assert data.pair("0003").size == (10, 12) and data.pairs[3].known_size is None
+    data.require_side(10)
+    with pytest.raises(DataError, match="differ in size: 12x10 and 5x5"):
+        data.load("0001")
+    with pytest.raises(ImageError, match="0 bytes"):
+        _ = data.pair("0002").size
+    moved = copy.deepcopy(data)
+    assert moved.pairs == data.pairs and moved.known_sizes == data.known_sizes
+
+
+def test_pairs_that_were_found_already_are_held_to_the_same_rules(folders):
+    pairs = PairedFolder(*folders).pairs
+    assert PairedFolder.of_pairs(*folders, "stem", pairs).image_ids == ["a2", "a10", "sub/b"]
+    with pytest.raises(DataError, match="holds no pair"):
+        PairedFolder.of_pairs(*folders, "stem", [])
+    with pytest.raises(DataError, match=r"1 pictures are there twice \(a2\)"):
+        PairedFolder.of_pairs(*folders, "stem", [*pairs, pairs[0]])

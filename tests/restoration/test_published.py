@@ -11,17 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torchvision.models import alexnet
+from torchvision.models import alexnet, vgg16
 
 from restoration.checkpoints import CheckpointError, empty
 from restoration.evaluate import Row
-from restoration.metrics.fid import WEIGHTS, Fid, inception
-from restoration.metrics.lpips import BACKBONE, CHANNELS, HEADS, Lpips
+from restoration.metrics.fid import WEIGHTS, Fid, inception, resized, resized_legacy
+from restoration.metrics.lpips import BACKBONE, CHANNELS, HEADS, TRUNKS, Lpips
 from restoration.metrics.perceptual import frechet_distance
 from restoration.metrics.published import Published
 from tests.golden.case import recipe_tensor
 
 LPIPS = 0.05357974
+LPIPS_VGG = 0.04939319
 FEATURES = [8050.6827, 10214.8623]  # mean and deviation
 
 
@@ -36,6 +37,22 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The three published files, with other numbers."""
     folder = tmp_path_factory.mktemp("published")
     write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vgg(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for VGG."""
+    folder, trunk = tmp_path_factory.mktemp("vgg"), TRUNKS["vgg"]
+    state = empty(lambda: vgg16(weights=None).features).state_dict()
+    torch.save(
+        {f"features.{k}": recipe_tensor(f"features.{k}", list(v.shape)) for k, v in state.items()},
+        folder / trunk.backbone,
+    )
+    heads = {
+        f"lin{i}.model.1.weight": recipe_tensor(f"lin{i}", [1, c, 1, 1]).abs() for i, c in enumerate(trunk.channels)
+    }
+    torch.save(heads, folder / trunk.heads)
     return folder
 
 
@@ -126,3 +143,79 @@ def test_absent_and_foreign_weights_are_told(weights: Path, tmp_path: Path) -> N
         Lpips.from_published(tmp_path)
     with pytest.raises(CheckpointError, match=WEIGHTS):
         Fid(tmp_path)
+
+
+def test_lpips_on_vgg_is_that_of_the_package(vgg: Path, weights: Path, tmp_path: Path) -> None:
+    metric = Lpips.from_published(vgg, "vgg")
+    a, b = (torch.from_numpy(p)[None].movedim(-1, 1).float() / 255 for p in pictures(2, 64))
+    assert float(metric(a, a)) == 0
+    assert float(metric(a, b)) == pytest.approx(LPIPS_VGG, rel=1e-4)
+    least = torch.zeros(1, 3, 16, 16)
+    assert float(metric(least, least)) == 0
+    with pytest.raises(
+        CheckpointError, match=r"vgg16-397923af\.pth is absent: LPIPS needs torchvision's vgg16-397923af"
+    ):
+        Lpips.from_published(weights, "vgg")
+    both = tmp_path / "both"
+    both.mkdir()
+    for file in (*weights.iterdir(), *vgg.iterdir()):
+        (both / file.name).symlink_to(file)
+    published = Published(both, None, ["alex", "vgg"])
+    first, second = pictures(2, 64)
+    published.see("a", first, first, second)
+    published.see("small", *[np.zeros((20, 20, 3), np.uint8)] * 3)
+    row, small = published.beside([Row("a", {"psnr": 1.0}), Row("small", {})])
+    assert row.values == {
+        "psnr": 1.0,
+        "lpips": pytest.approx(LPIPS, rel=1e-4),
+        "lpips_vgg": pytest.approx(LPIPS_VGG, rel=1e-4),
+    }
+    assert math.isnan(small.values["lpips"]) and small.values["lpips_vgg"] == 0 and list(small.missing) == ["lpips"]
+    with pytest.raises(ValueError, match="LPIPS on 'squeeze' is unknown; choose alex or vgg"):
+        Published(both, None, ["squeeze"])
+
+
+class Means(torch.nn.Module):
+    """In the place of Inception, which takes seconds: the mean levels of the quarters of a picture."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
+
+
+def test_kinds_of_fid_have_their_own_names_resizing_and_counts(weights: Path) -> None:
+    published = Published(None, weights, kinds=["clean", "legacy", "patch32"])
+    assert len({id(fid.network) for fid in published.fid}) == 1  # read once
+    for fid in published.fid:
+        fid.network = Means()
+    first, second, third = pictures(3, 64)
+    published.see("a", first, first, second)
+    published.see("b", first, second, third)
+    clean, legacy, patch = published.fid
+    assert (clean.name, legacy.name, patch.name) == ("fid", "fid_legacy", "fid_patch32")
+    assert (clean.count, legacy.count, patch.count) == (2, 2, 8)
+    assert len({fid.value() for fid in published.fid}) == 3
+    told = published.of_all()
+    assert ", fid_patch32 " in told and "(n=8, below the 2048 features: compare at equal n only)" in told
+    published.see("small", *[np.zeros((20, 40, 3), np.uint8)] * 3)
+    assert "without pictures such as small: fid_patch32: no tile of 32 px fits into 40x20" in published.of_all()
+    assert patch.count == 8 and clean.count == 3
+    with pytest.raises(ValueError, match="FID of the kind 'patch0' is unknown; choose clean, legacy or patchN"):
+        Fid(weights, "patch0", Means())
+    alone = Fid(weights, "patch32", Means())
+    alone.add(first, second)
+    alone.add(second, third)
+    tiles = [
+        [x[i : i + 32, j : j + 32] for x in side for i in (0, 32) for j in (0, 32)]
+        for side in ((first, second), (second, third))
+    ]
+    features = [torch.stack([resized(tile) for tile in side]) * 2 - 1 for side in tiles]
+    expected = frechet_distance(*(Means()(x).double().numpy() for x in features))
+    assert alone.value() == pytest.approx(expected, rel=1e-6)
+
+
+def test_legacy_resizing_is_bilinear_without_antialiasing(weights: Path) -> None:
+    image = pictures(1, 700)[0]
+    x = torch.from_numpy(image).movedim(-1, 0)[None].float() / 255
+    expected = torch.nn.functional.interpolate(x, (299, 299), mode="bilinear", align_corners=False)[0]
+    assert torch.equal(resized_legacy(image), expected)
+    assert resized_legacy(image).std() > 1.5 * resized(image).std()  # neighbours far apart are not averaged

@@ -27,7 +27,7 @@ class Pictures:
     @classmethod
     def of(cls, train: PairedFolder, heldout: PairedFolder) -> Pictures:
         ids = [*train.image_ids, *heldout.image_ids]
-        return cls([p.size for p in train.pairs], [p.size for p in heldout.pairs], ids)
+        return cls(train.known_sizes, [p.size for p in heldout.pairs], ids)
 
 
 def crops(config: RunConfig, facts: Facts, sizes: Sequence[Size]) -> Iterator[Problem]:

@@ -29,7 +29,8 @@ from tests.cluster.report.synthetic_run import make_run
 
 COMMANDS = (
     *("train", "pretrain", "convert", "restore", "evaluate", "score", "report", "audit"),
-    *("reward serve", "reward status", "reward scale", "reward stop", "data demo", "status", "timeline"),
+    *("reward serve", "reward status", "reward scale", "reward stop", "data demo", "data make", "data check"),
+    *("status", "timeline", "chain", "plan", "actors scale", "watch install", "watch render", "deploy render", "deploy check"),
 )
 
 
@@ -234,7 +235,7 @@ def test_demo_data_then_evaluation_and_scores_of_folders(photos: Path, tmp_path:
     assert result.exit_code == 0, result
     count = len(list((test / "input").glob("*.png")))
     title, head, means = result.stdout.splitlines()
-    assert title == f"{count} images, protocol lowlight_rgb"
+    assert title.startswith(f"{count} images, protocol lowlight_rgb (RGB, 8 bits; SSIM with a Gaussian window of 11")
     assert head.split() == ["psnr", "ssim", scorer, f"gt_{scorer}"] and 5 < float(means.split()[1]) < 60
     assert len((tmp_path / "a.csv").read_text().splitlines()) == count + 1
     scored = run("score", test / "target", "--scorer", scorer)
@@ -262,7 +263,12 @@ def test_an_evaluation_tells_what_is_missing_of_which_picture_and_has_the_figure
     result = run("evaluate", results / "restored", results / "originals", "--scorer", "piqe", "--csv", csv)
     assert result.exit_code == 1 and "Traceback" not in result.output, result.output
     title, head, means, having, told, *missing = result.stdout.splitlines()
-    assert title == "4 images, protocol lowlight_rgb" and head.split() == ["psnr", "ssim", "piqe", "gt_piqe"]
+    assert title.startswith("4 images, protocol lowlight_rgb (RGB") and head.split() == [
+        "psnr",
+        "ssim",
+        "piqe",
+        "gt_piqe",
+    ]
     assert all(np.isfinite(float(mean)) for mean in means.split()[1:])
     assert having.split() == ["of", "3", "2", "2", "2"]
     assert told == "2 of 4 images lack figures, which the means leave out:"

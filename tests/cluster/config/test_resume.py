@@ -23,6 +23,7 @@ OTHER = {
     "rollout.images_per_batch": "2",
     "data.train": "val",
     "data.match": "sorted",
+    "data.set": "lol_v1",
     "data.heldout": "val",
     "evaluation.limit": "1",
     "evaluation.protocol": "derain_y",
