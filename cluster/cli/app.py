@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cluster.cli.convert import convert
+from cluster.cli.deploy import deploy_app
 from cluster.cli.errors import UserMistake, argv, as_mistake, guarded, say
 from cluster.cli.export import export
 from cluster.cli.leaving import leaving
@@ -36,6 +37,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Make data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(reward_app, name="reward")
+app.add_typer(deploy_app, name="deploy")
 app.command()(convert)
 app.command()(restore)
 app.command()(export)
