@@ -18,12 +18,14 @@ deploy_app = typer.Typer(help="Files that start a run on a cluster.", no_args_is
 def render(
     target: Annotated[str, typer.Argument(help="kuberay, ray-up or slurm.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Of the recipe, such as `data.root=data/LOLv1`.", metavar="[KEY=VALUE]...")
+        list[str] | None,
+        typer.Argument(help="Of the recipe, such as `data.root=data/LOLv1`.", metavar="[KEY=VALUE]..."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML recipe.", metavar="RECIPE")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the files, new or empty.", metavar="FOLDER")] = None,
     gpus: Annotated[
-        int | None, typer.Option(help="GPUs of the cluster: actors take what ranks and rewards leave. Else as the recipe.")
+        int | None,
+        typer.Option(help="GPUs of the cluster: actors take what ranks and rewards leave. Else as the recipe."),
     ] = None,
     gpus_per_node: Annotated[int | None, typer.Option(help="Of a host; default 8 for kuberay, else 1.")] = None,
     name: Annotated[str | None, typer.Option(help="Of the run; default: the recipe's.")] = None,
@@ -57,7 +59,9 @@ def render(
 
     recipe = load_config(RunConfig, config, overrides or [])
     hosts = Hosts(gpus, gpus_per_node, whole=target != KUBERAY)
-    order = Order(name_of(recipe, name), work.rstrip("/"), out.as_posix(), image or f"restorl:{version('restorl')}", hosts)
+    order = Order(
+        name_of(recipe, name), work.rstrip("/"), out.as_posix(), image or f"restorl:{version('restorl')}", hosts
+    )
     files = files_of(target, recipe, order)
     write(files, out)
     print("\n".join(str(out / file) for file in files))
@@ -67,7 +71,7 @@ def render(
 @deploy_app.command("check")
 @guarded
 def check(folder: Annotated[Path, typer.Argument(help="Of manifests for KubeRay, after you edited them.")]) -> None:
-    """Would these manifests run? What KubeRay refuses, and what a run would stumble over; status 2 if there is something.
+    """Would these manifests run? Tells what KubeRay refuses and what a run would stumble over; status 2 if anything.
 
     restorl deploy check deploy
     """
@@ -89,7 +93,9 @@ def store(
     folder: Annotated[Path, typer.Argument(help="Where its append-only file is, on a disk that stays.")],
     port: Annotated[int, typer.Option(help="Where it listens.")] = 6379,
     memory_mib: Annotated[int, typer.Option("--memory-mib", help="At which it takes no more trajectories.")] = 2048,
-    host: Annotated[str, typer.Option(help="Address it listens at; let only the cluster's nodes reach it.")] = "0.0.0.0",
+    host: Annotated[
+        str, typer.Option(help="Address it listens at; let only the cluster's nodes reach it.")
+    ] = "0.0.0.0",
     password_env: Annotated[str, typer.Option(help="Variable that holds the password it asks for.")] = "STORE_PASSWORD",
 ) -> None:
     """Run a trajectory store for a cluster, until it is stopped: the server of the embedded store, by itself.

@@ -142,7 +142,7 @@ def _ray_job(names: Names, groups: Sequence[Group]) -> dict[str, Any]:
         "spec": {
             "entrypoint": Noted(
                 entrypoint(names),
-                "Every attempt goes on with what the run folder and the store hold. Change: the recipe, in recipe.yaml.",
+                "Every attempt goes on with what the run folder and the store hold. Change: recipe.yaml.",
             ),
             "backoffLimit": Noted(RETRIES, "Attempts after the first, each on a cluster of its own."),
             "shutdownAfterJobFinishes": True,
@@ -249,9 +249,9 @@ def _secrets(names: Names) -> str:
 HEADS = {
     "storage.yaml": "Where data, models and runs are, for all pods. Kept when jobs and clusters go.",
     "recipe.yaml": "The recipe as it runs here; docs/cli.md says what its keys mean. Paths are those in the pods.",
-    "standing/raycluster.yaml": "A cluster that stays, to submit jobs to by hand. For one run take rayjob.yaml instead.",
+    "standing/raycluster.yaml": "A cluster that stays, to submit jobs to by hand. For one run take rayjob.yaml.",
     "rayjob.yaml": "The run: a cluster of its own, which goes when it has ended, and comes again if it was cut off.",
     "network.yaml": "Who may reach the pods. Needs a network plug-in that knows policies.",
     "store.yaml": "The trajectory store. It stays when the cluster of a job goes, so that nothing is rolled out twice.",
-    "standing/rayservice.yaml": "The recipe's rewards on a cluster that stays; runs that are submitted to it share them.",
+    "standing/rayservice.yaml": "The recipe's rewards on a cluster that stays; runs submitted to it share them.",
 }

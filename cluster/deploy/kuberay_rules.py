@@ -1,4 +1,4 @@
-"""What KubeRay's operator refuses although the schema allows it, as its own validation of RayCluster, RayJob, RayService.
+"""What KubeRay refuses although the schema allows it, as its own validation of RayCluster, RayJob, RayService has it.
 
 An object that it refuses is accepted by Kubernetes and then nothing happens, but for an event that nobody looks at.
 """

@@ -21,8 +21,8 @@ class Hosts:
     """What there is to run on.
 
     Attributes:
-        gpus: of the whole cluster, shared out: ranks and rewards get what the recipe says, actors the rest; None: as many
-            as the recipe asks for.
+        gpus: of the whole cluster, shared out: ranks and rewards get what the recipe says, actors the rest; None: as
+            many as the recipe asks for.
         gpus_per_node: of a host; None: not known.
         whole: a node is a whole host (a machine, a cloud's instance), else it may have a part of its GPUs (a pod).
     """
@@ -123,7 +123,7 @@ def _gpus(group: Group | None) -> int:
 
 
 def _learner(ranks: RoleSettings, hosts: Hosts) -> Group:
-    """Never scaled in a run. Ranks of one node reach one another's GPUs directly, so that pods hold what a host holds."""
+    """Never scaled in a run. Ranks of a node reach each other's GPUs directly, so that pods hold what a host holds."""
     group = _of_role(LEARNER, ranks, hosts, most_a_pod=int(hosts.host / ranks.num_gpus) if ranks.num_gpus >= 1 else 1)
     if group.first > 1 and ranks.count % group.processes:
         raise ConfigError.of(

@@ -19,7 +19,7 @@ SECRETS = f"{FILES}/secrets"
 GCS, STORE, METRICS = 6379, 6380, 8080
 INSTANCES = {0: "m7i.2xlarge", 1: "g6e.4xlarge", 4: "g6e.24xlarge", 8: "p5.48xlarge"}  # by GPUs
 SCALE = {
-    ACTOR: "Spot: what a lost actor had is given out again. max_workers is what `restorl actors scale N` finds room in.",
+    ACTOR: "Spot: what a lost actor had is given out again. `restorl actors scale N` finds room up to max_workers.",
     REWARD: "Ray Serve scales the replicas by their queue, nodes follow.",
     LEARNER: "On demand, and min_workers stays max_workers: a lost rank costs the steps since the last checkpoint.",
 }

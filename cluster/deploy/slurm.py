@@ -156,8 +156,8 @@ def _cluster(config: RunConfig, order: Order, nodes: Nodes, own_store: bool) -> 
         f'    ray start --address="$head:$port" {flags} &',
     ]
     return [
-        "# Whatever still runs when the script ends, ends with it. The driver writes a checkpoint when it is told to end. At",
-        "# the end of its time the job is queued again, and goes on with what the run folder and the store hold.",
+        "# Whatever still runs when the script ends, ends with it. The driver writes a checkpoint when it is told to.",
+        "# At the end of its time the job is queued again, and goes on with what run folder and store hold.",
         "driver=",
         'end() { [ -z "$driver" ] || { kill -TERM "$driver" 2> /dev/null || true; wait "$driver" || true; }; }',
         "trap 'kill $(jobs -p) 2> /dev/null || true' EXIT",

@@ -27,7 +27,9 @@ def store_documents(config: RunConfig, names: Names) -> list[Any]:
     }
     container = {
         "name": "store",
-        "image": Noted(names.image, "The image has the server that the tests run; its version is in requirements.lock."),
+        "image": Noted(
+            names.image, "The image has the server that the tests run; its version is in requirements.lock."
+        ),
         "command": ["restorl", "deploy", "store", FOLDER, "--port", str(PORT), "--memory-mib", str(memory)],
         "env": [from_secret(names, "STORE_PASSWORD", "store_password")],
         "ports": [{"name": "store", "containerPort": PORT}],

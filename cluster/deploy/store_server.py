@@ -1,4 +1,4 @@
-"""`restorl deploy store`: the server of the embedded store, by itself and reachable, as the trajectory store of a cluster."""
+"""`restorl deploy store`: the server of the embedded store, by itself and reachable, as the store of a cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with manifests although their schema allows it: KubeRay's refusals, and what a run would stumble over."""
+"""What is wrong with manifests although their schema allows it: refusals of KubeRay, and what a run stumbles over."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _pods(group: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{env['name']} stands there in plain text; take it from a Secret (valueFrom.secretKeyRef)"
         for mount in container.get("volumeMounts") or []:
             if mount.get("name") not in volumes:
-                yield f"{mount.get('mountPath')} is mounted from volume {mount.get('name')!r}, which the pod doesn't have"
+                yield f"{mount.get('mountPath')} is mounted from {mount.get('name')!r}, a volume that isn't there"
         user = (container.get("securityContext") or {}).get("runAsUser", _user(pod))
         if user == 0:
             yield f"container {container.get('name')!r} runs as root; the image's user is 1000"
@@ -91,7 +91,9 @@ def _user(pod: Mapping[str, Any]) -> Any:
 def _shared_memory(group: Mapping[str, Any]) -> Iterator[str]:
     """/dev/shm is 64 MB in a pod; Ray's object store then goes to the disk, and NCCL fails."""
     pod, containers = _pod(group), containers_of(group)
-    mounted = {m.get("name") for c in containers[:1] for m in c.get("volumeMounts") or [] if m.get("mountPath") == "/dev/shm"}
+    mounted = {
+        m.get("name") for c in containers[:1] for m in c.get("volumeMounts") or [] if m.get("mountPath") == "/dev/shm"
+    }
     found = [volume.get("emptyDir") or {} for volume in pod.get("volumes") or [] if volume.get("name") in mounted]
     if not any(volume.get("medium") == "Memory" for volume in found):
         yield "/dev/shm has no volume of memory (emptyDir with medium=Memory); give it one"

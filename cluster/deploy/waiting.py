@@ -30,7 +30,7 @@ def wait_for_nodes(count: int, address: str, timeout_s: float) -> int:
         while (there := sum(node["Alive"] for node in ray.nodes())) < count:
             if time.monotonic() > ends:
                 raise ClusterError(
-                    f"{there} of {count} nodes have joined the cluster at {address} within {timeout_s:g} s; look at the "
+                    f"{there} of {count} nodes have joined {address} within {timeout_s:g} s; look at the "
                     "output of `ray start` on the others"
                 )
             time.sleep(POLL_S)

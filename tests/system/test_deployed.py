@@ -93,7 +93,12 @@ class Machine:
 
     def start(self, words: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            as_user(words), env=environment, cwd=self.names.work, stdout=self.log, stderr=self.log, start_new_session=True
+            as_user(words),
+            env=environment,
+            cwd=self.names.work,
+            stdout=self.log,
+            stderr=self.log,
+            start_new_session=True,
         )
 
     def run(self, words: list[str], environment: dict[str, str], timeout_s: float = 300) -> str:

@@ -87,7 +87,9 @@ def test_runs_begin_and_go_on_by_one_command() -> None:
     assert len(trains) >= 4
     for words in trains:
         given = parsed(words)
-        assert given["run"] == Path("/work/runs/diffbir") and given["if_there"] and given["config"].endswith("recipe.yaml")
+        assert (
+            given["run"] == Path("/work/runs/diffbir") and given["if_there"] and given["config"].endswith("recipe.yaml")
+        )
 
 
 def test_a_command_that_is_none_is_found() -> None:

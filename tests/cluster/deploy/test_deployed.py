@@ -12,7 +12,9 @@ from cluster.deploy.noted import text_of
 from tests.cluster.deploy.cases import GPU, ROOT, recipe
 
 RECIPES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "configs").rglob("*.yaml"))
-OF_RUNS = [p for p in RECIPES if not p.startswith(("configs/rewards", "configs/sft", "configs/pretrain", "configs/study"))]
+OF_RUNS = [
+    p for p in RECIPES if not p.startswith(("configs/rewards", "configs/sft", "configs/pretrain", "configs/study"))
+]
 
 
 @pytest.mark.parametrize("path", OF_RUNS)
@@ -58,7 +60,9 @@ def test_a_store_of_the_recipes_own_stays() -> None:
 
 
 def test_nodes_get_time_to_come_and_longer_times_stay() -> None:
-    config = deployed.patient(recipe(*GPU, "start_timeout_s=7200", "reward.terms=[{start_timeout_s: 60}, {scorer: piqe}]"))
+    config = deployed.patient(
+        recipe(*GPU, "start_timeout_s=7200", "reward.terms=[{start_timeout_s: 60}, {scorer: piqe}]")
+    )
     assert config.start_timeout_s == 7200
     assert [of.start_timeout_s for of in config.reward.services.values()] == [1800.0, 1800.0]
 

@@ -102,7 +102,11 @@ def test_actors_may_go_rewards_scale_and_ranks_stay() -> None:
     cluster = cluster_of(of_kind(rendered(), "RayJob"))
     counts = [(g["groupName"], g["minReplicas"], g["replicas"], g["maxReplicas"]) for g in cluster["workerGroupSpecs"]]
     assert counts == [("actor", 0, 6, 12), ("reward", 1, 1, 4), ("learner", 1, 1, 1)]
-    assert [g["labels"]["ray.io/market-type"] for g in cluster["workerGroupSpecs"]] == ["spot", "on-demand", "on-demand"]
+    assert [g["labels"]["ray.io/market-type"] for g in cluster["workerGroupSpecs"]] == [
+        "spot",
+        "on-demand",
+        "on-demand",
+    ]
     service = cluster_of(of_kind(rendered(), "RayService"))
     assert [g["replicas"] for g in service["workerGroupSpecs"]] == [0, 1, 0]
 

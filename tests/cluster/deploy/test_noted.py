@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 from cluster.deploy.noted import Noted, bare, text_of
 
 LEAVES = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=12), st.just("a\n b: #c\n\nd\n")
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(allow_nan=False),
+    st.text(max_size=12),
+    st.just("a\n b: #c\n\nd\n"),
 )
 NOTES = st.sampled_from(["one line", "two\nlines: [", ""])
 TREES = st.recursive(

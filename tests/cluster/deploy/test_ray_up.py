@@ -69,7 +69,7 @@ def test_every_process_knows_the_token_and_none_shows_a_secret() -> None:
     written = files()
     config = yaml.safe_load(written["cloud.yaml"])
     for command in (*config["head_start_ray_commands"], *config["worker_start_ray_commands"]):
-        assert 'RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$HOME/restorl_files/secrets/ray_token' in command
+        assert "RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$HOME/restorl_files/secrets/ray_token" in command
     assert "RAY_AUTH_MODE=token" in written["run.sh"]
 
 

@@ -54,7 +54,7 @@ def test_too_few_gpus_are_one_line(gpus: int, per_node: int | None, told: str) -
 
 def test_every_node_offers_the_resources_that_the_recipe_names() -> None:
     text = job(*GPU, "actors.resources={rollout: 0.5}", "ranks.resources={big: 1}")
-    assert text.count("--resources='{\"big\": 8, \"rollout\": 3}'") == 2
+    assert text.count('--resources=\'{"big": 8, "rollout": 3}\'') == 2
     assert "--resources" not in job()
 
 

@@ -48,7 +48,11 @@ def deletion(success: str, failure: str) -> dict[str, Any]:
 
 def rules(*rules: tuple[str, int]) -> dict[str, Any]:
     made = [{"policy": p, "condition": {"jobStatus": "SUCCEEDED", "ttlSeconds": s}} for p, s in rules]
-    return {"shutdownAfterJobFinishes": False, "ttlSecondsAfterFinished": 0, "deletionStrategy": {"deletionRules": made}}
+    return {
+        "shutdownAfterJobFinishes": False,
+        "ttlSecondsAfterFinished": 0,
+        "deletionStrategy": {"deletionRules": made},
+    }
 
 
 def change(place: Callable[[Documents], dict[str, Any]], **values: Any) -> Callable[[Documents], None]:
@@ -135,16 +139,20 @@ TRAPS: dict[str, Callable[[Documents], object]] = {
     "preRunningDeadlineSeconds=0: at least 1": change(spec, preRunningDeadlineSeconds=0),
     "upgradeStrategy.type=Rolling: choose": change(service, upgradeStrategy={"type": "Rolling"}),
     "gatewayClassName is missing": change(service, upgradeStrategy={"type": "NewClusterWithIncrementalUpgrade"}),
-    "headService.metadata.name is KubeRay's to choose": lambda d: service(d)["rayClusterConfig"]["headGroupSpec"].update(
-        headService={"metadata": {"name": "mine"}}
-    ),
+    "headService.metadata.name is KubeRay's to choose": lambda d: service(d)["rayClusterConfig"][
+        "headGroupSpec"
+    ].update(headService={"metadata": {"name": "mine"}}),
     "STORE_PASSWORD stands there in plain text": lambda d: env(d, "STORE_PASSWORD", "secret"),
-    "is mounted from volume 'work', which the pod doesn't have": change(pod, volumes=[]),
+    "is mounted from 'work', a volume that isn't there": change(pod, volumes=[]),
     "/dev/shm has no volume of memory": lambda d: pod(d)["volumes"][2].update(emptyDir={}),
-    "/dev/shm of 99Gi is more than the pod's memory": lambda d: pod(d)["volumes"][2]["emptyDir"].update(sizeLimit="99Gi"),
+    "/dev/shm of 99Gi is more than the pod's memory": lambda d: pod(d)["volumes"][2]["emptyDir"].update(
+        sizeLimit="99Gi"
+    ),
     "runs as root": lambda d: pod(d)["securityContext"].update(runAsUser=0),
     "authOptions.mode isn't token": change(cluster, authOptions={"mode": "disabled"}),
-    "starts anew with each attempt; add --resume-if-there": change(spec, entrypoint="restorl train a.yaml --run /work/r"),
+    "starts anew with each attempt; add --resume-if-there": change(
+        spec, entrypoint="restorl train a.yaml --run /work/r"
+    ),
     "names no run folder": change(spec, entrypoint="restorl train a.yaml --resume-if-there"),
     "the run folder /tmp/r isn't on a volume": change(
         spec, entrypoint="restorl train a.yaml --run /tmp/r --resume-if-there"
@@ -174,7 +182,9 @@ def test_what_was_rendered_has_none(documents: Documents) -> None:
     assert traps(documents) == []
 
 
-@pytest.mark.parametrize(("quantity", "count"), [("4Gi", 2**32), ("500M", 5e8), ("8", 8.0), (2, 2.0), ("x", float("inf"))])
+@pytest.mark.parametrize(
+    ("quantity", "count"), [("4Gi", 2**32), ("500M", 5e8), ("8", 8.0), (2, 2.0), ("x", float("inf"))]
+)
 def test_quantities_are_read_as_kubernetes_does(quantity: object, count: float) -> None:
     assert bytes_of(quantity) == count
 
