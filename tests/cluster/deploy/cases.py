@@ -23,6 +23,7 @@ NAMES = Names("diffbir", "registry/restorl:1", "/work")
 GPU = ("model=models/mine", "data.root=data/LOLv1", "ranks.count=8", "actors.count=6", "reward.replicas=4")
 
 
+@cache
 def recipe(*overrides: str, path: str = "configs/gpu/diffbir.yaml") -> RunConfig:
     return load_config(RunConfig, ROOT / path, overrides)
 
@@ -33,8 +34,14 @@ def order(target_whole: bool = True, gpus: int | None = None, per_node: int | No
 
 def rendered(*overrides: str, hosts: Hosts | None = None) -> list[dict[str, Any]]:
     """Plain documents for KubeRay, new ones each time."""
-    files = kuberay.manifests(recipe(*(overrides or GPU)), NAMES, hosts or Hosts())
-    return [bare(document) for found in files.values() for document in found]
+    found: list[dict[str, Any]] = json.loads(_rendered(overrides or GPU, hosts or Hosts()))
+    return found
+
+
+@cache
+def _rendered(overrides: tuple[str, ...], hosts: Hosts) -> str:
+    files = kuberay.manifests(recipe(*overrides), NAMES, hosts)
+    return json.dumps([bare(document) for found in files.values() for document in found])
 
 
 def of_kind(documents: list[dict[str, Any]], kind: str) -> dict[str, Any]:

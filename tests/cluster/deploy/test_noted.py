@@ -29,7 +29,7 @@ TREES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(TREES, min_size=1, max_size=2))
 def test_yaml_reads_back_what_was_written_whatever_stands_in_it(trees: list[Any]) -> None:
     assert list(yaml.safe_load_all(text_of(trees, "a head"))) == [bare(tree) for tree in trees]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,7 @@ if [ "$1" = train ]; then
 fi
 echo "restorl $*" >> "$CALLS"
 [ "$2" = wait ] || exec sleep 60
+until grep -q "^srun" "$CALLS" && grep -q "^ray" "$CALLS" && grep -q "deploy store" "$CALLS"; do sleep 0.05; done
 """,
 }
 
@@ -100,9 +102,7 @@ def begin(clone: Path, **environment: str) -> subprocess.Popen[str]:
 
 
 def calls_until(clone: Path, wanted: str) -> str:
-    import time
-
-    ends = time.monotonic() + 20
+    ends = time.monotonic() + 60
     while wanted not in (found := (clone / "calls").read_text() if (clone / "calls").exists() else ""):
         assert time.monotonic() < ends, found
         time.sleep(0.05)
@@ -111,7 +111,7 @@ def calls_until(clone: Path, wanted: str) -> str:
 
 def test_the_script_starts_store_head_nodes_and_run_and_its_status_is_that_of_the_run(clone: Path) -> None:
     process = begin(clone, ENDS="3")
-    assert process.wait(20) == 3, process.communicate()
+    assert process.wait(60) == 3, process.communicate()
     calls = (clone / "calls").read_text()
     token = (clone / ".restorl" / "diffbir" / "ray_token").read_text().strip()
     password = (clone / ".restorl" / "diffbir" / "store_password").read_text().strip()
@@ -133,6 +133,6 @@ def test_at_its_end_the_driver_writes_a_checkpoint_and_only_a_job_without_time_q
     process = begin(clone)
     calls_until(clone, "--resume-if-there")
     subprocess.run(["kill", f"-{signal}", str(process.pid)], check=True)
-    assert process.wait(20) == status
+    assert process.wait(60) == status
     calls = calls_until(clone, "checkpoint")
     assert ("scontrol requeue 4001" in calls) == again
