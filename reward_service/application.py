@@ -10,9 +10,9 @@ from typing import Any, cast
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
-from reward_service import scaling
+from reward_service import ownership, scaling
 from reward_service.replica import RewardReplica
-from reward_service.settings import RewardSettings
+from reward_service.settings import RewardSettings, check_name
 
 DRAIN_S, DRAIN_SCALED_S = 5.0, 30.0  # a replica that goes may still answer; one that goes often should
 LONGEST_LOOK_S = 10.0
@@ -41,6 +41,24 @@ def application(settings: RewardSettings) -> serve.Application:
     if hasattr(deployment, "_version"):
         deployment._version = settings.code_version
     return deployment.bind(asdict(settings))
+
+
+def standing(arguments: dict[str, Any]) -> serve.Application:
+    """For configurations of Serve (`import_path`), as KubeRay deploys them: a service that stands alone.
+
+    Args:
+        arguments: `name`, which is that of the application, and what RewardSettings take.
+
+    Raises:
+        ValueError: no name for it, or no settings.
+        RewardUnavailable: the name belongs to a run that is still there.
+    """
+    settings = {key: value for key, value in arguments.items() if key != "name"}
+    name = str(arguments.get("name", ""))
+    check_name(name)
+    app = application(RewardSettings(**settings))
+    ownership.claim(name, stands_alone=True)  # else its replicas would take it for one whose run has ended
+    return app
 
 
 def _number(settings: RewardSettings) -> dict[str, Any]:

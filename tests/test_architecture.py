@@ -118,6 +118,12 @@ RULES = (
         ("cluster.cli",),
     ),
     Rule(
+        "the files of a deployment are made without what they start",
+        ("cluster.deploy.*",),
+        ("ray", "redis", "deepspeed", "cluster.cli"),
+        except_in=("cluster.deploy.waiting",),
+    ),
+    Rule(
         "scorers and their training need neither a cluster nor a table format",
         ("reward_service.scorers", "reward_service.scorers.*", "reward_service.training.*"),
         ("ray", "redis", "deepspeed", "pyarrow", "pydantic"),

@@ -13,6 +13,7 @@ from cluster.cli.actors import actors_app
 from cluster.cli.chain import chain
 from cluster.cli.convert import convert
 from cluster.cli.data import compared, data_app
+from cluster.cli.deploy import deploy_app
 from cluster.cli.errors import UserMistake, argv, as_mistake, guarded, say
 from cluster.cli.export import export
 from cluster.cli.leaving import leaving
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(reward_app, name="reward")
+app.add_typer(deploy_app, name="deploy")
 app.command()(convert)
 app.command()(restore)
 app.command()(export)

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.config.configure import ConfigError, build_config
+from cluster.config.recipe import RunConfig
+from cluster.deploy import slurm
+from cluster.deploy.layout import Hosts
+from tests.cluster.deploy.cases import GPU, order, recipe
+
+CPU = ("model=models/demo", "actors.num_gpus=0", "ranks.num_gpus=0", "reward.num_gpus=0")
+
+
+def job(*overrides: str, gpus: int | None = None, per_node: int | None = None) -> str:
+    return slurm.texts(recipe(*(overrides or GPU)), order(gpus=gpus, per_node=per_node))["job.sh"]
+
+
+def options(text: str) -> dict[str, str]:
+    return dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", text, flags=re.MULTILINE))
+
+
+def test_a_job_has_nodes_for_all_roles() -> None:
+    found = options(job(per_node=8))
+    assert (found["nodes"], found["gpus-per-node"], found["ntasks-per-node"]) == ("3", "8", "1")  # 6 + 4 + 8 GPUs
+    assert int(found["cpus-per-task"]) * 3 >= 6 * 4 + 4 * 1 + 8 * 4
+    assert found["requeue"] == "" and found["signal"] == "B:USR1@300"
+    alone = options(job(*CPU))
+    assert alone["nodes"] == "1" and "gpus-per-node" not in alone
+    assert "srun" not in job(*CPU) and "srun --nodes=2" in job(per_node=8)
+
+
+def test_actors_take_the_gpus_that_are_left() -> None:
+    text = slurm.texts(recipe(*GPU), order(gpus=32, per_node=8))["recipe.yaml"]
+    config = build_config(RunConfig, yaml.safe_load(text))
+    assert config.actors.count == 20 and not config.cluster.autoscaling
+    assert slurm.nodes_of(config, Hosts(32, 8, True)).count == 4
+
+
+@pytest.mark.parametrize(
+    ("gpus", "per_node", "told"),
+    [(8, 8, "the roles ask for 13"), (12, 8, "leaves a part of a node"), (4, None, "the roles ask for 13")],
+)
+def test_too_few_gpus_are_one_line(gpus: int, per_node: int | None, told: str) -> None:
+    with pytest.raises(ConfigError, match=told) as error:
+        job(gpus=gpus, per_node=per_node)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_every_node_offers_the_resources_that_the_recipe_names() -> None:
+    text = job(*GPU, "actors.resources={rollout: 0.5}", "ranks.resources={big: 1}")
+    assert text.count('--resources=\'{"big": 8, "rollout": 3}\'') == 2
+    assert "--resources" not in job()
+
+
+FAKES = {
+    "hostname": "echo 10.0.0.1 10.0.0.2",
+    "scontrol": 'echo "scontrol $*" >> "$CALLS"; [ "$1" = show ] && echo here || true',
+    "srun": 'echo "srun $*" >> "$CALLS"; exec sleep 60',
+    "ray": 'echo "ray $* token $RAY_AUTH_MODE $(cat "$RAY_AUTH_TOKEN_PATH")" >> "$CALLS"; exec sleep 60',
+    "restorl": """
+if [ "$1" = train ]; then
+    trap 'echo "checkpoint" >> "$CALLS"; kill $sleeping; exit 143' TERM
+    echo "train $* password $STORE_PASSWORD" >> "$CALLS"
+    [ "${ENDS:-}" ] && exit "$ENDS"
+    sleep 60 & sleeping=$!
+    wait
+fi
+echo "restorl $*" >> "$CALLS"
+[ "$2" = wait ] || exec sleep 60
+until grep -q "^srun" "$CALLS" && grep -q "^ray" "$CALLS" && grep -q "deploy store" "$CALLS"; do sleep 0.05; done
+""",
+}
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A folder in which the script finds programs that write down how they were called."""
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "activate").write_text(f'PATH="{tmp_path}/.venv/bin:$PATH"\n')
+    for name, body in FAKES.items():
+        program = tmp_path / ".venv" / "bin" / name
+        program.write_text(f"#!/bin/bash\n{body}\n")
+        program.chmod(0o755)
+    return tmp_path
+
+
+def begin(clone: Path, **environment: str) -> subprocess.Popen[str]:
+    text = slurm.texts(recipe(*GPU), order(per_node=8))["job.sh"].replace("/work", str(clone))
+    (clone / "job.sh").write_text(text)
+    of_slurm = {"SLURM_JOB_ID": "4001", "SLURM_JOB_NODELIST": "here", "SLURM_SUBMIT_DIR": str(clone)}
+    given = {**os.environ, **of_slurm, "HOME": str(clone), "CALLS": str(clone / "calls"), **environment}
+    return subprocess.Popen(
+        ["bash", str(clone / "job.sh")], env=given, cwd=clone, text=True, start_new_session=True, stderr=subprocess.PIPE
+    )
+
+
+def calls_until(clone: Path, wanted: str) -> str:
+    ends = time.monotonic() + 60
+    while wanted not in (found := (clone / "calls").read_text() if (clone / "calls").exists() else ""):
+        assert time.monotonic() < ends, found
+        time.sleep(0.05)
+    return found
+
+
+def test_the_script_starts_store_head_nodes_and_run_and_its_status_is_that_of_the_run(clone: Path) -> None:
+    process = begin(clone, ENDS="3")
+    assert process.wait(60) == 3, process.communicate()
+    calls = (clone / "calls").read_text()
+    token = (clone / ".restorl" / "diffbir" / "ray_token").read_text().strip()
+    password = (clone / ".restorl" / "diffbir" / "store_password").read_text().strip()
+    assert calls.count("ray start --head --node-ip-address=") == 1 and f"token token {token}" in calls
+    assert "srun --nodes=2 --ntasks=2 --exclude=" in calls
+    assert f"restorl deploy store {clone}/runs/diffbir.store --port 20014" in calls and "restorl deploy wait 3" in calls
+    assert re.search(
+        rf"train train {clone}/out/recipe.yaml cluster.address=\S+:20010 store.url=redis://\S+:20014 --run "
+        rf"{clone}/runs/diffbir --resume-if-there password {password}",
+        calls,
+    )
+    assert (clone / ".restorl" / "diffbir" / "port").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(("signal", "status", "again"), [("USR1", 0, True), ("TERM", 143, False)])
+def test_at_its_end_the_driver_writes_a_checkpoint_and_only_a_job_without_time_queues_itself_again(
+    clone: Path, signal: str, status: int, again: bool
+) -> None:
+    process = begin(clone)
+    calls_until(clone, "--resume-if-there")
+    subprocess.run(["kill", f"-{signal}", str(process.pid)], check=True)
+    assert process.wait(60) == status
+    calls = calls_until(clone, "checkpoint")
+    assert ("scontrol requeue 4001" in calls) == again
