@@ -1,4 +1,4 @@
-# RestoRL: make setup | make demo | make test | make test-slow | make lint | make bench | make study
+# RestoRL: make setup | make demo | make test | make test-slow | make lint | make bench | make study | make faults
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -86,6 +86,11 @@ demo: setup
 demo-seeds: setup
 	for seed in 0 1 2; do $(MAKE) demo SEED=$$seed RUN=runs/demo-seed$$seed || exit 1; done
 	$(BIN)/python -m benchmarks.demo_seeds runs/demo-seed0 runs/demo-seed1 runs/demo-seed2
+
+# What a run over two hosts survives (network namespaces; needs root): docs/faults.md. AGAIN=1: also what has a result.
+.PHONY: faults
+faults: setup
+	$(BIN)/python -m benchmarks.faults $(if $(AGAIN),--again)
 
 # The paper's comparison; goes on where it was interrupted. QUICK=1: the three main arms of one seed, made anew;
 # RESULTS=runs/again: all arms made anew. Both compare with the committed results. PUBLISHED=weights: LPIPS and FID, too.
