@@ -34,12 +34,14 @@ FAILURES = (NetworkError, NoPackage, StoreProblem, ClusterProblem, RunProblem, s
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--row", action="append", choices=[row.name for row in ROWS], metavar="NAME", help="only this one")
+    names = [row.name for row in ROWS]
+    parser.add_argument("--row", action="append", choices=names, metavar="NAME", help="only this one")
     parser.add_argument("--again", action="store_true", help="also rows that have a good result")
     parser.add_argument("--list", action="store_true", help="only name the rows")
     parser.add_argument("--page", action="store_true", help="only make the page anew from the results")
     parser.add_argument("--output", type=Path, default=RESULTS / "faults.json")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "faults", help="folder of what rows write; not in /tmp")
+    work = ROOT / "runs" / "faults"
+    parser.add_argument("--work", type=Path, default=work, help="folder of what rows write; not in /tmp")
     options = parser.parse_args()
     results: dict[str, Any] = json.loads(options.output.read_text()) if options.output.exists() else {}
     if options.list:

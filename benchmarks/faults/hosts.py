@@ -62,15 +62,18 @@ class Hosts:
     def environment(self, host: str, **more: str) -> dict[str, str]:
         """Of every process of a host."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "RESTORL_"))}
+        for name in [k for k in kept if k.lower().endswith("_proxy")]:
+            del kept[name]  # the hosts reach nobody else
         kept.pop("PYTHONDONTWRITEBYTECODE", None)  # each of a dozen processes would compile all modules anew
         path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}"
-        return {**kept, "PATH": path, **VARIABLES, "RAY_AUTH_TOKEN_PATH": str(self.token), **self.more.get(host, {}), **more}
+        own = {"PATH": path, **VARIABLES, "RAY_AUTH_TOKEN_PATH": str(self.token)}
+        return {**kept, **own, **self.more.get(host, {}), **more}
 
     def start(self, host: str) -> None:
         """The supervisor of a host, and with it its Ray."""
         command = [str(Path(sys.executable).with_name("ray")), "start", f"--node-ip-address={HOSTS[host]}"]
         command += ["--num-cpus=4", f"--resources={json.dumps(PLACES[host])}", "--object-store-memory=200000000"]
-        command += ["--disable-usage-stats", "--block"]
+        command.append("--disable-usage-stats")
         more = {}
         if host == "a":
             command += ["--head", f"--port={GCS.rpartition(':')[2]}", "--include-dashboard=false"]
@@ -79,8 +82,11 @@ class Hosts:
                 command.append(f"--redis-password={self.gcs_redis[1]}")
         else:
             command.append(f"--address={GCS}")
-        supervised = ["sh", "-c", SUPERVISOR, "supervisor", str(PAUSE_S), *command]
-        self.network.start(host, supervised, self.folder / f"ray-{host}.log", self.environment(host, **more), cwd=ROOT)
+        if host == "a" and self.gcs_redis is not None:  # `--block` would end all of it with the server that is killed
+            whole = command
+        else:
+            whole = ["sh", "-c", SUPERVISOR, "supervisor", str(PAUSE_S), *command, "--block"]
+        self.network.start(host, whole, self.folder / f"ray-{host}.log", self.environment(host, **more), cwd=ROOT)
 
     def wait_whole(self, timeout_s: float = WHOLE_S) -> None:
         """Until both hosts' places are there.
@@ -92,11 +98,11 @@ class Hosts:
         command = [sys.executable, "-m", "benchmarks.faults.places", GCS, str(timeout_s), *wanted]
         try:
             done = self.network.run("a", command, self.environment("a"), timeout_s + 60, cwd=ROOT)
-            told = done.stdout + done.stderr
         except subprocess.TimeoutExpired:
-            done, told = None, "no answer"
-        if done is None or done.returncode:
-            logs = "".join(
-                f"\n{path.name}: ...{path.read_text(errors='replace')[-800:]}" for path in self.folder.glob("ray-?.log")
-            )
-            raise ClusterProblem(f"Ray on a and b is not whole: {told.strip()[-800:]}{logs}")
+            told = "no answer"
+        else:
+            if done.returncode == 0:
+                return
+            told = (done.stdout + done.stderr).strip()[-800:]
+        ends = (f"{log.name}: ...{log.read_text(errors='replace')[-800:]}" for log in self.folder.glob("ray-?.log"))
+        raise ClusterProblem("\n".join((f"Ray on a and b is not whole: {told}", *ends)))

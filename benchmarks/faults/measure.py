@@ -26,7 +26,8 @@ def measure(row: Row, work: Path) -> dict[str, Any]:
     Raises:
         NetworkError: the machine can't hold any row.
     """
-    common = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "cpus": os.cpu_count(), "load_average": round(os.getloadavg()[0], 1)}
+    common: dict[str, Any] = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "cpus": os.cpu_count()}
+    common["load_average"] = round(os.getloadavg()[0], 1)
     with Scene(row.name, row.setup, work) as scene:
         common |= {"rate": scene.network.link.rate, "delay": scene.network.link.delay, "server": _server(scene)}
         for run in scene.runs:
@@ -92,4 +93,4 @@ def _server(scene: Scene) -> str:
 
 def _plain(text: str, run: Run) -> str:
     """Without what only this machine has."""
-    return text.replace(str(run.folder), "RUN").replace(f"{ROOT}/", "")
+    return text.replace(str(run.folder), "RUN").replace(f"{ROOT}/", "")[:600]

@@ -222,7 +222,7 @@ class Network:
         deadline = time.monotonic() + END_S
         while pids := self._pids(name):
             if time.monotonic() > deadline:
-                raise NetworkError(f"processes {pids} in namespace {name} don't end; look at them, then `ip netns pids`")
+                raise NetworkError(f"processes {pids} in namespace {name} don't end; look at them")
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)

@@ -23,14 +23,18 @@ def _unpacked(folder: Path, names: tuple[str, ...]) -> Path:
     made = target.with_name(target.name + ".new")
     try:
         for name in names:
-            subprocess.run(["apt-get", "download", name], cwd=folder, check=True, capture_output=True, timeout=DOWNLOAD_S)
+            _run("apt-get", "download", name, cwd=folder, timeout_s=DOWNLOAD_S)
         for package in (p for name in names for p in folder.glob(f"{name}_*.deb")):
-            subprocess.run(["dpkg-deb", "-x", str(package), str(made)], check=True, capture_output=True, timeout=60)
+            _run("dpkg-deb", "-x", str(package), str(made), cwd=folder, timeout_s=60)
     except (OSError, subprocess.SubprocessError) as error:
         told = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().splitlines()
         raise NoPackage(f"Debian's {', '.join(names)} can't be had here ({told[-1] if told else error})") from error
     made.rename(target)
     return target
+
+
+def _run(*command: str, cwd: Path, timeout_s: float) -> None:
+    subprocess.run(command, cwd=cwd, check=True, capture_output=True, timeout=timeout_s)
 
 
 def _libraries(root: Path) -> list[Path]:

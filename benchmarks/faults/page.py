@@ -50,8 +50,8 @@ def where(results: Mapping[str, Mapping[str, Any]]) -> str:
     servers = sorted({result["server"] for result in measured})
     times = sorted(result["iteration_s"] for result in measured)
     return (
-        f"Measured on {days} with {measured[0]['cpus']} cores, load average {loads[0]:g} to {loads[-1]:g} at the start of a "
-        f"row; links: {'; '.join(links)}; stores: {', '.join(servers)}. An undisturbed iteration took {times[0]:g} to "
+        f"Measured on {days} with {measured[0]['cpus']} cores, load average {loads[0]:g} to {loads[-1]:g} at the start of "
+        f"a row; links: {'; '.join(links)}; stores: {', '.join(servers)}. An undisturbed iteration took {times[0]:g} to "
         f"{times[-1]:g} s."
     )
 

@@ -18,6 +18,7 @@ AWAY_S = 30.0
 HOUR_S = 3600
 TROUBLE_S = 90.0
 FURTHER_S = 240.0
+RAYLET, GCS_SERVER = "/ray/raylet/raylet ", "/ray/gcs/gcs_server "  # of their command lines
 
 Act = Callable[[Scene], str]
 """Does the fault, and what must be done for everything to be there again; says what that was, if anything."""
@@ -67,18 +68,18 @@ def no_proxy(scene: Scene) -> str:
 
 
 def kill_raylet(scene: Scene) -> str:
-    scene.network.kill("b", "/raylet/raylet ")
+    scene.network.kill("b", RAYLET)
     return "its supervisor starts Ray on b again"
 
 
 def kill_gcs(scene: Scene) -> str:
-    scene.network.kill("a", "gcs_server")
+    scene.network.kill("a", GCS_SERVER)
     return "Ray on a ends with it, and its supervisor starts it again"
 
 
 def kill_gcs_kept(scene: Scene) -> str:
-    """The server alone, as Ray's own documentation of its fault tolerance has it: started again, it finds what it knew."""
-    (pid, *_) = scene.network.processes("a", "gcs_server")
+    """The server alone, as Ray's documentation of fault tolerance has it: started again, it finds what it knew."""
+    (pid, *_) = scene.network.processes("a", GCS_SERVER)
     command = [word.decode() for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") if word]
     pairs = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
     environment = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
@@ -160,7 +161,7 @@ def free_memory(scene: Scene) -> str:
 
 
 def _configured(scene: Scene, name: str, value: str) -> None:
-    if "+OK" not in (answer := scene.store.ask("CONFIG", "SET", name, value)):
+    if not (answer := scene.store.ask("CONFIG", "SET", name, value)).startswith("+OK"):
         raise NetworkError(f"the store does not take {name}={value}: {answer.strip() or 'no answer'}")
 
 
@@ -207,5 +208,5 @@ ROWS = (
     Row("clock-store", "the clock of the store (c)", jump, Setup(clock="c")),
     Row("tls", "the store, reached by TLS (`rediss://`)", kill_store, Setup(StoreSetup(tls=True))),
     Row("rights", "the store, by a user with least rights", kill_store, Setup(StoreSetup(least_rights=True))),
-    Row("two-runs", "the driver of one of two runs on one cluster and one store", kill_driver, Setup(runs=2), ends=True),
+    Row("two-runs", "the driver of one of two runs on one cluster and store", kill_driver, Setup(runs=2), ends=True),
 )

@@ -115,7 +115,8 @@ class Run:
     def notes(self) -> list[str]:
         """The lines in which the driver told of a failure."""
         lines = self._log.read_text(errors="replace").splitlines()
-        return [line.strip() for line in lines if "starting again" in line or "WARNING" in line or "quarantined" in line]
+        signs = ("starting again", "WARNING", "quarantined")
+        return [line.strip() for line in lines if any(sign in line for sign in signs)]
 
     def audit(self) -> dict[str, Any]:
         """What `restorl audit RUN --json` says.

@@ -1,4 +1,4 @@
-"""Everything of a row, up and running: network, store, Ray on two hosts, runs. Gone again on exit, whatever happened."""
+"""Everything of a row, up and running: network, store, Ray on two hosts, runs. Gone on exit, whatever happened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trajectory store of a row: a Valkey (or, for TLS, Redis) server on host c, with its append-only file and password."""
+"""The trajectory store of a row: a Valkey (for TLS a Redis) server on host c, with append-only file and password."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The matrix of faults, but for its hosts: what an audit means, when a run has recovered, and the page of the results."""
+"""The matrix of faults, but for its hosts: what an audit means, when a run has recovered, the page of the results."""
 
 from __future__ import annotations
 
