@@ -49,10 +49,10 @@ def where(results: Mapping[str, Mapping[str, Any]]) -> str:
     links = sorted({f"rate {result['rate']}, delay {result['delay']}" for result in measured})
     servers = sorted({result["server"] for result in measured})
     times = sorted(result["iteration_s"] for result in measured)
+    load, time = f"{loads[0]:g} to {loads[-1]:g}", f"{times[0]:g} to {times[-1]:g}"
     return (
-        f"Measured on {days} with {measured[0]['cpus']} cores, load average {loads[0]:g} to {loads[-1]:g} at the start of "
-        f"a row; links: {'; '.join(links)}; stores: {', '.join(servers)}. An undisturbed iteration took {times[0]:g} to "
-        f"{times[-1]:g} s."
+        f"Measured on {days} with {measured[0]['cpus']} cores, load average {load} at the start of a row; links: "
+        f"{'; '.join(links)}; stores: {', '.join(servers)}. An undisturbed iteration took {time} s."
     )
 
 
