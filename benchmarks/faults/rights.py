@@ -6,7 +6,7 @@ from __future__ import annotations
 # (tests/benchmarks/test_rights.py counts it); INFO may be left out, and with it the check of the server's settings.
 COMMANDS = (
     *("info", "multi", "exec", "eval"),
-    *("get", "set", "incr", "incrby", "decrby", "strlen", "exists", "rename", "unlink"),
+    *("get", "set", "incrby", "decrby", "strlen", "exists", "rename", "unlink"),
     *("hget", "hset", "hsetnx", "hexists", "hmget", "hscan", "hlen"),
     *("xadd", "xack", "xclaim", "xdel", "xlen", "xpending", "xrange", "xread", "xreadgroup", "xsetid"),
     *("xgroup|create", "xinfo|groups", "xinfo|stream"),

@@ -139,7 +139,7 @@ class Store:
         self.process.wait(60)
 
     def ask(self, *command: str) -> str:
-        """The server's answer to a command of the administrator, as it comes; empty if there is none."""
+        """The server's answer to a command of the administrator, with plain line ends; empty if there is none."""
         lines = f"AUTH default {self.admin}\r\n" + " ".join(command) + "\r\n"
         where = (HOSTS["c"], str(self.port), self._authority if self.setup.tls else "")
         interpreter = [sys.executable, "-I", "-S", "-c", CLIENT, *where]
@@ -148,7 +148,7 @@ class Store:
             done = self.network.run("c", interpreter, plain, ASK_S, given=lines)
         except subprocess.TimeoutExpired:
             return ""
-        return done.stdout.partition("+OK\r\n")[2] if done.returncode == 0 else ""
+        return done.stdout.partition("+OK\n")[2] if done.returncode == 0 else ""
 
     def wait_for_trouble(self, timeout_s: float) -> str:
         """Until a server whose disk is full has noticed: what became of it.
