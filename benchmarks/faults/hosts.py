@@ -17,7 +17,7 @@ from benchmarks.faults.network import HOSTS, Network
 
 ROOT = Path(__file__).resolve().parents[2]
 GCS = f"{HOSTS['a']}:6379"
-WHOLE_S = 240.0  # for both hosts to be there
+WHOLE_S = 300.0  # for both hosts to be there
 PLACES = {"a": {"learner": 2}, "b": {"actor": 2, "reward": 2}}
 # A restart behind each end, for ever; $1: the pause.
 SUPERVISOR = 'pause=$1; shift; while :; do "$@"; echo "SUPERVISOR: ended with status $?"; sleep "$pause"; done'

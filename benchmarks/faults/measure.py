@@ -17,7 +17,7 @@ from benchmarks.faults.scene import Scene
 from benchmarks.faults.verdict import Account, account, gaps, happened, recovered_s, usual_s
 
 AFTER = 4  # iterations before the fault
-START_S, END_S = 480.0, 480.0
+START_S, END_S = 900.0, 600.0
 
 
 def measure(row: Row, work: Path) -> dict[str, Any]:
