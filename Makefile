@@ -1,4 +1,4 @@
-# RestoRL: make setup | make demo | make test | make test-slow | make lint | make bench | make study
+# RestoRL: make setup | make demo | make test | make test-slow | make lint | make bench | make study | make faults
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -92,6 +92,11 @@ demo-seeds: setup
 pictures: setup
 	$(BIN)/restorl data demo data/demo --task rain
 	$(BIN)/python -m benchmarks.pictures $(RUN)
+
+# What a run over two hosts survives (network namespaces; needs root): docs/faults.md. AGAIN=1: also what has a result.
+.PHONY: faults
+faults: setup
+	$(BIN)/python -m benchmarks.faults $(if $(AGAIN),--again)
 
 # The paper's comparison; goes on where it was interrupted. QUICK=1: the three main arms of one seed, made anew;
 # RESULTS=runs/again: all arms made anew. Both compare with the committed results. PUBLISHED=weights: LPIPS and FID, too.
