@@ -35,7 +35,6 @@ from typing import Any
 import psutil
 import torch
 import yaml
-from PIL import Image
 
 from benchmarks.report import RESULTS, write
 from cluster.watch.install import RULES_FILE, render
@@ -52,8 +51,6 @@ UNIT_TESTS = ROOT / "tests" / "cluster" / "watch" / "alerts.test.yml"
 CHOSEN = {"$run": ".*", "$node": ".*", "$role": ".*", "$window": "1m"}  # what Grafana would put there
 MORE = 10  # iterations after that, so that the actor that took its place shows, too
 START_S, FIGURES_S, END_S, ALERT_S, ANSWER_S = 600.0, 900.0, 180.0, 420.0, 20.0
-PAGES = {"jobs": "#/jobs", "serve": "#/serve", "metrics": "#/metrics", "logs": "#/logs", "cluster": "#/cluster"}
-ALERTS_PAGE = "classic/alerts"  # of Prometheus; Debian's has this one only
 
 
 def make_recipe(folder: Path) -> Path:
@@ -251,19 +248,6 @@ def kill_an_actor(run: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-def photograph(chromium: str, pages: Mapping[str, str], folder: Path) -> None:
-    """Pages by their addresses, none of which may ask for a token, as small pictures of few colours."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, page in pages.items():
-        path = folder / f"watching_{name}.png"
-        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1400,900"]
-        options += ["--virtual-time-budget=20000", f"--screenshot={path}"]
-        subprocess.run([chromium, *options, page], check=True, capture_output=True, timeout=300)
-        with Image.open(path) as picture:
-            small = picture.convert("RGB").resize((1050, 675), Image.Resampling.LANCZOS)
-        small.quantize(64).save(path, optimize=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prometheus", default="prometheus", help="the program, if it isn't on the PATH")
@@ -271,7 +255,6 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=19090, help="for Prometheus, on loopback")
     parser.add_argument("--out", type=Path, default=RESULTS / "watching.json")
     parser.add_argument("--names", type=Path, help="write the names of Ray's own metrics there")
-    parser.add_argument("--pictures", type=Path, help="photograph Ray's and Prometheus' pages into it, by chromium")
     given = parser.parse_args()
     for name in ("prometheus", "promtool"):
         if shutil.which(getattr(given, name)) is None:
@@ -286,17 +269,7 @@ def main() -> None:
 
 def watch(given: argparse.Namespace, place: Path) -> dict[str, Any]:
     prometheus, log = Prometheus(given.port), place / "run.log"
-    more = ["cluster.auth=disabled"] if given.pictures else []
-    command = [
-        sys.executable,
-        "-m",
-        "cluster.cli",
-        "train",
-        str(make_recipe(place)),
-        "--run",
-        str(place / "run"),
-        *more,
-    ]
+    command = [sys.executable, "-m", "cluster.cli", "train", str(make_recipe(place)), "--run", str(place / "run")]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_PROMETHEUS_HOST": prometheus.url}
     with program(command, log, env) as run:
 
@@ -306,7 +279,7 @@ def watch(given: argparse.Namespace, place: Path) -> dict[str, Any]:
             return re.search(pattern, log.read_text(errors="replace"))
 
         metrics = Path(awaited("logs", lambda: told(r"logs of its processes: (.+)"), START_S)[1]).parent / "metrics"
-        dashboard = awaited("Ray's dashboard", lambda: told(r"Ray dashboard: (\S+)"), START_S)[1]
+        awaited("Ray's dashboard", lambda: told(r"Ray dashboard: "), START_S)
         awaited("Ray's prometheus.yml", (metrics / "prometheus" / "prometheus.yml").is_file, START_S)
         awaited("Ray's Grafana dashboards", lambda: any((metrics / "grafana" / "dashboards").glob("train_*")), START_S)
         install = installed(metrics)
@@ -315,7 +288,7 @@ def watch(given: argparse.Namespace, place: Path) -> dict[str, Any]:
         options.append(f"--web.listen-address=127.0.0.1:{given.port}")
         with program([given.prometheus, *options], place / "prometheus.log"):
             awaited("a scrape", prometheus.scrapes, START_S)
-            awaited("an evaluation", lambda: told(r"iteration [1-9]"), START_S)
+            awaited("an iteration", lambda: told(r"iteration [1-9]"), START_S)
 
             def made() -> float:
                 return max(prometheus.figures(shown("iteration")), default=0.0)
@@ -334,9 +307,6 @@ def watch(given: argparse.Namespace, place: Path) -> dict[str, Any]:
                 raise SystemExit(f"no figures of {', '.join(missing)} within {FIGURES_S:g} s")
             names = rays_own(prometheus)
             firing = {"while it runs": prometheus.firing()}
-            if given.pictures:
-                pages = {name: f"{dashboard}/{page}" for name, page in PAGES.items()}
-                photograph("chromium", pages | {"alerts": f"{prometheus.url}/{ALERTS_PAGE}"}, given.pictures)
             run.send_signal(signal.SIGINT)
             run.wait(END_S)
             gone = "RestorlRunGone"
