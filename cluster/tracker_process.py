@@ -110,7 +110,7 @@ def mirror(lines: Iterable[str], make: type[Tracker] | type[Wandb] | type[Mlflow
         Whatever the tracker raises.
     """
     rows = (json.loads(line) for line in lines)
-    run = next(rows, {})
+    run: dict[str, Any] = next(rows, {})
     if run.get("kind") != "begin":
         raise ValueError("the first line tells of the run, and has kind 'begin'")
     tracker, how = make(run), KILLED  # type: ignore[call-arg]

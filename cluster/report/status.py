@@ -340,13 +340,9 @@ def _processes(live: dict[str, Any], now: float) -> tuple[Process, ...]:
             doing = str(row.get("doing") or "")
             since = _number(row.get("since"))
             doing += f" for {brief(max(0.0, now - since))}" if doing and since is not None else ""
-            found.append(
-                Process(
-                    *(str(row.get(key) or "") for key in ("role", "name", "where")),
-                    doing,
-                    None if heard is None else max(0.0, now - heard),
-                )
-            )
+            role, name, where = (str(row.get(key) or "") for key in ("role", "name", "where"))
+            heard_s = None if heard is None else max(0.0, now - heard)
+            found.append(Process(role, name, where, doing, heard_s))
     return tuple(found)
 
 
