@@ -39,6 +39,7 @@ from cluster.run.work_queue import WorkQueue
 
 ACTORS = (10, 50, 100, 250, 500)
 SLEEP_S = 2.0
+LONGEST_S = 1800.0  # of a run, on a machine that others use
 TRUE_SIZE = Sleeps(rollout_s=0.05, latent=(4, 64, 64), side=512)
 PROCESSES = {"store": "valkey-server", "rank": "ray::SleepingRank", "hosts": "ray::ActorHost"}
 WATCHED: tuple[tuple[str, Any, str], ...] = (
@@ -115,7 +116,7 @@ def one(part: str, actors: int, folder: Path) -> dict[str, Any]:
         rollout={"images_per_batch": 1, "rollouts_per_image": 2 if small else 8, "crop": side},
         reward={"terms": [{"scorer": "psnr"}]},
         source={"groups_per_step": batch, "max_staleness": 1, "timeout_s": 240.0},
-        store={"max_entries": 8 * batch, "max_bytes": 1 << 30},
+        store={"max_entries": 8 * batch, "max_bytes": 3 << 30},
         actors={"count": actors},
         checkpoint_every=1 if small else 2,
     )
@@ -156,6 +157,15 @@ def one(part: str, actors: int, folder: Path) -> dict[str, Any]:
         found |= {"intake_mb_per_s": size * batch / found["prepare_s"] / 1e6}
         busy = sum(r["publish_s"] for r in kept)
         found |= {"publish_mb_per_s_an_actor": size * groups / busy / 1e6}
+    return found
+
+
+def apart(part: str, actors: int, folder: Path) -> dict[str, Any]:
+    """A run in a process of its own, so that its memory is its own."""
+    command = [sys.executable, "-m", "benchmarks.size", "--one", part, str(actors), "--folder", str(folder)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=LONGEST_S)
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    shutil.rmtree(folder, ignore_errors=True)  # gigabytes of an append-only file
     return found
 
 

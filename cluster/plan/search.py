@@ -10,7 +10,7 @@ from cluster.plan.model import ACTORS, RANKS, Costs, Counts, Iteration, Loop, Pl
 
 ALL_UP_TO = 64  # counts that are all tried; of larger ones every fiftieth, and then their neighbours
 GROWTH = 1.02
-WORTH = 1e-3  # by so much shorter iterations make a process worth its GPU
+WORTH = 0.01  # by so much shorter iterations are worth the GPUs that they take
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ TERA = 10**12
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is counted on the meta device, in seconds, has tests of its own; here it is what a large model would take."""
+    """What is counted on the meta device, in seconds, has tests of its own; here it is a large model's."""
     each = PassFlops(condition=TERA, denoise=TERA, decode=TERA, replay=4 * TERA, sft=3 * TERA)
     monkeypatch.setattr("cluster.plan.counting.pass_flops", lambda *_, **__: each)
     roles = [
