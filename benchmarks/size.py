@@ -2,8 +2,10 @@
 
     python -m benchmarks.size [--output benchmarks/results/size.json] [--folder runs/bench-size]
 
-Runs of stand-ins that sleep (`benchmarks.stand_ins` says what is real), each in a process of its own:
+Three parts (`--parts`), the last two by runs of stand-ins that sleep (`benchmarks.stand_ins` says what is real), each
+in a process of its own:
 
+- **turns**: what a turn of the driver's loop costs the processor, by the number of actors, without Ray and the store;
 - **actors**: 10 to 500 of them, each asleep for two seconds an item of one image, with records of two kilobytes, so
   that the driver's bookkeeping is what there is to measure: groups a second against what the actors could give, the
   driver's share of a core, what it spends a group on what, memory;
@@ -18,6 +20,8 @@ import json
 import os
 import shutil
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -28,17 +32,19 @@ from typing import Any
 
 import psutil
 
+from actors.work import WorkItem
 from benchmarks.report import RESULTS, write
 from benchmarks.stand_ins import Sleeps, recipe, train, write_pairs
 from cluster.report.records import read_metrics
 from cluster.run import driver, state
-from cluster.run.actor_pool import ActorPool
+from cluster.run.actor_pool import ActorPool, Call
 from cluster.run.driver_stream import DriverStream
 from cluster.run.topology import Topology
 from cluster.run.work_queue import WorkQueue
 
 ACTORS = (10, 50, 100, 250, 500)
 SLEEP_S = 2.0
+LONGEST_S = 1800.0  # of a run, on a machine that others use
 TRUE_SIZE = Sleeps(rollout_s=0.05, latent=(4, 64, 64), side=512)
 PROCESSES = {"store": "valkey-server", "rank": "ray::SleepingRank", "hosts": "ray::ActorHost"}
 WATCHED: tuple[tuple[str, Any, str], ...] = (
@@ -115,7 +121,7 @@ def one(part: str, actors: int, folder: Path) -> dict[str, Any]:
         rollout={"images_per_batch": 1, "rollouts_per_image": 2 if small else 8, "crop": side},
         reward={"terms": [{"scorer": "psnr"}]},
         source={"groups_per_step": batch, "max_staleness": 1, "timeout_s": 240.0},
-        store={"max_entries": 8 * batch, "max_bytes": 1 << 30},
+        store={"max_entries": 8 * batch, "max_bytes": 3 << 30},
         actors={"count": actors},
         checkpoint_every=1 if small else 2,
     )
@@ -159,19 +165,64 @@ def one(part: str, actors: int, folder: Path) -> dict[str, Any]:
     return found
 
 
+def turn(actors: int) -> dict[str, Any]:
+    """Milliseconds of the processor in a turn of the driver's loop with all actors at work, without Ray and the store.
+
+    `who evaluates, before`: looked up for each free slot, as the loop did.
+    """
+    pool = ActorPool.__new__(ActorPool)
+    pool.calls = {f"call {a}": Call(a, WorkItem(a, (str(a),)), 0.0) for a in range(actors)}  # type: ignore[misc]
+    parts = Topology.__new__(Topology)
+    parts.actors = pool
+    unsettled = {f"{i:08d}-000": "1-1" for i in range(2 * actors)}
+    ways: dict[str, Callable[[], object]] = {
+        "who evaluates, before": lambda: [parts.evaluating() for _ in range(actors)],
+        "who evaluates": parts.evaluating,
+        "what is rolling": parts.rolling,
+        "admission": lambda: driver.capacity(actors, 1, 9, unsettled, set(), parts.rolling()),
+    }
+    found: dict[str, Any] = {"actors": actors}
+    for name, way in ways.items():
+        took = []
+        for _ in range(5):
+            began = time.thread_time()
+            way()
+            took.append(1e3 * (time.thread_time() - began))
+        found[f"{name}, ms"] = statistics.median(took)
+    return found
+
+
+def apart(part: str, actors: int, folder: Path) -> dict[str, Any]:
+    """A run in a process of its own, so that its memory is its own."""
+    command = [sys.executable, "-m", "benchmarks.size", "--one", part, str(actors), "--folder", str(folder)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=LONGEST_S)
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    shutil.rmtree(folder, ignore_errors=True)  # gigabytes of an append-only file
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--output", type=Path, default=RESULTS / "size.json")
     parser.add_argument("--folder", type=Path, default=Path("runs/bench-size"))
     parser.add_argument("--one", nargs=2, metavar=("PART", "ACTORS"), help="a single run, in this process")
+    parser.add_argument(
+        "--parts", nargs="+", choices=("turns", "actors", "bytes"), default=["turns", "actors", "bytes"]
+    )
     parser.add_argument("--actors", nargs="+", type=int, default=list(ACTORS))
     options = parser.parse_args()
     if options.one:
         print(json.dumps(one(options.one[0], int(options.one[1]), options.folder)))
         return
     load = os.getloadavg()[0]
-    result: dict[str, Any] = {"machine": {"cpus": os.cpu_count()}, "actors": [], "bytes": []}
+    result: dict[str, Any] = {"machine": {"cpus": os.cpu_count()}}
+    if "turns" in options.parts:
+        result["turns"] = [turn(count) for count in options.actors]
+        print("turns", json.dumps(result["turns"]), flush=True)
     for part, counts in (("actors", options.actors), ("bytes", (8, 32))):
+        if part not in options.parts:
+            continue
+        result[part] = []
         for count in counts:
             found = apart(part, count, options.folder / f"{part}-{count}")
             result[part].append(found)

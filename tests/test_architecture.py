@@ -100,12 +100,12 @@ RULES = (
         ("ray", "redis", "deepspeed"),
     ),
     Rule(
-        "the cost model is arithmetic: no tensors, no cluster",
+        "the cost model is arithmetic and knows no other room",
         (
             *("cluster.plan.model", "cluster.plan.search", "cluster.plan.gpus"),
             *("cluster.plan.estimate", "cluster.plan.measured"),
         ),
-        ("torch", "ray", "redis", "deepspeed", *others("cluster"), "cluster.run", "cluster.config", "cluster.cli"),
+        ("ray", "redis", "deepspeed", *others("cluster"), "cluster.run", "cluster.config", "cluster.cli"),
     ),
     Rule(
         "a plan needs nothing that starts",

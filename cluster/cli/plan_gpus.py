@@ -42,9 +42,9 @@ def plan(
 ) -> None:
     """How many actors, reward replicas and learner ranks to take, and how long an iteration is then.
 
-    restorl plan configs/gpu/diffbir.yaml --gpus 64 --gpu-kind h100 --shape sd21 --score-ms 5
+    restorl plan configs/paper/diffbir.yaml --gpus 64 --gpu-kind h100 --shape sd21
 
-    restorl plan configs/demo.yaml --gpus 8 --from runs/demo actors.num_gpus=1 ranks.num_gpus=1
+    restorl plan configs/gpu/diffbir.yaml --gpus 64 --from runs/rl
 
     Nothing is started. Without --from it is an estimate from data sheets, within a factor of 2.
     """
@@ -102,6 +102,11 @@ def plan_text(
     loop, chain = loop_of(here, moved.decisions), chain_of(here, moved, len(schedule), pictures.heldout)
     shares, counts = shares_of(here), counts_of(here)
     with as_mistake(PlanError):
+        if not any((shares.actor, shares.rank, *shares.replicas.values())):
+            raise PlanError(
+                "no role of it reserves a GPU, so that there is nothing to share out; set actors.num_gpus=1 "
+                "ranks.num_gpus=1 reward.num_gpus=1"
+            )
         run: Measured | None = None
         if from_run is None:
             _require_gpus(here)

@@ -1,4 +1,4 @@
-"""Arithmetic and memory of a recipe's networks, counted on the meta device: seconds of work, neither weights nor GPU."""
+"""Arithmetic and memory of a recipe, counted on the meta device: seconds of work, with neither weights nor a GPU."""
 
 from __future__ import annotations
 

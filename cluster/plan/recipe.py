@@ -33,7 +33,7 @@ def services_of(config: RunConfig) -> dict[str, RewardSettings]:
     """What a rollout's pictures are scored by, of terms with a weight; the only one is called `REWARD`."""
     trained = {term.name for term in config.reward.resolved.trained}
     services = {name: of for name, of in config.reward.services.items() if name in trained}
-    return services if config.reward.terms else {REWARD: of for of in services.values()}
+    return services if config.reward.terms else dict(zip([REWARD], services.values(), strict=False))
 
 
 def counts_of(config: RunConfig) -> Counts:

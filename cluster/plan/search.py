@@ -10,7 +10,7 @@ from cluster.plan.model import ACTORS, RANKS, Costs, Counts, Iteration, Loop, Pl
 
 ALL_UP_TO = 64  # counts that are all tried; of larger ones every fiftieth, and then their neighbours
 GROWTH = 1.02
-WORTH = 1e-3  # by so much shorter iterations make a process worth its GPU
+WORTH = 0.01  # by so much shorter iterations are worth the GPUs that they take
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,12 @@ def _replicas(loop: Loop, costs: Costs, shares: Shares, gpus: float, least: Mapp
         counts[name] = max(1, int(gpus * load[name] / weight + 1e-9))
     used = sum(counts[name] * shares.replicas[name] for name in own)
     while own and used > gpus + 1e-9:  # the ones of those with little to do
-        name = max((n for n in own if counts[n] > 1), key=lambda n: counts[n], default=None)
-        if name is None:
+        several = [name for name in own if counts[name] > 1]
+        if not several:
             break
-        counts[name] -= 1
-        used -= shares.replicas[name]
+        largest = max(several, key=lambda n: counts[n])
+        counts[largest] -= 1
+        used -= shares.replicas[largest]
     fitting = [name for name in own if used + shares.replicas[name] <= gpus + 1e-9]
     while fitting:
         name = max(fitting, key=lambda n: load[n] / counts[n])

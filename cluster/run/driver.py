@@ -39,9 +39,11 @@ def _run(config: RunConfig, state: RunState, topology: Topology) -> Future[RunSu
             while not state.interrupted:
                 state.turn()
                 # Evaluations first, one part an actor, so that rollouts go on beside them.
+                evaluating = parts.evaluating()  # looks at every call: once, however many slots are free
                 for actor in parts.actors.free():
-                    if actor not in parts.evaluating() and (part := state.heldout.evaluations.take()) is not None:
+                    if actor not in evaluating and (part := state.heldout.evaluations.take()) is not None:
                         parts.evaluate(actor, part, state.heldout.base_rows)
+                        evaluating.add(actor)
 
                 # Hand out rollouts as long as none can become staler than allowed.
                 if parts.version < config.iterations and (free := parts.actors.free()):

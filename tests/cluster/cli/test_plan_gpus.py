@@ -26,7 +26,7 @@ TERA = 10**12
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is counted on the meta device, in seconds, has tests of its own; here it is what a large model would take."""
+    """What is counted on the meta device, in seconds, has tests of its own; here it is a large model's."""
     each = PassFlops(condition=TERA, denoise=TERA, decode=TERA, replay=4 * TERA, sft=3 * TERA)
     monkeypatch.setattr("cluster.plan.counting.pass_flops", lambda *_, **__: each)
     roles = [
@@ -114,6 +114,7 @@ def test_a_run_is_planned_by_with_its_iterations_their_spread_and_how_well_the_m
         (("--gpus", 8, "--gpu-kind", "l4", "actors.num_gpus=0.5"), "actors: a process needs about 13.0 GiB (decode)"),
         (("--gpus", 8, "--score-ms", "sharp=3"), "--score-ms sharp=...: no such term"),
         (("--gpus", 8, "--score-ms", "0"), "--score-ms 0: milliseconds of a picture, above 0"),
+        (("--gpus", 8, "actors.num_gpus=0", "ranks.num_gpus=0", "reward.num_gpus=0"), "no role of it reserves a GPU"),
         (("--gpus", 8, "sampler.steps=1"), "sampler.steps=1"),
         (("--gpus", 8, "model=/nowhere"), "/nowhere is not a folder"),
     ],

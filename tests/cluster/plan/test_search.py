@@ -32,14 +32,14 @@ def test_the_split_is_as_good_as_the_best_of_all(
         if a + r + n <= gpus
     ]
     assert found.gpus == ONE.of(found.counts) <= gpus
-    assert found.found.seconds <= min(all_of_them) * 1.002
+    assert found.found.seconds <= min(all_of_them) * 1.011
     assert found.found == iteration(loop, costs, found.counts)
 
 
 def test_more_gpus_never_make_the_plan_slower_and_those_that_bring_nothing_stay_unused() -> None:
     found = [best(LOOP, COSTS, ONE, gpus, GIVEN, range(1, gpus + 1)) for gpus in (3, 8, 32, 128, 4096)]
     seconds = [split.found.seconds for split in found]
-    assert all(later <= earlier * 1.002 for earlier, later in zip(seconds, seconds[1:], strict=False))
+    assert all(later <= earlier * 1.011 for earlier, later in zip(seconds, seconds[1:], strict=False))
     assert found[-1].gpus < 4096 and found[-1].counts.actors <= 2 * LOOP.items
 
 

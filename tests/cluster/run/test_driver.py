@@ -200,6 +200,24 @@ def test_a_backlog_of_evaluations_holds_the_next_step_back(run: Any, monkeypatch
     assert parts.learning.waited[0] is True and state.recorded == [1]
 
 
+def test_who_evaluates_is_looked_up_once_a_turn_however_many_slots_are_free(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks at every call: for each of a thousand free slots anew, a turn took longer than the calls."""
+    asked: list[int] = []
+    original = Parts.evaluating
+
+    def counted(self: Parts) -> set[int]:
+        asked.append(self.looks)
+        return original(self)
+
+    monkeypatch.setattr(Parts, "evaluating", counted)
+    monkeypatch.setattr(Parts, "evaluate", lambda self, actor, part, known: self.actors.calls.update({"part": part}))
+    monkeypatch.setattr(Actors, "free", lambda self: [0] * (100 - len(self.calls)))
+    _, parts = run(iterations=2)
+    assert parts.looks and len(asked) == len(set(asked)) <= parts.looks + 1
+
+
 @pytest.mark.parametrize("waits_for", ["begin again", "answer", "store"])
 def test_a_first_signal_ends_a_run_in_whatever_the_driver_waits_for(
     run: Any, monkeypatch: pytest.MonkeyPatch, waits_for: str
