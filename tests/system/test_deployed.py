@@ -45,10 +45,18 @@ POD_ATTEMPTS, STARTED = 5, "Ray runtime started."
 OWNER_LOOKS_S = 25.0  # after which a reward service that is nobody's has ended itself
 
 
+_DRAWN: set[int] = set()
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Never the same twice, since it is taken only later."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port not in _DRAWN:
+            _DRAWN.add(port)
+            return port
 
 
 class Machine:
