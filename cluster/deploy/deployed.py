@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cluster.config.configure import ConfigError, plain
+from cluster.config.configure import ConfigError, build_config, plain
 from cluster.config.recipe import RunConfig
 from cluster.config.reward import RunReward
 from cluster.deploy.layout import ACTOR, LEARNER, REWARD, Hosts, actors_on
@@ -114,7 +114,7 @@ def with_actors(config: RunConfig, hosts: Hosts) -> RunConfig:
 
 def recipe_of(config: RunConfig) -> dict[str, Any]:
     """What a recipe must say to give this configuration: all that isn't a default."""
-    given, defaults = plain(config), plain(RunConfig(model=config.model))
+    given, defaults = plain(config), plain(build_config(RunConfig, {"model": str(config.model)}))
     return {"model": given["model"], **_unlike(given, defaults)}
 
 

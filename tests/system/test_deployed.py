@@ -45,10 +45,18 @@ POD_ATTEMPTS, STARTED = 5, "Ray runtime started."
 OWNER_LOOKS_S = 25.0  # after which a reward service that is nobody's has ended itself
 
 
+_DRAWN: set[int] = set()
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Never the same twice, since it is taken only later."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port not in _DRAWN:
+            _DRAWN.add(port)
+            return port
 
 
 class Machine:
@@ -97,12 +105,12 @@ class Machine:
         for attempt in range(POD_ATTEMPTS):
             if self.has_started(self.start(words, environment)):
                 return
-            assert attempt + 1 < POD_ATTEMPTS, self.output()
+            assert attempt + 1 < POD_ATTEMPTS, self.tail()
 
     def has_started(self, node: subprocess.Popen[bytes], timeout_s: float = 300) -> bool:
         """Whether Ray's processes run there; it ended if not."""
         before = self.output().count(STARTED)
-        wait_until(lambda: self.output().count(STARTED) > before or node.poll() is not None, timeout_s, self.output)
+        wait_until(lambda: self.output().count(STARTED) > before or node.poll() is not None, timeout_s, self.tail)
         return node.poll() is None
 
     def start(self, words: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -121,9 +129,12 @@ class Machine:
                 as_user(words), env=environment, cwd=self.names.work, capture_output=True, text=True, timeout=timeout_s
             )
         except subprocess.TimeoutExpired as error:
-            raise AssertionError(f"{words}: {error.stdout!r} {error.stderr!r}\n{self.output()}") from None
-        assert done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout}{done.stderr}{self.output()}"
+            raise AssertionError(f"{words}: {error.stdout!r} {error.stderr!r}\n{self.tail()}") from None
+        assert done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout}{done.stderr}{self.tail()}"
         return done.stdout
+
+    def tail(self) -> str:
+        return self.output()[-6000:]
 
     def output(self) -> str:
         return (self.folder / "log").read_text(errors="replace")
@@ -139,7 +150,7 @@ class Machine:
             for word in pod["containers"][0]["command"]
         ]
         self.start(words, self.environment(self.new_mark(), pod))
-        wait_until(lambda: answers(self.store_port), 60, self.output)
+        wait_until(lambda: answers(self.store_port), 60, self.tail)
 
     def close(self) -> None:
         for mark in self.marks:
@@ -170,7 +181,7 @@ class Cluster:
             machine.start_node(words, self.environment)
         nodes = str(len(groups_of_spec(spec)))
         machine.run(["restorl", "deploy", "wait", nodes, "--address", self.address], self.of_head, 700)
-        wait_until(lambda: answers(self.dashboard), 120, machine.output)
+        wait_until(lambda: answers(self.dashboard), 120, machine.tail)
 
     @property
     def address(self) -> str:
@@ -220,7 +231,7 @@ def machine(workplace: Path) -> Iterator[Machine]:
         yield found
     finally:
         found.close()
-        shutil.rmtree(folder, ignore_errors=True) if not os.environ.get("KEEP") else None
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def status_of(url: str) -> int:
@@ -259,7 +270,7 @@ def test_a_job_that_loses_its_cluster_goes_on_in_the_next_one_and_rewards_are_se
     def has_a_checkpoint() -> bool:
         return metrics.exists() and '"kind": "train"' in metrics.read_text() and any(checkpoints.glob("*[0-9]"))
 
-    wait_until(has_a_checkpoint, 600, lambda: machine.output() + logs(first, "attempt-1"))
+    wait_until(has_a_checkpoint, 600, lambda: machine.tail() + logs(first, "attempt-1"))
     kill(first.mark)  # every pod of the cluster; store and claim stay
     done = metrics.read_text().count('"kind": "train"')
     assert 1 <= done < ITERATIONS
