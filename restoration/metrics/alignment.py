@@ -52,12 +52,8 @@ def align(result: Picture, original: Picture) -> Aligned:
         flags=cv2.INTER_CUBIC + cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REFLECT,
     )
-    mask = cv2.warpPerspective(
-        *(whole, homography, size),
-        flags=cv2.INTER_NEAREST + cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_CONSTANT,
-        borderValue=0,
-    )
+    nearest = cv2.INTER_NEAREST + cv2.WARP_INVERSE_MAP
+    mask = np.asarray(cv2.warpPerspective(whole, homography, size, flags=nearest), dtype=np.float32)
     return Aligned(moved * mask[..., None], original * mask[..., None], mask)
 
 
@@ -72,11 +68,12 @@ def _found(result: Picture, original: Picture) -> tuple[NDArray[np.float32], np.
     criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, ITERATIONS, 0)
     greys = [cv2.cvtColor(p.astype(np.float32), cv2.COLOR_RGB2GRAY) for p in (original, result * np.float32(scale))]
     try:
-        _, homography = cv2.findTransformECC(
+        _, found = cv2.findTransformECC(  # type: ignore[call-overload]  # its stubs want a mask beside the last one
             *greys, np.eye(3, dtype=np.float32), cv2.MOTION_HOMOGRAPHY, criteria, None, SMOOTHED
         )
     except cv2.error as error:
         return f"ECC finds no homography: {str(error).strip().splitlines()[0]}"
+    homography = np.asarray(found, dtype=np.float32)
     if not np.isfinite(homography).all():
         return "ECC finds no homography: it diverges"
     return homography, np.float32(scale)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +63,8 @@ class Lpips(nn.Module):
         self.trunk = TRUNKS[net]
         place = torch.get_default_device()
         with torch.device("meta"):  # of 138 million random weights of VGG none is wanted
-            features = self.trunk.make().features[: self.trunk.layers[-1] + 1]
+            whole: Any = self.trunk.make()
+        features: nn.Sequential = whole.features[: self.trunk.layers[-1] + 1]
         self.features = features.to_empty(device=place)
         self.heads = nn.ParameterList(nn.Parameter(torch.empty(1, c, 1, 1)) for c in self.trunk.channels)
         # ImageNet's, for pictures in [-1, 1]
