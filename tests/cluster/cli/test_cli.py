@@ -30,7 +30,17 @@ from tests.cluster.report.synthetic_run import make_run
 COMMANDS = (
     *("train", "pretrain", "convert", "restore", "evaluate", "score", "report", "audit"),
     *("reward serve", "reward status", "reward scale", "reward stop", "data demo", "data make", "data check"),
-    *("status", "timeline", "chain", "plan", "actors scale", "watch install", "watch render", "deploy render", "deploy check"),
+    *(
+        "status",
+        "timeline",
+        "chain",
+        "plan",
+        "actors scale",
+        "watch install",
+        "watch render",
+        "deploy render",
+        "deploy check",
+    ),
 )
 
 
