@@ -18,12 +18,11 @@ from pathlib import Path
 
 import psutil
 
-from tests.system.conftest import ROOT
-
+ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
 ENV = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_agent_register_timeout_ms": "120000"}
 HERE = "--node-ip-address=127.0.0.1"
-TRIES = 3
+TRIES = 5
 
 
 @dataclass
