@@ -50,7 +50,7 @@ def resume_if_there(folder: Path, config: str | None, overrides: Sequence[str]) 
 
     given, there = list(overrides), has_begun(folder)
     if config is not None and "=" in config:
-        config, given = None, [config, *given]
+        given, config = [config, *given], None
     if config is None and not there:
         raise UserMistake(f"{folder} holds no run to resume: say CONFIG, too, with which one is started there")
     loaded = load_run_config(folder, tuple(given)) if config is None else load_config(RunConfig, Path(config), given)

@@ -275,6 +275,7 @@ class ActorPool:
     def _checked(self, member: Member) -> None:
         """A check has an answer."""
         ref, member.check = member.check, None
+        assert ref is not None
         try:
             node = ray.get(ref, timeout=ANSWER_S)
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:

@@ -152,7 +152,7 @@ def ask(run_id: str, count: int, timeout_s: float = ANSWER_S, look_s: float = 0.
     """
     wish = Wish(uuid.uuid4().hex, count)
     _asked(lambda: _put(_WISH + run_id, json.dumps(asdict(wish))))
-    ends = time.monotonic() + timeout_s
+    ends, who = time.monotonic() + timeout_s, ""
     try:
         while time.monotonic() < ends:
             crew = _asked(lambda: _crew_of(run_id))
@@ -160,12 +160,13 @@ def ask(run_id: str, count: int, timeout_s: float = ANSWER_S, look_s: float = 0.
                 raise ClusterError(f"run {run_id} has ended, or its driver was lost; nothing was changed")
             if crew.answered == wish.id:
                 return crew.told
+            who = crew.who
             other = _asked(lambda: _wish_of(run_id))
             if other is not None and other.id != wish.id:
                 raise ClusterError(f"somebody else asked run {run_id} for {other.count} actors meanwhile; ask again")
             time.sleep(look_s)
         raise ClusterError(
-            f"the driver of run {run_id} ({crew.who}) gave no answer within {timeout_s:g} s: it may wait for its store "
+            f"the driver of run {run_id} ({who}) gave no answer within {timeout_s:g} s: it may wait for its store "
             "or its learner. The wish is taken back, unless it took it just now: its output says so"
         )
     finally:

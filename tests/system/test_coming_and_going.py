@@ -10,13 +10,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 
 from cluster.jobs import ClusterSettings, connect
 from cluster.report.records import read_metrics
 from cluster.report.run_audit import audit_run
+from cluster.run.actor_pool import ActorPool
+from cluster.run.failures import Failure
 from cluster.run.folder import finished_after
+from cluster.run.node_watch import NodeWatch
 from cluster.run.wishes import Crew, crews
 from reward_service.service import status
 from reward_service.settings import reward_app_name
@@ -58,6 +63,60 @@ def until(reached: Callable[[], object], what: str, timeout_s: float) -> float:
         assert time.monotonic() < began + timeout_s, f"not within {timeout_s:g} s: {what}"
         time.sleep(0.2)
     return time.monotonic() - began
+
+
+class Light:
+    """What the pool asks of an actor, without a model."""
+
+    def ready(self) -> str:
+        return str(ray.get_runtime_context().get_node_id())
+
+    def roll(self, task: str, seconds: float) -> str:
+        time.sleep(seconds)
+        return task
+
+
+def make_light() -> Any:
+    actor: Any = ray.remote(Light).options(max_restarts=-1, max_concurrency=2, num_cpus=0, resources={"actor": 1})
+    return actor.remote()
+
+
+def test_actors_follow_their_nodes_and_nothing_waits_for_one_that_has_none(cluster: Cluster) -> None:
+    ended: list[tuple[str, Any]] = []
+
+    def turns(pool: ActorPool, reached: Callable[[], object], what: str, timeout_s: float) -> None:
+        def turn() -> object:
+            ended.extend(pool.take(ref) for ref in pool.finished(0.05))
+            return reached()
+
+        until(turn, what, timeout_s)
+
+    first = cluster.add(1, actor=1)
+    with connect(ClusterSettings(cluster.address, auth="disabled")), NodeWatch() as watch:
+        pool = ActorPool(make_light, 2, 2, 600.0, lambda: watch.latest)
+        pool.wait_ready(JOINS_S, least=1)
+        second = cluster.add(1, actor=1)
+        turns(pool, lambda: pool.standing().there == 2, "the second", JOINS_S)
+        for actor in pool.free():
+            pool.call(actor, "roll", f"of {actor}", f"of {actor}", 20.0)
+        lose(second)
+        turns(pool, lambda: len(pool.calls) == 2, "what the lost one had", SOON_S)
+        (gone,) = {task for task, result in ended if isinstance(result, Failure)}
+        assert len(ended) == 2 and not pool.free()
+        turns(pool, lambda: not pool.calls, "what the other has", SOON_S)
+        (done,) = {task for task, result in ended if result == task}
+        assert {gone, done} == {"of 0", "of 1"} and len(ended) == 4
+        lose(first)  # whose actor has nothing to do
+        turns(pool, lambda: not pool.standing().there, "none is there", SOON_S)
+        assert pool.free() == []
+        third = cluster.add(1, actor=3)
+        turns(pool, lambda: pool.standing().there == 2, "both", JOINS_S)
+        pool.resize(4)
+        turns(pool, lambda: pool.standing().there == 3, "as many as there is room for", JOINS_S)
+        pool.resize(1)
+        assert len(pool.members) == 1 and pool.standing().there == 1
+        pool.kill()
+    lose(third)
 
 
 def test_a_run_goes_on_while_nodes_actors_and_replicas_come_and_go(
