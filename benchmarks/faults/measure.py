@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults.hosts import ROOT
+from benchmarks.faults.hosts import ROOT, ClusterProblem
+from benchmarks.faults.network import NetworkError
 from benchmarks.faults.packages import NoPackage
 from benchmarks.faults.recipe import GROUPS, ITERATIONS
 from benchmarks.faults.rows import Row
 from benchmarks.faults.runs import Run
 from benchmarks.faults.scene import Scene
+from benchmarks.faults.store import StoreProblem
 from benchmarks.faults.verdict import Account, account, gaps, happened, recovered_s, usual_s
 
 AFTER = 4  # iterations before the fault
 START_S, END_S = 900.0, 600.0
+SETTING = (NetworkError, NoPackage, StoreProblem, ClusterProblem, subprocess.SubprocessError, OSError)
 
 
 def measure(row: Row, work: Path) -> dict[str, Any]:
-    """The row's result, also when the row fails: `outcome` is ok, failed or not run.
+    """The row's result; `outcome` is ok, failed, or not run: what it needs could not be set up.
 
     Raises:
-        NetworkError: the machine can't hold any row.
+        RunProblem, and what `failed` is for: the row came to no end.
     """
     common: dict[str, Any] = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "cpus": os.cpu_count()}
     common["load_average"] = round(os.getloadavg()[0], 1)
-    with Scene(row.name, row.setup, work) as scene:
+    with ExitStack() as exits:
+        try:
+            scene = exits.enter_context(Scene(row.name, row.setup, work))
+        except SETTING as error:  # says nothing about the run
+            return failed(error, "not run")
         common |= {"rate": scene.network.link.rate, "delay": scene.network.link.delay, "server": _server(scene)}
         for run in scene.runs:
             run.wait_for(AFTER, START_S)
@@ -64,9 +73,8 @@ def measure(row: Row, work: Path) -> dict[str, Any]:
         }
 
 
-def failed(error: BaseException) -> dict[str, Any]:
+def failed(error: BaseException, outcome: str = "failed") -> dict[str, Any]:
     """The result of a row that could not be measured to its end."""
-    outcome = "not run" if isinstance(error, NoPackage) else "failed"
     told = f"{type(error).__name__}: {error}".replace(f"{ROOT}/", "")
     return {"date": f"{datetime.now(UTC):%Y-%m-%d}", "outcome": outcome, "wrong": [told[:1000]]}
 

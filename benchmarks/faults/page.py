@@ -69,7 +69,8 @@ def rendered(page: str, rows: Sequence[Row], results: Mapping[str, Mapping[str, 
     for name, lines in blocks.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", flags=re.DOTALL)
         inner = "\n".join(lines) + "\n"
-        page, count = pattern.subn(lambda found, inner=inner: found[1] + inner + found[2], page)
-        if count != 1:
-            raise ValueError(f"the page has {count} blocks <!-- {name} --> ... <!-- end of {name} -->, not one")
+        found = list(pattern.finditer(page))
+        if len(found) != 1:
+            raise ValueError(f"the page has {len(found)} blocks <!-- {name} --> ... <!-- end of {name} -->, not one")
+        page = page[: found[0].end(1)] + inner + page[found[0].start(2) :]
     return page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 
@@ -17,7 +18,7 @@ def main() -> int:
     while time.monotonic() < deadline:
         try:
             if not ray.is_initialized():
-                ray.init(address=address, logging_level="ERROR", log_to_driver=False, configure_logging=False)
+                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, configure_logging=False)
             found = ray.cluster_resources()
         except Exception as error:  # the head is just starting
             told = f"{type(error).__name__}: {error}"
