@@ -172,8 +172,13 @@ def _plot(one: Shown, step: int, look: _Look) -> Image.Image:
 
         for index in range(last + 1):
             draw.line((*at(index, low), *at(index, high)), "#eceff4", SMOOTH)
+        small = ImageFont.load_default(look.text * SMOOTH * 2 // 3)
+        draw.text((pad, height - pad), "score", FAINT, small, anchor="lb")
         if math.isfinite(one.truth_score):
-            draw.line((*at(0, one.truth_score), *at(last, one.truth_score)), TRUTH, SMOOTH)
+            x, y = at(last, one.truth_score)
+            draw.line((*at(0, one.truth_score), x, y), TRUTH, SMOOTH)
+            above = y > height / 2
+            draw.text((x, y - pad if above else y + pad), "truth", TRUTH, small, anchor="rb" if above else "rt")
         for row, frames in enumerate(one.chains.values()):
             points = [at(f.step, f.score) for f in frames[: step + 1] if math.isfinite(f.score)]
             if len(points) > 1:

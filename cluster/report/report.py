@@ -55,7 +55,7 @@ def render(run: RunData) -> str:
         _section(
             "Before and after",
             _sliders(run.folder),
-            "Drag the line; the buttons choose what is left of it and what is right.",
+            "Drag the line; the buttons at the left and right choose what is shown there.",
         ),
         _section(
             "The chain",
@@ -231,7 +231,7 @@ def _animation(path: Path) -> str:
     if not path.is_file():
         return ""
     source = _data_url(path.read_bytes(), "webp")
-    return f'<figure><img alt="clean estimates of the steps, base and RL" src="{source}"></figure>'
+    return f'<figure class="chain"><img alt="clean estimates of the steps, base and RL" src="{source}"></figure>'
 
 
 def _facts(run: RunData) -> str:
