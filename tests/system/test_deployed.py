@@ -23,9 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
-from cluster.cli.app import app
 from cluster.config.configure import load_config
 from cluster.config.recipe import RunConfig
 from cluster.deploy import kuberay
@@ -242,21 +240,17 @@ def status_of(url: str) -> int:
         return error.code
 
 
-def entrypoints(machine: Machine) -> tuple[str, str]:
-    """Of the first attempt and of the next: one and the same, once `restorl train` knows --resume-if-there."""
-    given = of_kind(machine.documents, "RayJob")["spec"]["entrypoint"]
-    given = given.replace(RECIPE_FOLDER, str(machine.folder / "etc"))
-    commands: Any = typer.main.get_command(app)
-    if any("--resume-if-there" in parameter.opts for parameter in commands.commands["train"].params):
-        return given, given
-    return given.replace(" --resume-if-there", ""), f"restorl train --resume {machine.names.run}"
+def entrypoint(machine: Machine) -> str:
+    """Of every attempt."""
+    given: str = of_kind(machine.documents, "RayJob")["spec"]["entrypoint"]
+    return given.replace(RECIPE_FOLDER, str(machine.folder / "etc"))
 
 
 def test_a_job_that_loses_its_cluster_goes_on_in_the_next_one_and_rewards_are_served_as_declared(
     machine: Machine,
 ) -> None:
     machine.start_store()
-    begin, again = entrypoints(machine)
+    command = entrypoint(machine)
     run = Path(machine.names.run)
     first = Cluster(machine)
     assert status_of(f"http://127.0.0.1:{first.agent}{HEALTH['path']}") == 200  # what the probes ask, without a token
@@ -264,7 +258,7 @@ def test_a_job_that_loses_its_cluster_goes_on_in_the_next_one_and_rewards_are_se
     running = marked(first.mark)
     assert any("raylet" in process.name() for process in running)
     assert {process.uids().effective for process in running} == {NOBODY if os.geteuid() == 0 else os.geteuid()}
-    first.submit("attempt-1", begin, wait=False)
+    first.submit("attempt-1", command, wait=False)
     metrics, checkpoints = run / "metrics.jsonl", run / "checkpoints"
 
     def has_a_checkpoint() -> bool:
@@ -275,7 +269,7 @@ def test_a_job_that_loses_its_cluster_goes_on_in_the_next_one_and_rewards_are_se
     done = metrics.read_text().count('"kind": "train"')
     assert 1 <= done < ITERATIONS
     second = Cluster(machine)
-    told = second.submit("attempt-2", again, wait=True)
+    told = second.submit("attempt-2", command, wait=True)
     assert "succeeded" in told.lower(), told
     assert metrics.read_text().count('"kind": "train"') >= ITERATIONS
     machine.run(["restorl", "audit", str(run)], second.of_head)

@@ -83,7 +83,7 @@ def test_only_a_run_that_came_to_its_end_is_complete(
     tmp_path: Path, finished: bool, fails: bool, complete: int | None
 ) -> None:
     with suppress(RuntimeError), RunState(config_of(), tmp_path / "run", resume=False) as state:
-        state.parts = SimpleNamespace(version=7)  # type: ignore[assignment]
+        state.parts = SimpleNamespace(version=7, learning=SimpleNamespace(epoch=0))  # type: ignore[assignment]
         state.finished = finished
         if fails:
             raise RuntimeError("while its report was written")

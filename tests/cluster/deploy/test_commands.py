@@ -25,9 +25,7 @@ from tests.cluster.deploy.cases import (
     shell_commands,
 )
 
-AGAIN = "--resume-if-there"
 COMMANDS: Any = typer.main.get_command(app)
-TRAINS = any(AGAIN in parameter.opts for parameter in COMMANDS.commands["train"].params)
 OWN_STORE = ("store.url=rediss://store:1", "store.password_env=MINE")
 
 
@@ -77,11 +75,10 @@ def _one_word(words: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("where", FOUND)
 def test_every_command_of_ours_parses(where: str) -> None:
-    words = [word for word in FOUND[where] if TRAINS or word != AGAIN]
+    words = FOUND[where]
     assert words[0] == "restorl" and parsed(words)
 
 
-@pytest.mark.xfail(not TRAINS, reason="restorl train has no --resume-if-there yet", strict=True)
 def test_runs_begin_and_go_on_by_one_command() -> None:
     trains = [words for words in FOUND.values() if words[1] == "train"]
     assert len(trains) >= 4

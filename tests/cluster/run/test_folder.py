@@ -15,7 +15,7 @@ import pytest
 
 from actors.work import Quarantined
 from cluster.config.configure import ConfigError, load_config
-from cluster.config.recipe import RunConfig
+from cluster.config.recipe import DataSettings, RunConfig
 from cluster.models import load_run_config
 from cluster.run import single
 from cluster.run.failures import Fatal
@@ -64,7 +64,7 @@ def test_a_second_start_in_the_folder_of_one_that_has_not_written_yet_is_refused
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(single.torch, "set_num_threads", lambda n: None)
-    monkeypatch.setattr(single, "discover", lambda *_, **__: SimpleNamespace(image_ids=["a"]))
+    monkeypatch.setattr(DataSettings, "open", lambda *_: SimpleNamespace(image_ids=["a"]))
     monkeypatch.setattr(single, "scores_of", lambda config: ({}, {}))
     for name in ("before_start", "method_of", "load", "Reference", "judges", "WorkSequence"):
         monkeypatch.setattr(single, name, lambda *_: {})

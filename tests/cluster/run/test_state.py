@@ -97,6 +97,7 @@ def _with_stand_ins(made: RunState) -> RunState:
         version=1,
         rolling=set,
         stream=SimpleNamespace(depth=lambda: SimpleNamespace(entries=0, nbytes=0), memory=lambda: (1, 2)),
+        actors=SimpleNamespace(wanted=1, members={}, calls={}),
     )
     return made
 
@@ -423,7 +424,7 @@ def test_a_report_that_cannot_be_written_is_told_and_the_completed_run_stays_one
 
 def test_what_the_loop_sees_is_told_to_whoever_looks_at_the_folder(state: RunState, tmp_path: Path) -> None:
     call = Call(0, WorkItem(8, ("a", "b")), time.monotonic())
-    state.parts.actors = SimpleNamespace(calls={"ref": call}, members=["one"])  # type: ignore[assignment]
+    state.parts.actors = SimpleNamespace(calls={"ref": call}, members={0: None})  # type: ignore[assignment]
     state.parts.rewards = {}
     state.parts.stream = SimpleNamespace(waiting=6)  # type: ignore[assignment]
     state.heldout.evaluations.begin(3, "now", None)
