@@ -11,6 +11,7 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 IMAGE_SUFFIXES = frozenset(
@@ -44,7 +45,7 @@ def list_images(folder: Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; give the folder that holds the images")
-    found = sorted(_files(folder, ()), key=lambda file: str(file[0]).split(os.sep))
+    found = list(_files(folder, ()))
     kinds_of = [os.path.splitext(path.name)[1].lower() for path, _ in found]
     unread = Counter(suffix for suffix in kinds_of if suffix in UNREAD_SUFFIXES)
     if unread:
@@ -68,12 +69,16 @@ def image_name(path: Path, folder: Path) -> str:
     Raises:
         ValueError: it doesn't lie there.
     """
-    name, below = os.fspath(path), os.path.join(folder, "")
-    if str(folder) == ".":
-        below = ""
+    name, below = str(path), _below(folder)
     if not name.startswith(below):
         raise ValueError(f"{path} doesn't lie in {folder}")
     return normal(os.path.splitext(name[len(below) :])[0].replace(os.sep, "/"))
+
+
+@lru_cache(maxsize=64)
+def _below(folder: Path) -> str:
+    """What the paths of all files under `folder` begin with."""
+    return "" if str(folder) == "." else os.path.join(folder, "")
 
 
 def normal(name: str) -> str:
@@ -112,7 +117,7 @@ def _files(folder: Path, above: tuple[Inode, ...]) -> Iterator[tuple[Path, bool]
         if (here := (about.st_dev, about.st_ino)) in above:
             return
         with os.scandir(folder) as listing:
-            entries = list(listing)
+            entries = sorted(listing, key=lambda entry: entry.name)  # which sorts the paths, part by part
     except OSError as error:
         if not above:
             raise

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from restoration.datasets.layouts import Folders, Listed, Loose, Source, Where
-from restoration.datasets.matching import DataError, Match, Side, some
+from restoration.datasets.matching import DataError, Match, Side, many_objects, some
 from restoration.datasets.paired import CACHE_BYTES, PairedFolder, discover
 from restoration.datasets.readers import IMAGES
 from restoration.datasets.registry import SETS, Layout, PublicSet
@@ -85,7 +85,8 @@ def open_set(
         ImageError: a file whose header can't be read.
     """
     found = locate(name, root, split)
-    pairs = found.source.open(found.base, cache_bytes, check)
+    with many_objects():
+        pairs = found.source.open(found.base, cache_bytes, check)
     if tell and (problem := other_count(name, split, found.source.pairs, len(pairs))):
         warnings.warn(f"{found.base}: {problem}", stacklevel=2)
     return pairs

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from restoration.datasets.matching import EACH, DataError, Match, Side, pair_up, some
+from restoration.datasets.matching import EACH, DataError, Match, Side, many_objects, pair_up, some
 from restoration.datasets.readers import IMAGES, Reader, Size
 from restoration.images import ImageError, Pixels, to_float
 
@@ -25,7 +25,7 @@ __all__ = ["DataError", "Match", "Pair", "PairedFolder", "crop_pair", "discover"
 
 Crop = tuple[int, int, int, int]
 CACHE_BYTES = 256 * 2**20
-HEADERS = 4096  # pairs whose headers are read when a set is opened
+HEADERS = 2048  # pairs whose headers are read when a set is opened
 
 # Names of the LQ and GT folder in the layouts of public sets, in the order they are looked for; {split} is the name
 # of the folder they lie in (REDS: train/train_blur).
@@ -110,8 +110,9 @@ class PairedFolder:
         check: bool = True,
     ) -> None:
         lq, gt = Path(lq), Path(gt)
-        match, paths = pair_up(Side.of(lq), Side.of(gt), match)
-        self._hold(lq, gt, match, [Pair(*names) for names in paths], cache_bytes, check)
+        with many_objects():
+            match, paths = pair_up(Side.of(lq), Side.of(gt), match)
+            self._hold(lq, gt, match, [Pair(*names) for names in paths], cache_bytes, check)
         if expected_count is not None and len(self.pairs) != expected_count:
             warnings.warn(
                 f"{self.lq} holds {len(self.pairs)} pairs, the published set {expected_count}: "
