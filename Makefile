@@ -60,18 +60,29 @@ test-services: setup
 test-runs: setup
 	$(BIN)/python -m pytest --durations=5 tests/system --ignore=tests/system/test_models.py
 
-# What takes too long for every change: tests marked `slow`, in the processes of `make test`, at most half an hour.
-# Pytest's status 5 says that a part has none.
+# What takes too long for every change: tests marked `slow`, in the processes of `make test`, at most half an hour. The
+# services and models run beside whole runs, which mostly wait. Pytest's status 5 says that a part has none.
 SLOW = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --durations=15
-.PHONY: test-slow slow-parts
+.PHONY: test-slow slow-parts slow-unit slow-learner slow-services slow-runs
 test-slow: setup
 	timeout 1800 $(MAKE) slow-parts
 
 slow-parts:
+	$(MAKE) slow-unit
+	$(MAKE) slow-learner
+	$(MAKE) -j 2 -O slow-services slow-runs
+
+slow-unit:
 	$(SLOW) -n 2 --dist loadfile --ignore=tests/learner --ignore=tests/reward_service --ignore=tests/system || test $$? = 5
+
+slow-learner:
 	$(SLOW) tests/learner || test $$? = 5
+
+slow-services:
 	$(SLOW) tests/reward_service || test $$? = 5
 	$(SLOW) tests/system/test_models.py || test $$? = 5
+
+slow-runs:
 	$(SLOW) tests/system --ignore=tests/system/test_models.py || test $$? = 5
 
 # The main job on real photographs; ends by printing where its report is. RUN=folder, SEED=n, ARGS='iterations=12 ...'.

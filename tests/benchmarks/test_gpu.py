@@ -138,12 +138,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return dict(json.loads((out / "cpu-tiny.json").read_text()))
 
 
+@pytest.mark.slow
 def test_all_parts_run_without_ray_redis_deepspeed_and_arrow(tiny: dict[str, Any]) -> None:
     states = {name: part["state"] for name, part in tiny["parts"].items()}
     assert set(states.values()) == {"done"}, states
     assert [*states][:3] == ["deqa", "ratio at first replay, diffbir", "diffbir lora"]
 
 
+@pytest.mark.slow
 def test_each_figure_that_is_asked_for_is_there(tiny: dict[str, Any]) -> None:
     about, *rows = tiny["parts"]["deqa"]["rows"]
     assert about["gflop_needed"] == 1762 and about["gflop_counted"] > 0
@@ -163,6 +165,7 @@ def test_each_figure_that_is_asked_for_is_there(tiny: dict[str, Any]) -> None:
     assert all(row["finite"] for row in tiny["parts"]["small scorers"]["rows"])
 
 
+@pytest.mark.slow
 def test_a_replay_in_the_rollouts_batches_has_its_log_probs_and_other_batches_are_compared(
     tiny: dict[str, Any],
 ) -> None:

@@ -45,6 +45,7 @@ def rows_of(text: str, role: str) -> dict[str, float]:
     return {name.strip(): float(value) for name, value in (line.rsplit(None, 1) for line in table.splitlines()[1:])}
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_run_is_shown_and_nothing_is_started_or_written(data: Path) -> None:
     code = (
         "import sys\nfrom cluster.cli.app import app\n"

@@ -51,6 +51,7 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
+@pytest.mark.slow
 def test_every_option_of_restoring_changes_the_picture_and_none_its_size(model: Path, photos: Path) -> None:
     def picture(*options: object) -> torch.Tensor:
         out = photos.parent / "out.png"

@@ -39,6 +39,7 @@ def config(tmp_path: Path) -> RunConfig:
     return build_config(RunConfig, recipe)
 
 
+@pytest.mark.slow
 def test_its_evaluations_take_the_pictures_tiles_and_type_that_the_recipe_says(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
