@@ -287,8 +287,17 @@ def scene_means(rows: Sequence[Row]) -> dict[str, float]:
     """
     scenes: dict[str, list[Row]] = {}
     for row in rows:
-        scenes.setdefault(row.image_id.rpartition("/")[0], []).append(row)
+        scenes.setdefault(_scene(row), []).append(row)
     return mean_values([Row(scene, mean_values(of)) for scene, of in scenes.items()] if rows else rows)
+
+
+def has_scenes(rows: Sequence[Row]) -> bool:
+    """Whether the images lie in folders of scenes; some layouts of such sets have all in one."""
+    return any(map(_scene, rows))
+
+
+def _scene(row: Row) -> str:
+    return row.image_id.rpartition("/")[0]
 
 
 def counts(rows: Sequence[Row]) -> dict[str, int]:

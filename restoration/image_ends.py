@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
@@ -25,6 +25,14 @@ _IEND = b"\0\0\0\0IEND\xae\x42\x60\x82"
 _STRIPS, _TILES = (273, 279), (324, 325)  # TIFF: tags of offsets and of byte counts
 _TIFF_INTEGERS = {3: "u2", 4: "u4", 16: "u8"}
 _TIFF_BYTES = dict(zip(range(1, 19), (1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8), strict=True))  # by type
+
+
+class Decoder(Protocol):
+    """Decodes a file (`restoration.datasets.readers`)."""
+
+    def pixels(self, path: Path) -> object:
+        """Raises ImageError."""
+        ...
 
 
 def check_whole(path: Path) -> None:
@@ -49,18 +57,19 @@ def check_whole(path: Path) -> None:
         raise ImageError(f"{path}: the file is cut off: {what}; copy it again, or remove it") from error
 
 
-def undecodable(paths: Iterable[Path]) -> list[ImageError]:
+def undecodable(files: Iterable[tuple[Path, Decoder]]) -> list[ImageError]:
     """Decode every file, several at once, and give the errors of those that can't be, each with the file's name."""
 
-    def trouble(path: Path) -> ImageError | None:
+    def trouble(file: tuple[Path, Decoder]) -> ImageError | None:
+        path, decoder = file
         try:
-            read_pixels(path)
+            decoder.pixels(path)
         except ImageError as error:
             return error
         return None
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return [error for error in pool.map(trouble, paths) if error is not None]
+        return [error for error in pool.map(trouble, files) if error is not None]
 
 
 def _missing(file: BinaryIO) -> int:

@@ -231,7 +231,7 @@ def evaluate(
 
     restorl evaluate data/Rain100H --set rain100h --model runs/demo
     """
-    from restoration.evaluate import Row, evaluate_pairs, evaluate_results, scene_means, write_csv
+    from restoration.evaluate import Row, evaluate_pairs, evaluate_results, has_scenes, scene_means, write_csv
     from restoration.metrics import protocol as find_protocol
     from restoration.metrics.published import Published
 
@@ -270,7 +270,7 @@ def evaluate(
             )
     rows = published.beside(rows)
     title = f"protocol {of.protocol} ({find_protocol(of.protocol).told}){published.of_all()}"
-    print_rows(rows, title, scene_means(rows) if of.per_scene else None)
+    print_rows(rows, title, scene_means(rows) if of.per_scene and has_scenes(rows) else None)
     if csv is not None:
         write_csv(csv, rows)
     raise typer.Exit(int(any(row.missing for row in rows)))

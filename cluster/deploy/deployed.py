@@ -106,10 +106,25 @@ def with_store(config: RunConfig, url: str) -> RunConfig:
 
 
 def with_actors(config: RunConfig, hosts: Hosts) -> RunConfig:
-    """As many actors as `hosts` have GPUs for."""
-    return config.model_copy(
-        update={"actors": dataclasses.replace(config.actors, count=actors_on(config, hosts))},
-    )
+    """As many actors as `hosts` have GPUs for.
+
+    Raises:
+        ConfigError: fewer than actors.min.
+    """
+    return counted(config, actors_on(config, hosts))
+
+
+def counted(config: RunConfig, count: int) -> RunConfig:
+    """With so many actors.
+
+    Raises:
+        ConfigError: fewer than actors.min.
+    """
+    if (least := config.actors.min) is not None and least > count:
+        raise ConfigError.of(
+            f"--gpus: there is room for {count} actors, and actors.min={least}; give more GPUs, or lower actors.min"
+        )
+    return config.model_copy(update={"actors": dataclasses.replace(config.actors, count=count)})
 
 
 def recipe_of(config: RunConfig) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from cluster.config.configure import ConfigError
 from cluster.config.recipe import RunConfig
 from cluster.deploy import deployed
-from cluster.deploy.deployed import PASSWORD
+from cluster.deploy.deployed import PASSWORD, counted
 from cluster.deploy.layout import Hosts, most_replicas
 from cluster.deploy.noted import text_of
 from cluster.deploy.order import Order
@@ -100,7 +100,7 @@ def _with_actors(config: RunConfig, hosts: Hosts) -> RunConfig:
         return config
     taken = sum(role.count * role.each.get("GPU", 0.0) for role in _demands(config) if role.key != "actors")
     count = max(int((hosts.gpus - taken) / share + 1e-9), 1)  # with none left, `nodes_of` says what is too much
-    return config.model_copy(update={"actors": replace(config.actors, count=count)})
+    return counted(config, count)
 
 
 def header(order: Order, nodes: Nodes) -> list[str]:

@@ -15,7 +15,6 @@ from cluster.models import is_run, load_policy, load_run_config
 from cluster.report.chain_picture import Shown, save_chains
 from cluster.report.report import ANIMATION
 from restoration.chain import chain
-from restoration.datasets.paired import discover
 from restoration.evaluate import evenly
 from restoration.figures import ScoreFunction
 from restoration.images import to_uint8
@@ -105,7 +104,7 @@ def heldout_pictures(config: RunConfig, count: int = PICTURES) -> list[Picture]:
         DataError, FileNotFoundError: they aren't there.
         ImageError: one can't be read.
     """
-    pairs = discover(config.data.root, config.data.heldout, match=config.data.match)
+    pairs = config.data.open(config.data.heldout)
     chosen = evenly(pairs.pairs, min(count, len(pairs)))
     return [Picture(pair.image_id, *pairs.load(pair.image_id)) for pair in chosen]
 

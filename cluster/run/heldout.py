@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from actors.work import Quarantined
 from cluster.config.recipe import RunConfig
@@ -24,7 +25,7 @@ from cluster.run.progress import TrainingProgress
 from restoration.base_models import describe
 from restoration.datasets.paired import PairedFolder
 from restoration.evaluate import Row, blocks, evenly, mean_values, read_csv, write_csv
-from restoration.images import ImageError, read_image, read_pixels, to_uint8, write_image
+from restoration.images import ImageError, read_pixels, to_float, to_uint8, write_image
 from restoration.weights import WeightsMessage
 from restoration.whole_files import naming
 from reward_service.bounded import in_thread
@@ -226,9 +227,10 @@ class HeldOut:
     def _write_pair(self, image_id: str) -> None:
         """What base and RL stand between in the report's slider."""
         with self.looking.bearing("a picture of an evaluation"):
-            pair = self.data.pair(image_id)
-            for who, path in (("input", pair.lq_path), ("gt", pair.gt_path)):
-                write_image(self.folder / "evaluation" / who / f"{image_id}.png", read_image(path))
+            # Not by `data.load`: what it remembers would hide a file that is damaged later.
+            *views, gt = (to_float(reader.pixels(path)) for path, reader in self.data.pair(image_id).files)
+            for who, image in (("input", torch.stack(views).mean(0)), ("gt", gt)):
+                write_image(self.folder / "evaluation" / who / f"{image_id}.png", to_uint8(image))
 
     def _write_image(self, path: Path, image: np.ndarray) -> None:
         """One of a strip, of the report's slider, and of nothing else."""

@@ -89,7 +89,7 @@ def of_sizes(config: RunConfig, facts: Facts, schedule: Schedule | None, picture
         yield from store(config, moved)
     yield from evaluation(config, facts.size_multiple, pictures.heldout)
     if pictures.ids:
-        yield from small_pictures(config, pictures.heldout, pictures.ids[len(pictures.train) :])
+        yield from small_pictures(config, pictures.heldout, pictures.ids[-len(pictures.heldout) :])
 
 
 def trackers(config: RunConfig) -> Iterator[Finding]:

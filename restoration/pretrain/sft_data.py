@@ -153,7 +153,7 @@ def held_out(data: SftData, count: int, crop: int) -> HeldOut:
     folder = open_split(data.root, data.heldout, data.match, data.set, 0)
     count = min(count, len(folder))
     chosen = [folder.pairs[i * len(folder) // count] for i in range(count)]
-    if damaged := undecodable(path for p in chosen for path in (p.lq_path, p.gt_path)):
+    if damaged := undecodable(file for p in chosen for file in p.files):
         raise ImageError("; ".join(str(error) for error in damaged[:5]))
     windows = {p.image_id: _middle(p.size, crop) for p in chosen}
 

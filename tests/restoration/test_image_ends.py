@@ -10,6 +10,7 @@ from PIL import Image
 
 from restoration import image_ends
 from restoration.datasets.paired import PairedFolder
+from restoration.datasets.readers import IMAGES
 from restoration.image_ends import check_whole, undecodable
 from restoration.images import ImageError, read_pixels
 
@@ -134,5 +135,5 @@ def test_what_is_damaged_in_the_middle_decoding_finds(tmp_path, files):
     damaged[len(damaged) // 2] ^= 255
     (tmp_path / "damaged.png").write_bytes(damaged)
     check_whole(tmp_path / "damaged.png")
-    (error,) = undecodable(sorted(tmp_path.iterdir()))
+    (error,) = undecodable((path, IMAGES) for path in sorted(tmp_path.iterdir()))
     assert isinstance(error, ImageError) and "damaged.png" in str(error)

@@ -26,7 +26,7 @@ from restoration.datasets.opening import (
     wrong_set,
 )
 from restoration.datasets.registry import SETS, SMID_TEST
-from restoration.evaluate import evaluate_pairs, evaluate_results, scene_means
+from restoration.evaluate import evaluate_pairs, evaluate_results, has_scenes, scene_means
 from restoration.figures import Row
 from restoration.images import ImageError, read_pixels, write_image
 from tests.restoration.small_sets import EVERY, SIDE, TEST, TRAIN, photos
@@ -399,7 +399,8 @@ def test_the_page_has_the_table_of_the_registry() -> None:
 
 def test_means_over_scenes_give_every_scene_the_same_weight() -> None:
     rows = [Row("a/1", {"psnr": 10.0}), Row("a/2", {"psnr": 20.0}), Row("b/1", {"psnr": 30.0})]
-    assert scene_means(rows) == {"psnr": 22.5}
+    assert scene_means(rows) == {"psnr": 22.5} and has_scenes(rows)
+    assert not has_scenes([Row("scene003_1", {"psnr": 1.0})])
     lacking = [*rows, Row("c/1", {"psnr": float("nan")}, {"psnr": "too small"})]
     assert scene_means(lacking) == {"psnr": 22.5}
     with pytest.raises(ValueError, match="no rows"):

@@ -85,5 +85,5 @@ def _wh(size: Size) -> str:
 def damaged(config: RunConfig, heldout: PairedFolder) -> Iterator[Problem]:
     """Pictures that would be evaluated and can't be decoded. Of those to train on a run leaves out what can't."""
     chosen = evenly(heldout.pairs, config.evaluation.limit)
-    for error in undecodable(path for pair in chosen for path in (pair.lq_path, pair.gt_path)):
+    for error in undecodable(file for pair in chosen for file in pair.files):
         yield Problem("data.heldout", str(error), "mend the file or take its pair out")

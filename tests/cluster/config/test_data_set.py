@@ -9,6 +9,8 @@ import pytest
 
 from cluster.config.configure import ConfigError, load_config
 from cluster.config.recipe import DataSettings, RunConfig
+from cluster.report.chains import heldout_pictures
+from cluster.run.checks.pictures import damaged
 from cluster.run.preflight import names
 from restoration.datasets.make import make_set
 from restoration.pretrain.sft_data import SftData, held_out, training_pairs
@@ -72,3 +74,18 @@ def test_supervised_learning_takes_a_set_by_its_name_too(root: Path) -> None:
         SftData(photos=Path("x"), set="rain100h")
     with pytest.raises(ValueError, match="data.heldout=val"):
         SftData(root, set="rain100h", heldout="val")
+
+
+def test_scenes_of_arrays_are_held_out_of_supervised_learning_and_of_a_run(tmp_path: Path) -> None:
+    make_set("sid", photos(tmp_path / "photos"), tmp_path / "set", side=32, train=2, test=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert held_out(SftData(tmp_path / "set", set="sid"), 1, 0).pairs
+        config = config_of("data.set=sid", f"data.root={tmp_path / 'set'}")
+        heldout = config.data.open(config.data.heldout)
+        assert not list(damaged(config, heldout))
+        shown = heldout_pictures(config, 1)
+    assert shown[0].name in heldout.image_ids
+    array = heldout.pair(shown[0].name).gt_path
+    array.write_bytes(array.read_bytes()[:200])
+    assert [problem for problem in damaged(config, heldout) if str(array) in str(problem)]

@@ -54,6 +54,8 @@ def test_the_files_of_a_target_are_written_and_told(target: str, files: set[str]
     [
         (("kubernetes",), "kubernetes: no target; choose kuberay, ray-up, slurm"),
         (("kuberay", "--gpus", 4), "the 8 learner ranks of the recipe alone take 8"),
+        (("kuberay", "--gpus", 16, "actors.count=20", "actors.min=10"), "actors.min=10; give more GPUs"),
+        (("slurm", "--gpus", 16, "actors.count=20", "actors.min=10"), "actors.min=10; give more GPUs"),
         (("slurm", "--gpus", 12, "--gpus-per-node", 8), "give a multiple of 8"),
         (("kuberay", "--name", "A"), "--name 'A': small letters"),
         (("kuberay", "--work", "here"), "--work here: an absolute path"),

@@ -101,3 +101,18 @@ def test_held_out_pictures_that_will_lack_a_figure_are_told_before_the_start(tmp
     train, heldout = discover(tmp_path, "train"), discover(tmp_path, "test")
     told = before_start(config_of("model=models/demo", "rollout.crop=64"), train, heldout, Machine())
     assert any("SSIM takes pictures of at least 11 pixels" in warning and "a 8x8" in warning for warning in told)
+
+
+def test_of_a_set_whose_headers_are_read_in_part_the_right_pictures_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("restoration.datasets.paired.HEADERS", 1)
+    for split, names, side in (("train", "abc", 64), ("test", "d", 8)):
+        for kind in ("input", "target"):
+            (tmp_path / split / kind).mkdir(parents=True)
+            for name in names:
+                Image.new("RGB", (side, side)).save(tmp_path / split / kind / f"{name}.png")
+    train, heldout = discover(tmp_path, "train"), discover(tmp_path, "test")
+    assert len(train.known_sizes) == 1
+    told = before_start(config_of("model=models/demo", "rollout.crop=64"), train, heldout, Machine())
+    assert any("d 8x8" in warning for warning in told)
