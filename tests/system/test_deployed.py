@@ -76,6 +76,7 @@ class Machine:
         assert store in recipe
         (folder / "etc" / RECIPE_FILE).write_text(recipe.replace(store, f"redis://127.0.0.1:{self.store_port}"))
         self.marks: list[str] = []
+        self.store: subprocess.Popen[bytes] | None = None
         self.log = (folder / "log").open("wb")
 
     def environment(self, mark: str, pod: dict[str, Any]) -> dict[str, str]:
@@ -147,13 +148,17 @@ class Machine:
             word.replace("/data", str(self.folder / "data")).replace(str(kuberay.PORT), str(self.store_port))
             for word in pod["containers"][0]["command"]
         ]
-        self.start(words, self.environment(self.new_mark(), pod))
+        self.store = self.start(words, self.environment(self.new_mark(), pod))
         wait_until(lambda: answers(self.store_port), 60, self.tail)
 
     def close(self) -> None:
         for mark in self.marks:
             kill(mark)
+        if self.store is not None:  # its title has taken the place of its environment, and with it of the mark
+            self.store.kill()
+            self.store.wait(10)
         self.log.close()
+        assert not answers(self.store_port)
 
 
 class Cluster:
