@@ -61,9 +61,8 @@ test-runs: setup
 	$(BIN)/python -m pytest --durations=5 tests/system --ignore=tests/system/test_models.py
 
 # What takes too long for every change: tests marked `slow`, in the processes of `make test`, at most half an hour. The
-# services, models and some runs go beside the other runs, which mostly wait. Pytest's status 5 says that a part has none.
+# services and models run beside whole runs, which mostly wait. Pytest's status 5 says that a part has none.
 SLOW = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --durations=15
-SHORTER_RUNS = tests/system/test_shared_cluster.py tests/system/test_signals.py
 .PHONY: test-slow slow-parts slow-unit slow-learner slow-services slow-runs
 test-slow: setup
 	timeout 1800 $(MAKE) slow-parts
@@ -82,10 +81,14 @@ slow-learner:
 slow-services:
 	$(SLOW) tests/reward_service || test $$? = 5
 	$(SLOW) tests/system/test_models.py || test $$? = 5
-	$(SLOW) $(SHORTER_RUNS) || test $$? = 5
 
 slow-runs:
-	$(SLOW) tests/system $(patsubst %,--ignore=%,tests/system/test_models.py $(SHORTER_RUNS)) || test $$? = 5
+	$(SLOW) tests/system --ignore=tests/system/test_models.py || test $$? = 5
+
+# A run on a cluster that changes all the time: for who changes how actors, replicas or nodes come and go.
+.PHONY: test-cluster
+test-cluster: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster --durations=15 tests/system
 
 # The main job on real photographs; ends by printing where its report is. RUN=folder, SEED=n, ARGS='iterations=12 ...'.
 SEED ?= 0

@@ -28,7 +28,7 @@ from reward_service.settings import reward_app_name
 from tests.system.conftest import ROOT, Start, starter
 from tests.system.ray_nodes import Cluster, lose, ray_head
 
-pytestmark = [pytest.mark.timeout(1500), pytest.mark.slow]
+pytestmark = pytest.mark.timeout(1500)
 JOINS_S = 240.0  # seconds on a machine with nothing else to do: most of it is a process that imports torch
 SOON_S = 120.0
 # As many images as the actors have under way are too many for one replica.
@@ -81,6 +81,7 @@ def make_light() -> Any:
     return actor.remote()
 
 
+@pytest.mark.slow
 def test_actors_follow_their_nodes_and_nothing_waits_for_one_that_has_none(cluster: Cluster) -> None:
     ended: list[tuple[str, Any]] = []
 
@@ -119,6 +120,7 @@ def test_actors_follow_their_nodes_and_nothing_waits_for_one_that_has_none(clust
     lose(third)
 
 
+@pytest.mark.cluster
 def test_a_run_goes_on_while_nodes_actors_and_replicas_come_and_go(
     start: Start, cluster: Cluster, workplace: Path
 ) -> None:
