@@ -12,11 +12,11 @@ RUN make setup
 FROM python:3.11-slim
 # wget: some versions of KubeRay ask by it whether Ray is well.
 RUN apt-get update && apt-get install -y --no-install-recommends wget && rm -rf /var/lib/apt/lists/* \
-    && useradd --uid 1000 --create-home restorl && mkdir /work /data && chown restorl:restorl /work /data
+    && useradd --uid 1000 --create-home restorl && mkdir /mnt/restorl /data && chown restorl:restorl /mnt/restorl /data
 COPY --from=installed /opt/restorl /opt/restorl
 # Beside PATH, which a login shell sets anew: KubeRay waits for the head in one.
 RUN ln -s /opt/restorl/.venv/bin/ray /opt/restorl/.venv/bin/restorl /usr/local/bin/
 ENV PATH=/opt/restorl/.venv/bin:$PATH NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 1000
-WORKDIR /work
+WORKDIR /mnt/restorl
 CMD ["restorl", "--help"]

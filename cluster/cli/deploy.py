@@ -34,7 +34,7 @@ def render(
     ] = None,
     work: Annotated[
         str, typer.Option(help="Folder that all nodes share: relative paths of the recipe are in it.")
-    ] = "/work",
+    ] = "/mnt/restorl",
 ) -> None:
     """Write the files that start a run on Kubernetes (KubeRay), by `ray up`, or on Slurm.
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from restoration.datasets.sheet import stacked
+
 Box = tuple[int, int, int, int]  # y, x, height, width
 
 LABELS = ("input", "base", "RL", "ground truth")
@@ -44,13 +46,7 @@ def draw_strips(strips: Sequence[Strip], width: int = 256) -> Image.Image:
     """
     if not strips:
         raise ValueError("draw_strips: no strips")
-    rows = [_draw(strip, width) for strip in strips]
-    sheet = Image.new("RGB", (max(r.width for r in rows), sum(r.height for r in rows)), PAPER)
-    y = 0
-    for row in rows:
-        sheet.paste(row, (0, y))
-        y += row.height
-    return sheet
+    return stacked([_draw(strip, width) for strip in strips], PAPER)
 
 
 def save_strips(path: Path, strips: Sequence[Strip], width: int = 256) -> Path:

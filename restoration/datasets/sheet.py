@@ -25,12 +25,16 @@ def contact_sheet(splits: Sequence[SplitReport], side: int = 192) -> Image.Image
     shown = [split for split in splits if split.shown]
     if not shown:
         raise ValueError("contact_sheet: no pair to show")
-    blocks = [_block(split, side) for split in shown]
-    sheet = Image.new("RGB", (max(b.width for b in blocks), sum(b.height for b in blocks)), PAPER)
+    return stacked([_block(split, side) for split in shown], PAPER)
+
+
+def stacked(parts: Sequence[Image.Image], paper: str | tuple[int, int, int]) -> Image.Image:
+    """One below the other, at the left, on paper of that colour."""
+    sheet = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), paper)
     top = 0
-    for block in blocks:
-        sheet.paste(block, (0, top))
-        top += block.height
+    for part in parts:
+        sheet.paste(part, (0, top))
+        top += part.height
     return sheet
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from PIL import Image, ImageDraw
+from PIL import Image
 from typer.testing import CliRunner
 
 from cluster.cli.app import app
@@ -40,19 +40,6 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config |= {"data": {"root": str(folder / "data")}, "reward": {"scorer": SCORER}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder
-
-
-@pytest.fixture
-def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    texts: list[str] = []
-    draw = ImageDraw.ImageDraw.text
-
-    def text(self: Any, at: Any, what: str, *more: Any, **others: Any) -> None:
-        texts.append(what)
-        draw(self, at, what, *more, **others)
-
-    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
-    return texts
 
 
 def test_of_a_run_some_held_out_pictures_are_shown_base_above_rl_with_the_runs_own_score(

@@ -19,7 +19,7 @@ from cluster.deploy.pods import Names
 
 ROOT = Path(__file__).parents[3]
 SCHEMAS = Path(__file__).parent / "kuberay"
-NAMES = Names("diffbir", "registry/restorl:1", "/work")
+NAMES = Names("diffbir", "registry/restorl:1", "/mnt/restorl")
 GPU = ("model=models/mine", "data.root=data/LOLv1", "ranks.count=8", "actors.count=6", "reward.replicas=4")
 
 
@@ -29,7 +29,7 @@ def recipe(*overrides: str, path: str = "configs/gpu/diffbir.yaml") -> RunConfig
 
 
 def order(target_whole: bool = True, gpus: int | None = None, per_node: int | None = None) -> Order:
-    return Order("diffbir", "/work", "out", "restorl:1", Hosts(gpus, per_node, target_whole))
+    return Order("diffbir", "/mnt/restorl", "out", "restorl:1", Hosts(gpus, per_node, target_whole))
 
 
 def rendered(*overrides: str, hosts: Hosts | None = None) -> list[dict[str, Any]]:

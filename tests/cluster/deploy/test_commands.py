@@ -85,7 +85,9 @@ def test_runs_begin_and_go_on_by_one_command() -> None:
     for words in trains:
         given = parsed(words)
         assert (
-            given["run"] == Path("/work/runs/diffbir") and given["if_there"] and given["config"].endswith("recipe.yaml")
+            given["run"] == Path("/mnt/restorl/runs/diffbir")
+            and given["if_there"]
+            and given["config"].endswith("recipe.yaml")
         )
 
 

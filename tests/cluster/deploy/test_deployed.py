@@ -29,11 +29,13 @@ def test_a_recipe_in_few_lines_gives_the_same_configuration(path: str, tmp_path:
 def test_relative_paths_are_in_the_shared_folder_weights_of_scorers_among_them() -> None:
     terms = "reward.terms=[{scorer: deqa, params: {weights: weights/deqa, batch: 2}}, {}]"
     given = recipe(*GPU, "data.embeddings=/own/e", terms, "reward.scorer=clip_iqa", "reward.params={model: RN50.pt}")
-    config = deployed.on_shared_storage(given, "/work")
-    assert (config.model, config.data.root) == (Path("/work/models/mine"), Path("/work/data/LOLv1"))
+    config = deployed.on_shared_storage(given, "/mnt/restorl")
+    assert (config.model, config.data.root) == (Path("/mnt/restorl/models/mine"), Path("/mnt/restorl/data/LOLv1"))
     assert config.data.embeddings == Path("/own/e")
     deqa, clip = config.reward.services.values()
-    assert deqa.params == {"weights": "/work/weights/deqa", "batch": 2} and clip.params == {"model": "/work/RN50.pt"}
+    assert deqa.params == {"weights": "/mnt/restorl/weights/deqa", "batch": 2} and clip.params == {
+        "model": "/mnt/restorl/RN50.pt"
+    }
 
 
 def test_each_role_is_pinned_and_the_recipes_own_resources_stay() -> None:

@@ -128,7 +128,7 @@ def test_the_store_outlives_the_cluster_of_a_job_and_nothing_holds_a_secret() ->
 
 def test_a_job_goes_on_with_its_run_folder_which_is_on_a_claim_of_every_pod() -> None:
     job = of_kind(rendered(), "RayJob")
-    assert job["spec"]["entrypoint"].endswith("--run /work/runs/diffbir --resume-if-there")
+    assert job["spec"]["entrypoint"].endswith("--run /mnt/restorl/runs/diffbir --resume-if-there")
     assert job["spec"]["backoffLimit"] > 0 and job["spec"]["shutdownAfterJobFinishes"]
     for each in groups_of_spec(cluster_of(job)):
         volumes = {volume["name"]: volume for volume in each["template"]["spec"]["volumes"]}

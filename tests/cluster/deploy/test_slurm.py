@@ -92,7 +92,7 @@ def clone(tmp_path: Path) -> Path:
 
 
 def begin(clone: Path, **environment: str) -> subprocess.Popen[str]:
-    text = slurm.texts(recipe(*GPU), order(per_node=8))["job.sh"].replace("/work", str(clone))
+    text = slurm.texts(recipe(*GPU), order(per_node=8))["job.sh"].replace("/mnt/restorl", str(clone))
     (clone / "job.sh").write_text(text)
     of_slurm = {"SLURM_JOB_ID": "4001", "SLURM_JOB_NODELIST": "here", "SLURM_SUBMIT_DIR": str(clone)}
     given = {**os.environ, **of_slurm, "HOME": str(clone), "CALLS": str(clone / "calls"), **environment}

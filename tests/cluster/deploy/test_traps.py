@@ -151,7 +151,7 @@ TRAPS: dict[str, Callable[[Documents], object]] = {
     "runs as root": lambda d: pod(d)["securityContext"].update(runAsUser=0),
     "authOptions.mode isn't token": change(cluster, authOptions={"mode": "disabled"}),
     "starts anew with each attempt; add --resume-if-there": change(
-        spec, entrypoint="restorl train a.yaml --run /work/r"
+        spec, entrypoint="restorl train a.yaml --run /mnt/restorl/r"
     ),
     "names no run folder": change(spec, entrypoint="restorl train a.yaml --resume-if-there"),
     "the run folder /tmp/r isn't on a volume": change(

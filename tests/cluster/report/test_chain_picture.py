@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageSequence
+from PIL import Image, ImageSequence
 
 from cluster.report.chain_picture import (
     LAST_MS,
@@ -33,20 +32,6 @@ def shown(seed: int = 0, side: int = 32, steps: int = 3, labels: tuple[str, ...]
 
     chains = {label: [frame(row, step) for step in range(steps + 1)] for row, label in enumerate(labels)}
     return Shown(f"picture{seed}", chains, rng.integers(0, 256, (side, side, 3), dtype=np.uint8), 3.5)
-
-
-@pytest.fixture
-def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """All texts that are drawn."""
-    texts: list[str] = []
-    draw = ImageDraw.ImageDraw.text
-
-    def text(self: Any, at: Any, what: str, *more: Any, **others: Any) -> None:
-        texts.append(what)
-        draw(self, at, what, *more, **others)
-
-    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
-    return texts
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".gif"])
