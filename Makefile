@@ -60,8 +60,8 @@ test-services: setup
 test-runs: setup
 	$(BIN)/python -m pytest --durations=5 tests/system --ignore=tests/system/test_models.py
 
-# What takes too long for every change: tests marked `slow`, in the processes of `make test`, at most half an hour. The
-# services and models run beside whole runs, which mostly wait. Pytest's status 5 says that a part has none.
+# What takes too long for every change: tests marked `slow`, in the processes of `make test`, at most half an hour. One part
+# after the other: some hold figures of a service that nothing else may slow. Pytest's status 5 says that a part has none.
 SLOW = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --durations=15
 .PHONY: test-slow slow-parts slow-unit slow-learner slow-services slow-runs
 test-slow: setup
@@ -70,7 +70,8 @@ test-slow: setup
 slow-parts:
 	$(MAKE) slow-unit
 	$(MAKE) slow-learner
-	$(MAKE) -j 2 -O slow-services slow-runs
+	$(MAKE) slow-services
+	$(MAKE) slow-runs
 
 slow-unit:
 	$(SLOW) -n 2 --dist loadfile --ignore=tests/learner --ignore=tests/reward_service --ignore=tests/system || test $$? = 5

@@ -98,6 +98,7 @@ def test_a_role_imports_every_kind_of_model_without_what_none_of_them_uses() -> 
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_peft_adapts_our_networks_without_loading_transformers_and_its_models_as_ever() -> None:
     run(LORA)
 

@@ -112,6 +112,7 @@ def weights_of(model: Path) -> dict[str, Tensor]:
     return {f"{f.relative_to(model).parent}/{k}": v for f in files for k, v in load_file(f).items()}
 
 
+@pytest.mark.slow
 def test_a_model_learns_a_task_it_did_not_know_and_its_folder_restores_as_well_as_the_log_says(
     pairs: Path, tmp_path: Path
 ) -> None:
