@@ -51,10 +51,13 @@ class Recipe:
     crop: int = 128
     scale: tuple[float, float] = (0.4, 1.0)
     crops: int = 1500
-    variants: int = 8  # versions of each crop, the clean one included
+    variants: int = 8  # versions of each crop, the clean one included, without what a base model makes
+    rollouts: int = 0  # of a base model, of one damaged crop: what a policy's group holds
     deviation: float = 0.5
     fidelity: float = 1.0
     pair_deviation: float = 0.25
+    group: float = 1.0  # factor of the same loss within the rollouts, which differ by far less
+    group_deviation: float = 0.03
     dropout: float = 0.3
     noise: float = 0.0  # added to the standardised statistics
     weight_decay: float = 0.05
@@ -65,13 +68,13 @@ class Recipe:
 
 
 def collect(network: Lite0Statistics, recipe: Recipe, photos: Path, variants: Variants) -> dict[str, Tensor]:
-    """{"features": [crops, V, F], "quality": [crops, V]}."""
+    """{"features": [crops, V, F], "quality": [crops, V]}; of V versions the last `recipe.rollouts` are one group."""
     crops = PhotoCrops(photos, recipe.crop, recipe.scale, recipe.seed)
     rng = np.random.default_rng(recipe.seed + 1)
     features, qualities = [], []
     for _ in track(range(recipe.crops), "crops and distortions"):
         clean = crops.one().astype(np.float32) / 255
-        x, q = measure(network, [clean, *variants.draw(clean, recipe.variants - 1, rng)])
+        x, q = measure(network, [clean, *variants.draw(clean, recipe.variants - 1, rng, recipe.rollouts)])
         features.append(x)
         qualities.append(q)
     return {"features": torch.stack(features), "quality": torch.stack(qualities)}
@@ -84,6 +87,12 @@ def fidelity_loss(scores: Tensor, truth: Tensor, deviation: float) -> Tensor:
     g = torch.special.ndtr((truth[:, :, None] - truth[:, None]) / scale)
     loss = 1 - (p * g + 1e-8).sqrt() - ((1 - p) * (1 - g) + 1e-8).sqrt()
     return loss.mean()
+
+
+def group_loss(scores: Tensor, truth: Tensor, deviation: float) -> Tensor:
+    """The fidelity loss within groups of rollouts [B, K], whose qualities are told apart by the group's own spread."""
+    apart = (truth - truth.mean(1, keepdim=True)) / truth.std(1, keepdim=True).clamp_min(1e-4)
+    return fidelity_loss(scores / deviation, apart, 1.0)
 
 
 def fit(data: dict[str, Tensor], network: Lite0Statistics, recipe: Recipe, log: Path) -> LevelHead:
@@ -107,13 +116,19 @@ def fit(data: dict[str, Tensor], network: Lite0Statistics, recipe: Recipe, log: 
         wanted = labels[rows].expand_as(logits)
         kl = F.kl_div(logits.log_softmax(-1), wanted, reduction="none").sum(-1).mean()
         scores = expected_level(logits).flatten(0, 1)
-        pairs = fidelity_loss(scores, truth[rows].repeat(recipe.members, 1), recipe.pair_deviation)
+        wanted_order = truth[rows].repeat(recipe.members, 1)
+        pairs = fidelity_loss(scores, wanted_order, recipe.pair_deviation)
+        group = scores.new_zeros(())
+        if recipe.rollouts:
+            own = slice(-recipe.rollouts, None)
+            group = group_loss(scores[:, own], wanted_order[:, own], recipe.group_deviation)
         optimiser.zero_grad(set_to_none=True)
-        (kl + recipe.fidelity * pairs).backward()
+        (kl + recipe.fidelity * pairs + recipe.group * group).backward()
         optimiser.step()
         schedule.step()
         if step % 250 == 0 or step + 1 == recipe.steps:
             line = {"step": step, "kl": round(kl.item(), 4), "fidelity": round(pairs.item(), 4)}
+            line |= {"group": round(group.item(), 4)} if recipe.rollouts else {}
             with log.open("a") as f:
                 f.write(json.dumps(line | {"seconds": round(time.monotonic() - started, 1)}) + "\n")
     return head.eval()
@@ -125,6 +140,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--base", type=Path, help="folder of a base model: what it restores joins the versions")
     parser.add_argument("--base-kinds", nargs="+", default=list(TASKS), help="degradations that it restores")
+    parser.add_argument("--base-steps", nargs="+", type=int, help="numbers of denoising steps, one for each crop")
+    parser.add_argument("--rollouts", type=int, default=6, help="outputs of the base model for each crop")
     parser.add_argument("--cache", type=Path, help="safetensors file that keeps the statistics between runs")
     parser.add_argument("--crops", type=int, default=Recipe.crops)
     parser.add_argument("--steps", type=int, default=Recipe.steps)
@@ -132,12 +149,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
-    recipe = Recipe(crops=args.crops, steps=args.steps, seed=args.seed)
+    recipe = Recipe(
+        crops=args.crops, steps=args.steps, seed=args.seed, rollouts=args.rollouts if args.base else Recipe.rollouts
+    )
     args.out.mkdir(parents=True, exist_ok=True)
     log = args.out / "lite0_levels.log"
     log.unlink(missing_ok=True)
     network = Lite0Statistics(asdict(recipe))
-    variants = Variants(args.base, tuple(args.base_kinds))
+    variants = Variants(args.base, tuple(args.base_kinds), args.base_steps and tuple(args.base_steps))
     if args.cache and args.cache.is_file():
         from safetensors.torch import load_file
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 
-from restoration.base_models import load
-from restoration.base_models.interface import SamplerSettings
+from restoration.base_models import load, sampler_of
 from restoration.degradations import KINDS as TASKS
 from restoration.restore import sample
 from reward_service.training.distortions import DISTORTIONS, distort
 
 RESTORERS = tuple(kind for kind in DISTORTIONS if kind not in TASKS)
+# What a policy tries on its own outputs when a reward lets it.
+TRICKS = ("sharpen", "resharpen", "smooth", "saturation", "brightness", "contrast", "cast")
 # Seconds in a mixture: what a restorer adds to what it left over.
 AFTER = ("smooth", "sharpen", "resharpen", "latent_noise", "warp", "noise", "jpeg", "saturation", "ringing", "cast")
 
@@ -25,10 +27,17 @@ class Variants:
     Args:
         base: folder of a base model (`restoration.base_models.load`).
         kinds: degradations that it restores.
+        steps: numbers of denoising steps, of which each group takes one; none: those the model restores with.
     """
 
-    def __init__(self, base: Path | None = None, kinds: tuple[str, ...] = TASKS) -> None:
+    def __init__(
+        self, base: Path | None = None, kinds: tuple[str, ...] = TASKS, steps: tuple[int, ...] | None = None
+    ) -> None:
         self.model, self.kinds = None if base is None else load(base), kinds
+        if self.model is not None:
+            assert base is not None
+            own = sampler_of(base, self.model)
+            self.samplers = [replace(own, steps=n) for n in steps or (own.steps,)]
 
     @torch.no_grad()
     def restored(self, clean: np.ndarray, severity: float, count: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -36,7 +45,8 @@ class Variants:
         assert self.model is not None
         lq = distort(clean, str(rng.choice(self.kinds)), severity, rng)
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        return _images(sample(self.model, _tensor([lq] * count), SamplerSettings(), generator))
+        sampler = self.samplers[int(rng.integers(len(self.samplers)))]
+        return _images(sample(self.model, _tensor([lq] * count), sampler, generator))
 
     @torch.no_grad()
     def toward_clean(self, images: list[np.ndarray], clean: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
@@ -74,20 +84,22 @@ class Variants:
         blend = soft + rng.uniform(0, 0.5) * (damaged - soft)
         return np.asarray((np.clip(blend, 0, 1) * 255).round() / 255, dtype=np.float32)
 
-    def draw(self, clean: np.ndarray, count: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """`count` versions of the float32 [H, W, 3] crop in [0, 1]."""
+    def draw(self, clean: np.ndarray, count: int, rng: np.random.Generator, rollouts: int = 0) -> list[np.ndarray]:
+        """`count` versions of the float32 [H, W, 3] crop in [0, 1], and with a base model what it makes: some near
+        the clean crop, some of the tricks on an output, and, last, `rollouts` of one damaged crop."""
         # Two kinds at two or three severities each: pairs that differ in strength only, as a policy's group does.
         versions: list[np.ndarray] = []
         for kind, times in ((rng.choice(TASKS), 3), (rng.choice([*TASKS, *RESTORERS]), 2)):
             severities = rng.uniform(0.02, 1, times)
             versions += [distort(clean, str(kind), float(s), rng) for s in severities]
         versions = (versions + [self.one(clean, rng) for _ in range(max(0, count - len(versions)))])[:count]
-        if self.model is not None:
-            pair = self.restored(clean, float(rng.uniform(0.2, 1)), 2, rng)
-            spread = float(rng.choice([0.0, rng.uniform(0, 0.6)]))
-            own = [*pair, *self.toward_clean(pair, clean, rng), self.decoded(clean, spread, rng)]
-            versions[-len(own) :] = own
-        return versions
+        if not rollouts:
+            return versions
+        group = self.restored(clean, float(rng.uniform(0.2, 1)), rollouts, rng)
+        spread = float(rng.choice([0.0, rng.uniform(0, 0.6)]))
+        near = [*self.toward_clean(group[:2], clean, rng), self.decoded(clean, spread, rng)]
+        tricks = [distort(group[0], str(kind), float(rng.uniform(0.02, 0.6)), rng) for kind in rng.choice(TRICKS, 3)]
+        return [*versions, *near, *tricks, *group]
 
 
 def _tensor(images: list[np.ndarray]) -> torch.Tensor:
