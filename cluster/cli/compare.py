@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,6 +55,7 @@ def compare(
     scorer: Scorers = None,
     lpips: Annotated[Path | None, typer.Option(help="Folder with LPIPS's weights, see docs/models.md.")] = None,
     lpips_net: Annotated[list[str] | None, typer.Option(help="alex or vgg; may be repeated.")] = None,
+    dists: Annotated[Path | None, typer.Option(help="Folder with DISTS's weights, see docs/models.md.")] = None,
     fid: Annotated[Path | None, typer.Option(help="Folder with FID's weights, see docs/models.md.")] = None,
     fid_kind: Annotated[list[str] | None, typer.Option(help="clean, legacy or patchN; may be repeated.")] = None,
     crop: Crops = None,
@@ -73,7 +75,7 @@ def compare(
     comparison, crops = measured(
         Asked(
             *(folders, gt, lq, set_name, split, match, protocol or [], scorer or [], crop or []),
-            published=(lpips, lpips_net or ["alex"], fid, fid_kind or ["clean"]),
+            published=(lpips, lpips_net or ["alex"], fid, fid_kind or ["clean"], dists),
             out=out,
         )
     )
@@ -93,7 +95,7 @@ class Asked:
     """What the command line asks to be measured, as it was typed.
 
     Attributes:
-        published: folder of LPIPS's weights, its nets, folder of FID's weights, its kinds.
+        published: folder of LPIPS's weights, its nets, folder of FID's weights, its kinds, folder of DISTS's weights.
         out: where rows are kept that were made before an early end.
         least: folders there must be.
     """
@@ -107,7 +109,7 @@ class Asked:
     protocol: list[str]
     scorer: list[str]
     crop: list[str]
-    published: tuple[Path | None, list[str], Path | None, list[str]] = (None, ["alex"], None, ["clean"])
+    published: tuple[Path | None, Sequence[str], Path | None, Sequence[str], Path | None] = (None, (), None, (), None)
     out: Path | None = None
     least: int = 2
 
@@ -133,8 +135,8 @@ def measured(asked: Asked) -> tuple[Comparison, list[Crop]]:
         raise UserMistake(f"--match {asked.match}: choose stem, digits, group or sorted")
 
     def published() -> Published:
-        lpips, nets, fid, kinds = asked.published
-        return Published(lpips, fid, nets, kinds)
+        lpips, nets, fid, kinds, weights = asked.published
+        return Published(lpips, fid, nets, kinds, weights)
 
     with as_mistake(ValueError):
         crops = [Crop.parse(text) for text in asked.crop]

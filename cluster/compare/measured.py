@@ -230,7 +230,7 @@ def _measured(
             )
         )
     rows = published.beside(_joined(parts, protocols))
-    return Measured(method, tuple(rows), _whole(published), _doubts(dark, len(rows)))
+    return Measured(method, tuple(rows), _whole(published), _doubts(dark, len(rows), published.left_out))
 
 
 def _joined(parts: Sequence[Sequence[Row]], protocols: Sequence[str]) -> list[Row]:
@@ -260,13 +260,14 @@ def _whole(published: Published) -> dict[str, Whole]:
     return found
 
 
-def _doubts(dark: Sequence[str], count: int) -> tuple[str, ...]:
-    if not dark:
-        return ()
-    return (
-        f"{len(dark)} of {count} results are black where their originals are not ({some(dark)}): NaN, or values of "
-        "[0, 1] or of 8 bits in files of more levels; write them anew, from 0 to 255, or to 65535 in 16 bits",
-    )
+def _doubts(dark: Sequence[str], count: int, left_out: Mapping[str, str]) -> tuple[str, ...]:
+    found = [f"{name} is without pictures such as {why}" for name, why in left_out.items()]
+    if dark:
+        found.append(
+            f"{len(dark)} of {count} results are black where their originals are not ({some(dark)}): NaN, or values of "
+            "[0, 1] or of 8 bits in files of more levels; write them anew, from 0 to 255, or to 65535 in 16 bits"
+        )
+    return tuple(found)
 
 
 def spread(comparison: Comparison, key: str) -> dict[str, float]:
