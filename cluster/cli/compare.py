@@ -58,6 +58,9 @@ def compare(
     dists: Annotated[Path | None, typer.Option(help="Folder with DISTS's weights, see docs/models.md.")] = None,
     fid: Annotated[Path | None, typer.Option(help="Folder with FID's weights, see docs/models.md.")] = None,
     fid_kind: Annotated[list[str] | None, typer.Option(help="clean, legacy or patchN; may be repeated.")] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Add lite0_distance and lite0_frechet, stand-ins for LPIPS and FID.")
+    ] = False,
     crop: Crops = None,
     strips: Annotated[int, typer.Option(help="Pictures to show.", min=0)] = 4,
     out: Annotated[Path | None, typer.Option(help="Write tables, pictures and a page into this folder.")] = None,
@@ -76,6 +79,7 @@ def compare(
         Asked(
             *(folders, gt, lq, set_name, split, match, protocol or [], scorer or [], crop or []),
             published=(lpips, lpips_net or ["alex"], fid, fid_kind or ["clean"], dists),
+            offline=offline,
             out=out,
         )
     )
@@ -110,6 +114,7 @@ class Asked:
     scorer: list[str]
     crop: list[str]
     published: tuple[Path | None, Sequence[str], Path | None, Sequence[str], Path | None] = (None, (), None, (), None)
+    offline: bool = False
     out: Path | None = None
     least: int = 2
 
@@ -124,6 +129,7 @@ def measured(asked: Asked) -> tuple[Comparison, list[Crop]]:
     from cluster.compare.opening import Originals, named, open_methods, protocols_of, require_depth
     from cluster.compare.pictures import Crop, check_crops
     from restoration.evaluate import Row
+    from restoration.metrics.perceptual import Lite0Metrics
     from restoration.metrics.published import Published
 
     if len(asked.folders) < asked.least:
@@ -153,7 +159,8 @@ def measured(asked: Asked) -> tuple[Comparison, list[Crop]]:
         made.append(Row(f"{name}/{row.image_id}", row.values, row.missing))
 
     with partial_csv(asked.out and asked.out / "compare.csv", made), Counter() as shown:
-        found = measure_all(methods, protocols, scorers, published, shown, keep)
+        stand_ins = Lite0Metrics if asked.offline else None
+        found = measure_all(methods, protocols, scorers, published, shown, keep, stand_ins)
     for m in found.measured:
         if lines := missing_lines(list(m.rows)):
             incomplete = sum(bool(row.missing) for row in m.rows)

@@ -10,9 +10,9 @@ from typing import Literal
 AT = "@"  # between a figure and its protocol, where there are several: psnr@derain_y
 Place = Literal["", "best", "second"]
 
-_LOWER = ("lpips", "dists", "fid")
+_LOWER = ("lpips", "dists", "fid", "lite0_distance", "lite0_frechet")
 _KNOWN = {"psnr": ("PSNR", 2), "ssim": ("SSIM", 3), "aligned": ("aligned", 3)}
-_DIGITS = {"lpips": 4, "dists": 4, "fid": 2}
+_DIGITS = {"lpips": 4, "dists": 4, "fid": 2, "lite0_distance": 4, "lite0_frechet": 2}
 
 
 @dataclass(frozen=True)
@@ -30,20 +30,26 @@ class Column:
         return self.key.partition(AT)[0]
 
     @property
+    def _kind(self) -> str:
+        """`fid` of `fid_patch256`."""
+        return self.figure if self.figure in _LOWER else self.figure.split("_")[0]
+
+    @property
     def label(self) -> str:
         figure, _, protocol = self.key.partition(AT)
         name = _KNOWN[figure][0] if figure in _KNOWN else figure
-        name = name.replace("lpips", "LPIPS").replace("dists", "DISTS").replace("fid", "FID") if self.lower else name
+        if self._kind in ("lpips", "dists", "fid"):
+            name = name.replace(self._kind, self._kind.upper(), 1)
         return f"{name} ({protocol})" if protocol else name
 
     @property
     def lower(self) -> bool:
         """Whether less is better; of every scorer of the house more is."""
-        return self.figure.split("_")[0] in _LOWER
+        return self._kind in _LOWER
 
     @property
     def digits(self) -> int:
-        return _KNOWN[self.figure][1] if self.figure in _KNOWN else _DIGITS.get(self.figure.split("_")[0], 3)
+        return _KNOWN[self.figure][1] if self.figure in _KNOWN else _DIGITS.get(self._kind, 3)
 
     def text(self, value: float) -> str:
         return "-" if math.isnan(value) else f"{value:.{self.digits}f}"

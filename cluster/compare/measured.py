@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 import numpy as np
@@ -19,13 +19,12 @@ from restoration.metrics import protocol
 from restoration.metrics.compare import Paired
 from restoration.metrics.compare import compare as compare_figures
 from restoration.metrics.fid import FEATURES
+from restoration.metrics.perceptual import Lite0Metrics
 from restoration.metrics.published import Published
 
 Progress = Callable[[str, int, int], None]
-DARK, BRIGHT = (
-    1,
-    16,
-)  # levels of 255: a result that has none above the first of an original that has some above the last
+DISTANCE, FRECHET = "lite0_distance", "lite0_frechet"  # stand-ins for LPIPS and FID, under their own names
+DARK, BRIGHT = 1, 16  # of 255: a result without a level above the first, its original with one above the last
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ class Comparison:
         for column in self.columns:
             count = self.count(column)
             if column.key in self.measured[0].whole:
-                few = count <= FEATURES
+                few = column.key != FRECHET and count <= FEATURES
                 warning = f", below its {FEATURES} features: compare at equal n only" if few else ""
                 found.append(f"{column.label} of n={count}{warning}")
             elif count < len(self.image_ids):
@@ -174,6 +173,7 @@ def measure_all(
     published: Callable[[], Published],
     progress: Progress = lambda what, done, total: None,
     on_row: Callable[[str, Row], None] = lambda name, row: None,
+    offline: Callable[[], Lite0Metrics] | None = None,
 ) -> Comparison:
     """Measure every method under every protocol; a picture that can't be read has a row of its reason.
 
@@ -182,6 +182,7 @@ def measure_all(
         published: makes what measures LPIPS and FID of one method.
         progress: called with (method, pictures done, pictures in all).
         on_row: called with a method's name and each of its rows, when it is there.
+        offline: makes what measures the offline stand-ins for LPIPS and FID of one method; None leaves them out.
 
     Raises:
         ValueError: no method, an unknown protocol.
@@ -190,9 +191,9 @@ def measure_all(
         raise ValueError("measure_all: no method, or no protocol")
     measured: list[Measured] = []
     for method in methods:
-        found = _measured(
-            method, protocols, scorers, published(), measured[0].rows if measured else (), progress, on_row
-        )
+        figures = _Figures(published(), offline() if offline is not None else None)
+        known = measured[0].rows if measured else ()
+        found = _measured(method, protocols, scorers, figures, known, progress, on_row)
         order = {row.image_id: row for row in found.rows}
         ids = [row.image_id for row in (measured[0].rows if measured else found.rows)]
         measured.append(Measured(method, tuple(order[i] for i in ids), found.whole, found.doubts))
@@ -203,18 +204,11 @@ def _measured(
     method: Method,
     protocols: Sequence[str],
     scorers: Mapping[str, ScoreFunction],
-    published: Published,
+    figures: _Figures,
     known: Sequence[Row],
     progress: Progress,
     on_row: Callable[[str, Row], None],
 ) -> Measured:
-    dark: list[str] = []
-
-    def see(image_id: str, lq: Pixels, restored: Pixels, gt: Pixels) -> None:
-        if int(restored.max()) <= DARK and int(gt.max()) > BRIGHT:
-            dark.append(image_id)
-        published.see(image_id, lq, restored, gt)
-
     parts = []
     for place, name in enumerate(protocols):
         parts.append(
@@ -222,15 +216,62 @@ def _measured(
                 *(None, method.data, SamplerSettings(), scorers if place == 0 else {}, name),
                 batch=1,
                 known=known if place == 0 else (),
-                on_image=see if place == 0 else None,
+                on_image=figures.see if place == 0 else None,
                 progress=lambda done, total: progress(method.name, done, total),
                 tolerant=True,
                 on_row=(lambda row: on_row(method.name, row)) if place == 0 else None,
                 inputs_too=False,
             )
         )
-    rows = published.beside(_joined(parts, protocols))
-    return Measured(method, tuple(rows), _whole(published), _doubts(dark, len(rows), published.left_out))
+    rows = figures.beside(_joined(parts, protocols))
+    return Measured(method, tuple(rows), figures.whole(), figures.doubts(len(rows)))
+
+
+class _Figures:
+    """What sees the pictures of one method beside those who measure them by protocols and scorers."""
+
+    def __init__(self, published: Published, offline: Lite0Metrics | None) -> None:
+        self.published, self.offline = published, offline
+        self._dark: list[str] = []
+
+    def see(self, image_id: str, lq: Pixels, restored: Pixels, gt: Pixels) -> None:
+        if int(restored.max()) <= DARK and int(gt.max()) > BRIGHT:
+            self._dark.append(image_id)
+        self.published.see(image_id, lq, restored, gt)
+        if self.offline is not None:
+            self.offline.add(image_id, restored, gt)
+
+    def beside(self, rows: Sequence[Row]) -> list[Row]:
+        found = self.published.beside(rows)
+        if self.offline is None:
+            return found
+        far = self.offline.distances
+        return [replace(r, values=r.values | {DISTANCE: far.get(r.image_id, math.nan)}) for r in found]
+
+    def whole(self) -> dict[str, Whole]:
+        found = {fid.name: _whole(fid.value, fid.count) for fid in self.published.fid}
+        if self.offline is not None and not self.offline.distances:
+            found[FRECHET] = Whole(math.nan, 0, f"{FRECHET}: no picture can be read")
+        elif self.offline is not None:
+            found[FRECHET] = _whole(self.offline.frechet, len(self.offline.distances))
+        return found
+
+    def doubts(self, count: int) -> tuple[str, ...]:
+        found = [f"{name} is without pictures such as {why}" for name, why in self.published.left_out.items()]
+        if self._dark:
+            found.append(
+                f"{len(self._dark)} of {count} results are black where their originals are not ({some(self._dark)}): "
+                "NaN, or values of [0, 1] or of 8 bits in files of more levels; write them anew, from 0 to 255, or to "
+                "65535 in 16 bits"
+            )
+        return tuple(found)
+
+
+def _whole(value: Callable[[], float], count: int) -> Whole:
+    try:
+        return Whole(value(), count)
+    except ValueError as error:
+        return Whole(math.nan, count, str(error))
 
 
 def _joined(parts: Sequence[Sequence[Row]], protocols: Sequence[str]) -> list[Row]:
@@ -248,26 +289,6 @@ def _joined(parts: Sequence[Sequence[Row]], protocols: Sequence[str]) -> list[Ro
         scores = {key: value for key, value in values.items() if AT not in key}
         joined.append(Row(rows[0].image_id, {k: v for k, v in values.items() if AT in k} | scores, missing))
     return joined
-
-
-def _whole(published: Published) -> dict[str, Whole]:
-    found = {}
-    for fid in published.fid:
-        try:
-            found[fid.name] = Whole(fid.value(), fid.count)
-        except ValueError as error:
-            found[fid.name] = Whole(math.nan, fid.count, str(error))
-    return found
-
-
-def _doubts(dark: Sequence[str], count: int, left_out: Mapping[str, str]) -> tuple[str, ...]:
-    found = [f"{name} is without pictures such as {why}" for name, why in left_out.items()]
-    if dark:
-        found.append(
-            f"{len(dark)} of {count} results are black where their originals are not ({some(dark)}): NaN, or values of "
-            "[0, 1] or of 8 bits in files of more levels; write them anew, from 0 to 255, or to 65535 in 16 bits"
-        )
-    return tuple(found)
 
 
 def spread(comparison: Comparison, key: str) -> dict[str, float]:

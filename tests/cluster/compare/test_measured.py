@@ -12,8 +12,10 @@ from cluster.compare.columns import Column, places
 from cluster.compare.measured import Comparison, Measured, Method, Whole, measure_all
 from cluster.compare.opening import Originals, named, open_methods
 from cluster.compare.pictures import Crop, shown_crops, strips, where_methods_differ
+from restoration.datasets.results import pair_results
 from restoration.figures import Row
 from restoration.metrics.fid import Fid
+from restoration.metrics.perceptual import Lite0Metrics
 from restoration.metrics.published import Published
 from tests.cluster.compare.folders import BAD, GOOD, GREYS, grey, greys, textured, write
 from tests.restoration.test_published import Means
@@ -186,3 +188,24 @@ def test_pictures_of_other_names_in_two_folders_of_results_are_refused(tmp_path:
         ValueError, match=r"results of other pictures: only .*a has 00690_2, 00691_2; only .*b has 00690_3"
     ):
         methods(tmp_path, "a", "b", gt=gt)
+
+
+def test_offline_stand_ins_stand_under_their_own_names_with_less_being_better(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    truth = {f"{i}": textured(i, (64, 64)) for i in range(8)}
+    gt = write(tmp_path / "gt", truth)
+    for name, sigma in (("near", 5), ("far", 40)):
+        noisy = {i: np.clip(x + rng.normal(0, sigma, x.shape), 0, 255).astype(np.uint8) for i, x in truth.items()}
+        write(tmp_path / name, noisy)
+    opened = methods(tmp_path, "near", "far", gt=gt)
+    found = measure_all(opened, ["lowlight_rgb"], {}, lambda: Published(None, None), offline=Lite0Metrics)
+    assert [c.key for c in found.columns] == ["psnr", "ssim", "lite0_distance", "lite0_frechet"]
+    for column in found.columns[2:]:
+        near, far = (found.value(m, column) for m in found.measured)
+        assert 0 < near < far and column.lower and column.label == column.key
+    assert {d.key for d in found.differences()} == {"psnr", "ssim", "lite0_distance"}
+    few = measure_all(
+        [Method("near", pair_results(write(tmp_path / "one", {"0": truth["0"]}), write(tmp_path / "its", {"0": truth["0"]})))],
+        ["lowlight_rgb"], {}, lambda: Published(None, None), offline=Lite0Metrics,
+    )  # fmt: skip
+    assert few.problems() == ["near: no lite0_frechet: 16 vectors of 112 channels; add more or larger images"]
