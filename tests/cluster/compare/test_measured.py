@@ -204,8 +204,9 @@ def test_offline_stand_ins_stand_under_their_own_names_with_less_being_better(tm
         near, far = (found.value(m, column) for m in found.measured)
         assert 0 < near < far and column.lower and column.label == column.key
     assert {d.key for d in found.differences()} == {"psnr", "ssim", "lite0_distance"}
+    one = {"0": truth["0"]}
+    single = pair_results(write(tmp_path / "one", one), write(tmp_path / "its", one))
     few = measure_all(
-        [Method("near", pair_results(write(tmp_path / "one", {"0": truth["0"]}), write(tmp_path / "its", {"0": truth["0"]})))],
-        ["lowlight_rgb"], {}, lambda: Published(None, None), offline=Lite0Metrics,
-    )  # fmt: skip
+        [Method("near", single)], ["lowlight_rgb"], {}, lambda: Published(None, None), offline=Lite0Metrics
+    )
     assert few.problems() == ["near: no lite0_frechet: 16 vectors of 112 channels; add more or larger images"]
