@@ -129,7 +129,7 @@ class Comparison:
                 a, b = ({i: m.column(column.key)[i] for i in ids} for m in (first, second))
                 names = (column.key, first.method.name, second.method.name)
                 if len(ids) < 2:
-                    why = f"{len(ids)} pictures that all have the figure of: an interval and a test take at least two"
+                    why = f"{len(ids)} of the pictures have it of every method: interval and test take at least two"
                     found.append(Difference(*names, None, why))
                 else:
                     found.append(Difference(*names, compare_figures(a, b)))

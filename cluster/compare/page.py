@@ -23,6 +23,7 @@ from cluster.compare.table import (
     cells,
     difference_rows,
     head,
+    versions,
 )
 from cluster.files import write_text
 from cluster.report import figures
@@ -165,7 +166,8 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
     data = [(m.method.name, f"{m.method.data.lq}, paired by {m.method.data.match}") for m in comparison.measured]
     first = comparison.measured[0].method.data
     ids = some(comparison.image_ids)
-    return [*data, (TRUTH, str(first.gt)), ("pictures", f"{len(comparison.image_ids)}: {ids}")]
+    told = [(TRUTH, str(first.gt)), ("pictures", f"{len(comparison.image_ids)}: {ids}")]
+    return [*data, *told, *((f"version of {name}", number) for name, number in versions().items())]
 
 
 def _strips(drawn: Sequence[Strip]) -> bytes:

@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import Any
 
 from cluster.compare.columns import Column, Place, places
@@ -14,6 +15,7 @@ from cluster.compare.measured import Comparison, Difference
 from restoration.evaluate import MISSING
 from restoration.metrics import protocol
 
+LIBRARIES = ("restorl", "numpy", "torch", "scipy")
 CORRECTED = "p values are of single tests, not corrected for their number"
 _LATEX = {
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
@@ -101,6 +103,7 @@ def as_json(comparison: Comparison, distances: dict[str, dict[str, float]]) -> s
     return json.dumps(
         {
             "protocols": {name: protocol(name).told for name in comparison.protocols},
+            "versions": versions(),
             "pictures": len(comparison.image_ids),
             "notes": comparison.notes(),
             "problems": comparison.problems(),
@@ -144,6 +147,11 @@ def difference_rows(differences: Sequence[Difference]) -> list[tuple[str, ...]]:
         share, count = f"{d.paired.share:.0%}", f"{d.paired.n}"
         rows.append((column.label, who, form(of.mean), interval, p_text(d.paired.p), share, count))
     return rows
+
+
+def versions() -> dict[str, str]:
+    """Of what the figures are computed with."""
+    return {name: version(name) for name in LIBRARIES}
 
 
 def p_text(p: float) -> str:

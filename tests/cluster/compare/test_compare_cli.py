@@ -42,6 +42,7 @@ def test_two_folders_with_known_differences_have_the_figures_that_were_worked_ou
     found = json.loads((compared[0] / "compare.json").read_text())
     figures = {method["name"]: method["figures"] for method in found["methods"]}
     assert list(figures) == ["input", "ours", "theirs"] and found["pictures"] == 6
+    assert found["versions"]["numpy"] == np.__version__ and "restorl" in found["versions"]
     for name, off in (("input", 20), ("ours", GOOD), ("theirs", BAD)):
         assert figures[name]["psnr"] == pytest.approx(psnr(off), abs=1e-9)
         expected = np.mean([ssim(level, off) for level in GREYS.values()])
@@ -230,7 +231,7 @@ def test_of_one_picture_there_are_figures_but_no_interval_and_no_test(tmp_path: 
     found = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert found["methods"][0]["figures"]["psnr"] == pytest.approx(psnr(GOOD))
     assert [d["why"] for d in found["differences"]] == [
-        "1 pictures that all have the figure of: an interval and a test take at least two"
+        "1 of the pictures have it of every method: interval and test take at least two"
     ] * 2
 
 
