@@ -12,6 +12,7 @@ from cluster.compare.measured import Method
 from restoration.datasets.matching import DataError, Match
 from restoration.datasets.opening import open_set, public_set, with_results
 from restoration.datasets.paired import PairedFolder
+from restoration.datasets.readers import Reader
 from restoration.datasets.results import pair_results, require_equal_sizes, require_same_pictures
 from restoration.image_opening import tell_once
 from restoration.images import ImageError
@@ -108,23 +109,24 @@ def require_depth(methods: Sequence[Method], protocols: Sequence[str]) -> None:
     if not deep:
         return
     for method in methods:
-        pair = method.data.pairs[0]
-        *views, original = pair.files
-        for path, reader in (views[0], original):
-            try:
-                bits = 8 * reader.pixels(path).dtype.itemsize
-            except ImageError:
-                continue  # told when it is measured
-            if bits == 16:
-                continue
-            if path == original[0]:
-                raise DataError(
-                    f"{path}: 8 bits a channel, and {deep[0]} takes originals of 16: take the files as they were "
-                    "published (a program that copied them has cut them), or --protocol dpdd_float_8"
-                )
+        *views, original = method.data.pairs[0].files
+        if _bits(*original) == 8:
+            raise DataError(
+                f"{original[0]}: 8 bits a channel, and {deep[0]} takes originals of 16: take the files as they were "
+                "published (a program that copied them has cut them), or --protocol dpdd_float_8"
+            )
+        if _bits(*views[0]) == 8:
             tell_once(
                 f"{method.data.lq}: results of 8 bits a channel under {deep[0]}: theirs are figures of rounding, too"
             )
+
+
+def _bits(path: Path, reader: Reader) -> int | None:
+    """A channel's; None of a file that can't be read, which is told when it is measured."""
+    try:
+        return 8 * reader.pixels(path).dtype.itemsize
+    except ImageError:
+        return None
 
 
 def _split(text: str) -> tuple[str, Path]:

@@ -111,9 +111,9 @@ def test_the_page_is_one_file_with_the_table_the_strips_the_histograms_and_slide
     }
     assert files == expected and all(str(folder / name) in ended.stdout for name in files)
     strips = np.asarray(Image.open(folder / "strips.png").convert("RGB"))
-    shown = {tuple(colour) for colour in np.unique(strips.reshape(-1, 3), axis=0)}
+    grey_ones = np.unique(strips[(strips == strips[..., :1]).all(-1)])
     # The first picture: its input, both methods, its original.
-    assert {(GREYS["00690"] + off,) * 3 for off in (20, GOOD, BAD, 0)} <= shown
+    assert {GREYS["00690"] + off for off in (20, GOOD, BAD, 0)} <= {*grey_ones.tolist()}
 
 
 def test_other_peoples_names_find_their_originals_by_numbers_or_before_an_underscore(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_picture_of_nan_costs_itself_only_and_the_means_are_over_what_all_meth
 def test_nan_or_levels_of_1_that_were_written_as_8_bits_are_told_as_black_results(tmp_path: Path) -> None:
     gt, good = greys(tmp_path / "gt"), greys(tmp_path / "good", GOOD)
     broken = greys(tmp_path / "broken")
-    write(broken, {"00691": np.full((*SIZE, 3), np.nan).astype(np.uint8), "00692": grey(1)})
+    write(broken, {"00691": grey(0), "00692": grey(1)})  # what a cast makes of NaN, and of 1.0
     ended = run(good, broken, "--gt", gt)
     assert ended.exit_code == 1, ended
     assert "- broken: 2 of 6 results are black where their originals are not (00691, 00692): NaN, or" in ended.stdout

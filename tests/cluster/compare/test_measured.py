@@ -38,7 +38,7 @@ def test_fid_is_told_with_its_number_of_pictures_and_with_what_too_few_of_them_m
     found = measure_all(methods(tmp_path, "good", "bad", gt=gt), ["lowlight_rgb"], {}, without_weights)
     # All features of both sides have one variance, so that the distance is that of the means: 4 quarters of 3 colours.
     for measured, off in zip(found.measured, (GOOD, BAD), strict=True):
-        assert measured.whole["fid"].value == pytest.approx(12 * (2 * off / 255) ** 2, rel=1e-3)
+        assert measured.whole["fid"].value == pytest.approx(12 * (2 * off / 255) ** 2, rel=5e-3)
         assert measured.whole["fid"].count == 6
     assert found.notes() == ["FID of n=6, below its 2048 features: compare at equal n only"] and not found.problems()
     assert [c.key for c in found.columns] == ["psnr", "ssim", "fid"]
