@@ -135,7 +135,7 @@ DIFFERENCE_HEAD = ("figure", "methods", "difference", "95% interval", "p", "firs
 
 def difference_rows(differences: Sequence[Difference]) -> list[tuple[str, ...]]:
     """Cells under `DIFFERENCE_HEAD`; of one that can't be had the reason."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for d in differences:
         column, who = Column(d.key), f"{d.first} - {d.second}"
         if d.paired is None:
