@@ -73,7 +73,9 @@ class FigureTable:
 
     def take_over(self, names: Sequence[str], known: Mapping[str, Row]) -> bool:
         """Take the columns `names` from earlier rows, if those have all of them for every image."""
-        if not all(image_id in known and known[image_id].values.keys() >= set(names) for image_id in self.ids):
+        rows = [known.get(image_id) for image_id in self.ids]
+        # Of a picture that could not be read or restored nothing is known, whatever its columns say.
+        if not all(row and row.values.keys() >= set(names) and PICTURE not in row.missing for row in rows):
             return False
         for name in names:
             self.columns[name] = [known[image_id].values[name] for image_id in self.ids]

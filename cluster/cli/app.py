@@ -11,6 +11,7 @@ import typer
 
 from cluster.cli.actors import actors_app
 from cluster.cli.chain import chain
+from cluster.cli.compare import compare
 from cluster.cli.convert import convert
 from cluster.cli.data import compared, data_app
 from cluster.cli.deploy import deploy_app
@@ -55,6 +56,7 @@ app.command()(status)
 app.command()(timeline)
 app.add_typer(watch_app, name="watch")
 app.command()(plan)
+app.command()(compare)
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Such as `sampler.steps=4`.", metavar="[KEY=VALUE]...")]
 DEFAULT_SCORER = "lite0_levels"
@@ -217,6 +219,7 @@ def evaluate(
     fid_kind: Annotated[
         list[str] | None, typer.Option(help="clean, legacy or patchN (tiles of N pixels); may be repeated.")
     ] = None,
+    dists: Annotated[Path | None, typer.Option(help="Folder with DISTS's weights, see docs/models.md.")] = None,
     match: Annotated[str, typer.Option(help="How files are paired: stem, digits, sorted or group.")] = "stem",
     csv: Annotated[Path | None, typer.Option(help="Write one line an image here.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampling noise.")] = 0,
@@ -236,7 +239,7 @@ def evaluate(
     from restoration.metrics.published import Published
 
     with as_mistake(ValueError):
-        published = Published(lpips, fid, lpips_net or ["alex"], fid_kind or ["clean"])
+        published = Published(lpips, fid, lpips_net or ["alex"], fid_kind or ["clean"], dists)
     scorers = {name: judge.score for name, _, judge in map(named_scorer, scorer or [])}
     if results is not None and model is not None:
         raise UserMistake("--results are finished already: leave out one of --results and --model")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ TERM = re.compile(r"term_(.+)_mean")  # as `learner.statistics` calls them
 LIBRARIES = ("matplotlib.figure", "matplotlib.backends.backend_agg", "scipy.stats")
 
 BASE, TUNED, TRUTH, DEGRADED = "#5b8def", "#e2583e", "#2f9e6e", "#9aa3b2"
+METHOD_COLOURS = (BASE, TUNED, "#f2b134", "#8d6bd1", DEGRADED, "#20242c", "#3fb8c4")
+COURSE_COLOURS = (TUNED, BASE, "#8d6bd1", "#f2b134")
 PHASE_COLOURS = ("#5b8def", "#f2b134", "#9aa3b2", "#e2583e", "#2f9e6e", "#8d6bd1")
 # Name of a span -> colour; of what failed, and whatever else there is, see `_colour`.
 SPAN_COLOURS = {
@@ -70,7 +72,7 @@ def reward_curve(train: Sequence[Record], evaluations: Sequence[Record]) -> byte
                 axis.axhline(base[key][0], color=BASE, linestyle="--", label="base")
             axis.set(title=title, xlabel="iteration")
             axis.legend(loc="best")
-        return _png(figure)
+        return _drawn(figure)
 
 
 def term_curves(train: Sequence[Record]) -> bytes | None:
@@ -84,7 +86,7 @@ def term_curves(train: Sequence[Record]) -> bytes | None:
             axis.plot(x, y, color=TUNED, linewidth=0.7, alpha=0.45)
             axis.plot(x, smooth(y), color=TUNED, linewidth=2)
             axis.set(title=name, xlabel="iteration")
-        return _png(figure)
+        return _drawn(figure)
 
 
 def gradient_norms(train: Sequence[Record]) -> bytes | None:
@@ -106,7 +108,7 @@ def gradient_norms(train: Sequence[Record]) -> bytes | None:
         axes[1].plot(both, ratio, color="#8d6bd1", linewidth=1.5)
         axes[1].set(title="RL / SFT", xlabel="iteration")
         axes[1].set_ylim(bottom=0)
-        return _png(figure)
+        return _drawn(figure)
 
 
 def staleness_and_phases(train: Sequence[Record]) -> bytes | None:
@@ -129,29 +131,74 @@ def staleness_and_phases(train: Sequence[Record]) -> bytes | None:
             axes[-1].bar_label(bars, fmt="%.2f", padding=3, color="#4a5261")
             axes[-1].set(title="Seconds per iteration (mean)")
             axes[-1].grid(axis="y", visible=False)
-        return _png(figure)
+        return _drawn(figure)
 
 
 def score_histograms(base: Columns, tuned: Columns) -> bytes | None:
     """Reward histograms of base, RL and ground truth over the same bins; means dashed, distances to the truth told."""
-    truth = [v for v in base.get("gt_reward", []) if np.isfinite(v)]
-    samples = [("base", BASE, base.get("reward", [])), ("RL", TUNED, tuned.get("reward", [])), ("GT", TRUTH, truth)]
-    samples = [(name, colour, [v for v in values if np.isfinite(v)]) for name, colour, values in samples]
-    samples = [s for s in samples if s[2]]
-    if len(samples) < 2:
+    samples = {"base": base.get("reward", []), "RL": tuned.get("reward", [])}
+    return histograms(samples, base.get("gt_reward", []), "Reward of the held-out photographs", "reward")
+
+
+def histograms(
+    samples: Mapping[str, Sequence[float]], truth: Sequence[float], title: str, of: str, form: str = "png"
+) -> bytes | None:
+    """Histograms of several methods' scores, and of the originals', over the same bins.
+
+    Args:
+        samples: name of a method -> its scores; those that are not finite are left out, as are methods without any.
+        truth: of the originals, to which each Wasserstein-1 distance is told.
+        of: what the scores are, under the axis.
+        form: png, pdf or svg.
+
+    Returns:
+        None for fewer than two samples, the originals' among them.
+    """
+    colours = {name: METHOD_COLOURS[i % len(METHOD_COLOURS)] for i, name in enumerate(samples)} | {"GT": TRUTH}
+    known = {name: [v for v in values if np.isfinite(v)] for name, values in {**samples, "GT": truth}.items()}
+    known = {name: values for name, values in known.items() if values}
+    if len(known) < 2:
         return None
-    everything = np.concatenate([values for _, _, values in samples])
-    bins = np.histogram_bin_edges(everything, bins=int(np.clip(2 * np.sqrt(len(samples[0][2])), 12, 40)))
+    originals = known.get("GT", [])
+    everything = np.concatenate([*known.values()])
+    bins = np.histogram_bin_edges(everything, bins=int(np.clip(2 * np.sqrt(len(next(iter(known.values())))), 12, 40)))
     with _Figure(1, height=3.4) as (figure, (axis,)):
-        for name, colour, values in samples:
-            distance = f", W1 to GT {wasserstein(values, truth):.3f}" if truth and name != "GT" else ""
+        for name, values in known.items():
+            colour = colours[name]
+            distance = f", W1 to GT {wasserstein(values, originals):.3f}" if originals and name != "GT" else ""
             label = f"{name}: mean {np.mean(values):.3f}{distance}"
             axis.hist(values, bins, density=True, color=colour, alpha=0.28)
             axis.hist(values, bins, density=True, histtype="step", color=colour, linewidth=1.6, label=label)
             axis.axvline(np.mean(values), color=colour, linestyle="--", linewidth=1.4)
-        axis.set(title="Reward of the held-out photographs", xlabel="reward", ylabel="density")
+        axis.set(title=title, xlabel=of, ylabel="density")
         axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        return _png(figure)
+        return _drawn(figure, form)
+
+
+def reward_courses(runs: Mapping[str, Sequence[Record]], form: str = "png") -> bytes | None:
+    """The training reward of several runs beside each other, over the same iterations: raw (thin) and smoothed.
+
+    Each has an axis of its own, as rewards of different kinds have no common scale.
+
+    Args:
+        runs: name of a run -> its records of training.
+        form: png, pdf or svg.
+
+    Returns:
+        None where no run has a reward.
+    """
+    curves = {name: series(records, "reward_mean") for name, records in runs.items()}
+    curves = {name: found for name, found in curves.items() if found[0]}
+    if not curves:
+        return None
+    last = max(x[-1] for x, _ in curves.values())
+    with _Figure(len(curves)) as (figure, axes):
+        for place, (axis, (name, (x, y))) in enumerate(zip(axes, curves.items(), strict=True)):
+            colour = COURSE_COLOURS[place % len(COURSE_COLOURS)]
+            axis.plot(x, y, color=colour, linewidth=0.7, alpha=0.45)
+            axis.plot(x, smooth(y), color=colour, linewidth=2)
+            axis.set(title=name, xlabel="iteration", ylabel="reward", xlim=(min(0, x[0]), last))
+        return _drawn(figure, form)
 
 
 def iteration_picture(timeline: Timeline, shown: Iteration) -> bytes | None:
@@ -181,7 +228,7 @@ def iteration_picture(timeline: Timeline, shown: Iteration) -> bytes | None:
         axis.set(xlim=(0, shown.end - shown.start), xlabel="seconds")
         axis.set_title(f"Iteration {shown.number}: {at_once.seconds:.1f} s{share}")
         axis.legend(named.values(), named.keys(), loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        return _png(figure)
+        return _drawn(figure)
 
 
 def _rows(spans: Sequence[Busy]) -> list[tuple[str, list[Busy]]]:
@@ -237,7 +284,9 @@ class _Figure:
         self._context.__exit__(*exception)
 
 
-def _png(figure: Any) -> bytes:
+def _drawn(figure: Any, form: str = "png") -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=150)
+    # Without the time of writing, so that equal figures are equal files.
+    stamp: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(form, {})
+    figure.savefig(buffer, format=form, dpi=150, metadata=stamp)
     return buffer.getvalue()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import time
 from collections.abc import Iterable
@@ -12,9 +11,9 @@ from string import Template
 from cluster.files import write_text
 from cluster.report import figures
 from cluster.report.data import Comparison, RunData, compare, drift, facts, read_run, wasserstein
+from cluster.report.parts import TEMPLATE, data_url, facts_table, plot, section, slider
 from cluster.report.spans import read_timeline, typical
 
-TEMPLATE = Path(__file__).with_name("template.html")
 NAMES = {"psnr": ("PSNR", "dB", 2), "ssim": ("SSIM", "", 4), "reward": ("Reward", "", 4), "piqe": ("100 - PIQE", "", 2)}
 ANIMATION = "chain.webp"  # in a run folder, see `cluster.report.chains`
 MOST_STRIPS = 6
@@ -45,37 +44,37 @@ def render(run: RunData) -> str:
     comparisons = compare(run.base, run.tuned) if run.base and run.tuned else []
     name = str(run.about.get("name") or run.folder.resolve().name)
     sections = [
-        _section("Held-out photographs", _table(comparisons), _note(comparisons, run)),
-        _section(
+        section("Held-out photographs", _table(comparisons), _note(comparisons, run)),
+        section(
             "Alarms",
             _alarms(run),
             "Signs of a reward bought with something else, or of replays unlike their rollouts.",
         ),
-        _section("Drift", _drift(run), "Output minus ground truth, means over images."),
-        _section(
+        section("Drift", _drift(run), "Output minus ground truth, means over images."),
+        section(
             "Before and after",
             _sliders(run.folder),
             "Drag the line; the buttons at the left and right choose what is shown there.",
         ),
-        _section(
+        section(
             "The chain",
             _animation(run.folder / ANIMATION),
             "Step by step what the model takes the clean picture for, base above RL, each with its score and PSNR. "
             "Below: the scores, of the base in blue and of RL in red; the ground truth's is the green line.",
         ),
-        _section("Reward", _figure(figures.reward_curve(run.train, run.evaluations), "reward against iterations")),
-        _section(
+        section("Reward", plot(figures.reward_curve(run.train, run.evaluations), "reward against iterations")),
+        section(
             "Terms of the reward",
-            _figure(figures.term_curves(run.train), "terms of the reward against iterations"),
+            plot(figures.term_curves(run.train), "terms of the reward against iterations"),
             "Each scorer's mean over the final outputs of the rollouts, before weights.",
         ),
-        _section("Scores", _figure(figures.score_histograms(run.base, run.tuned), "reward histograms"), _distance(run)),
-        _section("Images", _strips(run.strips)),
-        _section("Gradients", _figure(figures.gradient_norms(run.train), "gradient norms of RL and SFT")),
-        _section("Pace", _figure(figures.staleness_and_phases(run.train), "staleness and phases")),
-        _section("One iteration", *_iteration(run.folder)),
-        _section("The run", _facts(run)),
-        _section(
+        section("Scores", plot(figures.score_histograms(run.base, run.tuned), "reward histograms"), _distance(run)),
+        section("Images", _strips(run.strips)),
+        section("Gradients", plot(figures.gradient_norms(run.train), "gradient norms of RL and SFT")),
+        section("Pace", plot(figures.staleness_and_phases(run.train), "staleness and phases")),
+        section("One iteration", *_iteration(run.folder)),
+        section("The run", _facts(run)),
+        section(
             "Configuration", f"<details><summary>config.yaml</summary><pre>{html.escape(run.config)}</pre></details>"
         )
         if run.config
@@ -88,13 +87,6 @@ def render(run: RunData) -> str:
         cards=_cards(comparisons),
         sections="\n".join(filter(None, sections)),
     )
-
-
-def _section(title: str, content: str, note: str = "") -> str:
-    if not content:
-        return ""
-    aside = f'<p class="note">{note}</p>' if note else ""
-    return f"<section><h2>{title}</h2>{aside}{content}</section>"
 
 
 def _cards(comparisons: Iterable[Comparison]) -> str:
@@ -167,11 +159,7 @@ def _iteration(folder: Path) -> tuple[str, str]:
     picture = None if shown is None else figures.iteration_picture(timeline, shown)
     clocks = "".join(f" ({html.escape(str(clock))})" for clock in timeline.clocks if clock.shift)
     note = f"Who was busy with what, in the iteration of median length that is kept.{clocks}"
-    return _figure(picture, "timeline of one iteration"), note
-
-
-def _figure(png: bytes | None, description: str) -> str:
-    return f'<img class="plot" alt="{description}" src="{_data_url(png)}">' if png else ""
+    return plot(picture, "timeline of one iteration"), note
 
 
 def _strips(paths: list[Path]) -> str:
@@ -191,7 +179,7 @@ def _strips(paths: list[Path]) -> str:
 def _strip(path: Path) -> str:
     caption = html.escape(path.stem.replace("iter_", "iteration ").replace("_", " "))
     return (
-        f'<figure><img alt="{caption}" src="{_data_url(path.read_bytes())}"><figcaption>{caption}</figcaption></figure>'
+        f'<figure><img alt="{caption}" src="{data_url(path.read_bytes())}"><figcaption>{caption}</figcaption></figure>'
     )
 
 
@@ -204,44 +192,21 @@ def _sliders(folder: Path) -> str:
         files = {label: where / who / image for who, label in SIDES.items()}
         there = {label: path for label, path in files.items() if path.is_file()}
         if SIDES["rl"] in there and len(shown) < MOST_SLIDERS:
-            shown.append(_slider(html.escape(image.with_suffix("").as_posix()), there))
+            pictures = {label: path.read_bytes() for label, path in there.items()}
+            shown.append(slider(image.with_suffix("").as_posix(), pictures, SIDES["base"], SIDES["rl"]))
     return f'<div class="sliders">{"".join(shown)}</div>' if shown else ""
-
-
-def _slider(name: str, files: dict[str, Path]) -> str:
-    images = "".join(
-        f'<img alt="{name}, {label}" data-side="{label}" src="{_data_url(path.read_bytes())}">'
-        for label, path in files.items()
-    )
-    choices = {"left": SIDES["base"], "right": SIDES["rl"]}
-    buttons = [
-        f'<span class="{side}">'
-        + "".join(f'<button type="button"{" class=on" * (one == chosen)}>{one}</button>' for one in files)
-        + "</span>"
-        for side, chosen in choices.items()
-    ]
-    return (
-        f'<figure><div class="compare" data-left="{choices["left"]}" data-right="{choices["right"]}">{images}<i></i>'
-        '<input type="range" min="0" max="100" value="50" aria-label="part of the left image shown"></div>'
-        f'<div class="sides">{"".join(buttons)}</div><figcaption>{name}</figcaption></figure>'
-    )
 
 
 def _animation(path: Path) -> str:
     if not path.is_file():
         return ""
-    source = _data_url(path.read_bytes(), "webp")
+    source = data_url(path.read_bytes(), "webp")
     return f'<figure class="chain"><img alt="clean estimates of the steps, base and RL" src="{source}"></figure>'
 
 
 def _facts(run: RunData) -> str:
-    rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in facts(run))
-    return f'<table class="facts">{rows}</table>' if rows else ""
+    return facts_table(facts(run))
 
 
 def _naming(metric: str) -> tuple[str, str, int]:
     return NAMES.get(metric, (html.escape(metric), "", 4))
-
-
-def _data_url(data: bytes, kind: str = "png") -> str:
-    return f"data:image/{kind};base64," + base64.b64encode(data).decode()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from cluster.files import write_text
-from cluster.report.report import TEMPLATE
+from cluster.report.parts import TEMPLATE
 from cluster.report.strips import Strip, draw_strips
 from cluster.trust import figures
 from cluster.trust.measures import Mean, Measures

@@ -86,6 +86,16 @@ def pair_up(lq: Side, gt: Side, match: Match | None) -> tuple[Match, list[tuple[
     return match, sorted(found.pairs, key=lambda pair: natural(pair[0]))
 
 
+def alone(lq: Side, gt: Side, match: Match) -> tuple[list[str], list[str]]:
+    """Names of the pictures without partner, of each side.
+
+    Raises:
+        DataError: names that can't be told apart by `match`, or one without digits.
+    """
+    found = _Found.by(match, lq, gt)
+    return found.lq_alone, found.gt_alone
+
+
 def natural(name: str) -> list[tuple[int, int, str]]:
     """Sort key under which a2 comes before a10."""
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in _NUMBERS.split(name) if part]

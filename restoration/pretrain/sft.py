@@ -156,7 +156,10 @@ def fine_tune(recipe: SftRecipe, out: Path, progress: Progress | None = None) ->
     pairs = held_out(recipe.data, recipe.validation.images, recipe.validation.crop)
     stages = {"cleaner": recipe.cleaner, "diffusion": recipe.diffusion}
     drawn = {n: training_pairs(recipe.data, s.crop, recipe.seed) for n, s in stages.items() if s is not None}
-    identity: dict[str, Any] = {"model": str(recipe.model), "data": _plain(recipe.data), "seed": recipe.seed}
+    data = _plain(recipe.data)
+    if not recipe.data.sets:
+        del data["sets"]  # a training on one set is the same whether recipes know several or not
+    identity: dict[str, Any] = {"model": str(recipe.model), "data": data, "seed": recipe.seed}
 
     def fit(
         stage: str, parameters: Mapping[str, nn.Parameter], losses: Any, validate: Callable[[], dict[str, float]]

@@ -6,6 +6,7 @@ the data it would have seen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,28 @@ _DRAWS = 20  # of pictures that can't be read, one after the other, before the f
 
 
 @dataclass(frozen=True)
+class TrainingSet:
+    """One of several sets that are trained on together.
+
+    Attributes:
+        root, train, set, match: as those of `SftData`.
+        weight: how often it is drawn from, relative to the others, whatever their numbers of pictures.
+    """
+
+    root: Path
+    train: str = "train"
+    set: str | None = None
+    match: Match | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < float("inf"):
+            raise ValueError(f"data.sets: weight={self.weight} of {self.root}: a number above 0; leave the set out")
+        if problem := wrong_set(self.set, self.match, self.train, self.train):
+            raise ValueError(problem.replace("data.", "data.sets: ", 1))
+
+
+@dataclass(frozen=True)
 class SftData:
     """Either `root` or `photos`.
 
@@ -39,6 +62,7 @@ class SftData:
         embeddings: folder of <image id>.safetensors, what the model sees of each picture of `root` besides.
         cache_mb: decoded images of `root` kept in memory, 10^6 bytes.
         set: a public set by its name (docs/data.md), of which `root` is the folder, `train` and `heldout` are splits.
+        sets: sets that are trained on in the place of `root`'s `train`; those that are held out stay `root`'s.
     """
 
     root: Path | None = None
@@ -50,6 +74,7 @@ class SftData:
     embeddings: Path | None = None
     cache_mb: int = 1024
     set: str | None = None
+    sets: tuple[TrainingSet, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.root is None) == (self.photos is None):
@@ -64,6 +89,10 @@ class SftData:
             raise ValueError(f"data.set={self.set}: give data.root, the folder it was unpacked in")
         if problem := wrong_set(self.set, self.match, self.train, self.heldout):
             raise ValueError(problem)
+        if self.sets and self.root is None:
+            raise ValueError("data.sets: give data.root, too, whose held-out pictures the training is watched by")
+        if self.sets and self.embeddings is not None:
+            raise ValueError("data.sets with data.embeddings: pictures of two sets may have one id; train on one set")
 
 
 class TrainingPairs(Protocol):
@@ -79,10 +108,10 @@ class _FolderCrops:
 
     def batch(self, size: int, seed: Sequence[int]) -> tuple[Tensor, Tensor, Sequence[str]]:
         rng = np.random.default_rng(seed)
-        lq, gt, image_ids = zip(*(self._one(rng) for _ in range(size)), strict=True)
+        lq, gt, image_ids = zip(*(self.one(rng) for _ in range(size)), strict=True)
         return torch.stack(lq), torch.stack(gt), image_ids
 
-    def _one(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, str]:
+    def one(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, str]:
         """A crop of a random pair; one that is damaged where its headers don't show it is told, and another drawn."""
         for _ in range(_DRAWS):
             pair = self.folder.pairs[rng.integers(len(self.folder))]
@@ -94,6 +123,20 @@ class _FolderCrops:
                 continue
             return *crop_pair(lq, gt, crop, flip), pair.image_id
         raise DataError(f"{self.folder.lq}: {_DRAWS} pictures in a row can't be read, the last of them {pair.lq_path}")
+
+
+@dataclass(frozen=True)
+class _MixedCrops:
+    """Each pair of a batch is drawn from one of the sets, by their shares."""
+
+    sets: tuple[_FolderCrops, ...]
+    shares: tuple[float, ...]
+
+    def batch(self, size: int, seed: Sequence[int]) -> tuple[Tensor, Tensor, Sequence[str]]:
+        rng = np.random.default_rng(seed)
+        chosen = rng.choice(len(self.sets), size, p=self.shares)
+        lq, gt, image_ids = zip(*(self.sets[i].one(rng) for i in chosen), strict=True)
+        return torch.stack(lq), torch.stack(gt), image_ids
 
 
 @dataclass(frozen=True)
@@ -129,7 +172,16 @@ def training_pairs(data: SftData, crop: int, seed: int) -> TrainingPairs:
     if data.root is None:
         assert data.photos is not None
         return _PhotoPairs(DegradedCrops(data.photos / "train", data.pairs, crop, seed))
-    folder = open_split(data.root, data.train, data.match, data.set, data.cache_mb * 10**6)
+    if data.sets:
+        # Of a cache that is shared out none is larger than one set alone would have.
+        sets = tuple(_crops(s, crop, data.cache_mb * 10**6 // len(data.sets)) for s in data.sets)
+        whole = math.fsum(s.weight for s in data.sets)
+        return _MixedCrops(sets, tuple(s.weight / whole for s in data.sets))
+    return _crops(TrainingSet(data.root, data.train, data.set, data.match), crop, data.cache_mb * 10**6)
+
+
+def _crops(of: TrainingSet, crop: int, cache_bytes: int) -> _FolderCrops:
+    folder = open_split(of.root, of.train, of.match, of.set, cache_bytes)
     folder.require_side(crop)
     return _FolderCrops(folder, crop)
 

@@ -151,6 +151,13 @@ def test_missing_figures_that_no_model_changes_are_taken_over_with_their_reasons
     assert "ssim" in tuned[-1].missing and math.isfinite(tuned[-1].values["picky"])
 
 
+def test_of_a_picture_that_failed_nothing_is_taken_over(pairs):
+    base = evaluate_pairs(Failing(), pairs, SAMPLER, {"light": light}, tolerant=True)
+    assert base[2].missing.keys() == {"picture"} and math.isnan(base[2].values["gt_light"])
+    tuned = evaluate_pairs(TinyModel(), pairs, SAMPLER, {"light": light}, known=base)
+    assert not tuned[2].missing and all(math.isfinite(v) for v in tuned[2].values.values())
+
+
 def test_a_scorer_that_fails_on_one_picture_of_a_block_costs_only_that_one(pairs):
     def moody(images):
         if any(image.mean() > 150 for image in images):

@@ -42,7 +42,7 @@ from restoration.pretrain.sft import (
     diffusion_losses,
     fine_tune,
 )
-from restoration.pretrain.sft_data import SftData, held_out, training_pairs
+from restoration.pretrain.sft_data import SftData, TrainingSet, held_out, training_pairs
 from restoration.restore import sample
 from tests.restoration.released_folders import write_embeddings
 from tests.restoration.released_models import EACH
@@ -289,6 +289,47 @@ def test_an_offset_gives_the_noise_of_a_channel_a_mean_of_its_own(pairs: Path) -
     added = heard[1] - heard[0]  # type: ignore[operator]
     assert added.abs().min() > 1e-3
     assert torch.allclose(added, added[..., :1, :1].expand_as(added), atol=1e-5)
+
+
+def test_several_sets_are_drawn_from_by_their_weights_whatever_their_sizes_and_the_same_again(tmp_path: Path) -> None:
+    for name, count, level in (("many", 9, 50), ("few", 2, 200)):
+        for side in ("input", "target"):
+            (tmp_path / name / "train" / side).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (20, 20), (level,) * 3).save(tmp_path / name / "train" / side / f"{name}{i}.png")
+    both = (TrainingSet(tmp_path / "many", weight=1), TrainingSet(tmp_path / "few", weight=3))
+    data = SftData(root=tmp_path / "many", sets=both)
+    drawn, again = (training_pairs(data, 16, seed=0) for _ in range(2))
+    lq, gt, ids = drawn.batch(400, (0, 1))
+    of_few = [name.startswith("few") for name in ids]
+    assert sum(of_few) / 400 == pytest.approx(0.75, abs=0.06) and len({*ids}) == 11
+    assert torch.equal((lq[:, 0, 0, 0] * 255).round() == 200, torch.tensor(of_few))
+    again.batch(3, (0, 7))
+    assert again.batch(400, (0, 1))[2] == ids and torch.equal(again.batch(400, (0, 1))[1], gt)
+    assert drawn.batch(400, (0, 2))[2] != ids
+    with pytest.raises(DataError, match="images are smaller than the crop of 32 px"):
+        training_pairs(data, 32, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (lambda: TrainingSet(Path("a"), weight=0), "data.sets: weight=0 of a: a number above 0"),
+        (lambda: TrainingSet(Path("a"), set="rain100"), "data.sets: set=rain100: no public set named"),
+        (
+            lambda: TrainingSet(Path("a"), set="rain100h", train="val"),
+            "data.sets: train=val: rain100h has no such split",
+        ),
+        (lambda: SftData(photos=Path("a"), sets=(TrainingSet(Path("b")),)), "data.sets: give data.root, too"),
+        (
+            lambda: SftData(Path("a"), sets=(TrainingSet(Path("b")),), embeddings=Path("c")),
+            "data.sets with data.embeddings: pictures of two sets may have one id",
+        ),
+    ],
+)
+def test_a_mistake_in_several_sets_says_what_to_do(settings: Callable[[], Any], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        settings()
 
 
 def test_pairs_depend_on_the_seed_and_not_on_those_before(pairs: Path, photo_folder: Path) -> None:

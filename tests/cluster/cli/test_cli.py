@@ -35,6 +35,7 @@ COMMANDS = (
         "timeline",
         "chain",
         "plan",
+        "compare",
         "actors scale",
         "watch install",
         "watch render",
