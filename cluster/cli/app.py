@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cluster.cli.actors import actors_app
+from cluster.cli.annotate import annotate_app
 from cluster.cli.chain import chain
 from cluster.cli.convert import convert
 from cluster.cli.data import compared, data_app
@@ -55,6 +56,7 @@ app.command()(status)
 app.command()(timeline)
 app.add_typer(watch_app, name="watch")
 app.command()(plan)
+app.add_typer(annotate_app, name="annotate")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Such as `sampler.steps=4`.", metavar="[KEY=VALUE]...")]
 DEFAULT_SCORER = "lite0_levels"
