@@ -84,7 +84,8 @@ def render(folder: Path, manifest: Manifest, cleaned: Cleaned, rules: Rules) -> 
         title=html.escape(str(manifest.about.get("run") or manifest.export)),
         written=time.strftime("%Y-%m-%d %H:%M"),
         cards="".join(
-            f'<div class="card"><span>{html.escape(name)}</span><b>{html.escape(value)}</b><em>{html.escape(more)}</em></div>'
+            f'<div class="card"><span>{html.escape(name)}</span><b>{html.escape(value)}</b>'
+            f"<em>{html.escape(more)}</em></div>"
             for name, value, more in cards
         ),
         sections="\n".join(filter(None, sections)),
@@ -115,7 +116,8 @@ def worst_ratings(folder: Path, manifest: Manifest, cleaned: Cleaned, most: int 
     worst = sorted(cleaned.rated, key=lambda one: (-float(np.std(given[one.picture])), one.picture))[:most]
     strips = []
     for one in worst:
-        counted = "  ".join(f"{level:g}: {given[one.picture].count(level)}" for level in sorted(set(given[one.picture])))
+        levels = given[one.picture]
+        counted = "  ".join(f"{level:g}: {levels.count(level)}" for level in sorted(set(levels)))
         names = [manifest.beside(one.picture, INPUT), one.picture, manifest.beside(one.picture, TRUTH)]
         captions = ["", f"{one.quality:.2f}", ""]
         strips.append(_strip(folder, manifest, names, ("input", "rated", "ground truth"), captions, counted))
@@ -158,9 +160,9 @@ def _histograms(manifest: Manifest, cleaned: Cleaned) -> bytes:
     for one in cleaned.rated:
         picture = manifest.pictures[one.picture]
         iteration = picture.checkpoint if picture.checkpoint == "base" else f"iteration {picture.checkpoint}"
-        qualities[iteration if picture.role == OUTPUT else {INPUT: "input", TRUTH: "ground truth"}[picture.role]].append(
-            one.quality
-        )
+        qualities[
+            iteration if picture.role == OUTPUT else {INPUT: "input", TRUTH: "ground truth"}[picture.role]
+        ].append(one.quality)
     return figures.histograms(cleaned.ratings.level.tolist(), {name: qualities[name] for name in sorted(qualities)})
 
 
@@ -192,7 +194,11 @@ def _annotators(cleaned: Cleaned) -> str:
 
 
 def _how(manifest: Manifest, cleaned: Cleaned, rules: Rules) -> dict[str, str]:
-    found = {"export": manifest.export, "run": str(manifest.about.get("run", "")), "pictures": str(len(manifest.pictures))}
+    found = {
+        "export": manifest.export,
+        "run": str(manifest.about.get("run", "")),
+        "pictures": str(len(manifest.pictures)),
+    }
     found |= {"tasks": str(len(manifest.tasks)), "scorer": str(manifest.about.get("scorer", ""))}
     found |= {f"rule: {name.replace('_', ' ')}": f"{value:g}" for name, value in vars(rules).items()}
     if cleaned.opinions is not None:

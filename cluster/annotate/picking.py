@@ -71,24 +71,28 @@ class Output:
 
 def steps_of(count: int, wanted: int) -> list[int]:
     """`wanted` of the steps 1 to `count`, evenly spread, the last among them."""
-    return sorted({max(1, round(count * (i + 1) / wanted)) for i in range(min(count, wanted))})
+    wanted = min(count, wanted)
+    return sorted({round(count * (i + 1) / wanted) for i in range(wanted)})
 
 
 def choose(outputs: Sequence[Output], count: int, bins: int, rng: np.random.Generator) -> list[Output]:
-    """`count` of the outputs, taken in turn of each stratum (score, step, checkpoint), of each the hardest first.
+    """`count` of the outputs, in turn of each bin of scores, there of each step and checkpoint, the hardest first.
 
     Bins of scores hold equally many outputs; those without a score have a bin of their own.
     """
     scored = sorted((o for o in outputs if o.score is not None), key=lambda o: (o.score, o.name))
     bin_of = {o.name: place * bins // len(scored) for place, o in enumerate(scored)}
-    strata: dict[tuple[int, int, str], list[Output]] = defaultdict(list)
+    strata: dict[int, dict[tuple[int, str], list[Output]]] = defaultdict(lambda: defaultdict(list))
     for output in sorted(outputs, key=lambda o: (-o.difficulty, o.name)):
-        strata[bin_of.get(output.name, bins), output.step, output.checkpoint].append(output)
-    keys = sorted(strata)
-    queues = [strata[keys[i]] for i in rng.permutation(len(keys))]
+        strata[bin_of.get(output.name, bins)][output.step, output.checkpoint].append(output)
+    return _in_turn([_in_turn(list(strata[place].values()), rng) for place in sorted(strata)], rng)[:count]
+
+
+def _in_turn(queues: Sequence[Sequence[Output]], rng: np.random.Generator) -> list[Output]:
+    """One of each queue, in an order that is drawn, then the next of each."""
     longest = max(map(len, queues), default=0)
-    in_turn = [queue[place] for place in range(longest) for queue in queues if place < len(queue)]
-    return in_turn[:count]
+    order = rng.permutation(len(queues)).tolist()
+    return [queues[i][place] for place in range(longest) for i in order if place < len(queues[i])]
 
 
 def pairs_of(chosen: Iterable[Output]) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -126,7 +126,7 @@ def clean(
     if model not in MODELS:
         raise UserMistake(f"--model {model}: choose {' or '.join(MODELS)}")
     with as_mistake(ValueError):
-        given = {"least_agreement": least_agreement, "most_traps_failed": most_traps_failed}
+        given: dict[str, Any] = {"least_agreement": least_agreement, "most_traps_failed": most_traps_failed}
         rules = Rules(**{name: value for name, value in given.items() if value is not None})
         manifest = manifests.read(folder)
         manifests.verify(folder, manifest)
@@ -142,8 +142,8 @@ def clean(
     of = found.agreement
     if found.rated:
         print(
-            f"{len(found.rated)} pictures by {len(found.raters)} annotators: alpha {number(of.alpha)}, reliability of a "
-            f"mean {number(of.mean)}"
+            f"{len(found.rated)} pictures by {len(found.raters)} annotators: alpha {number(of.alpha)}, reliability of "
+            f"a mean {number(of.mean)}"
         )
     if found.compared:
         print(f"{len(found.compared)} pairs: alpha {number(of.alpha_in_pairs)}")

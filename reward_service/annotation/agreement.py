@@ -72,7 +72,7 @@ def reliability(ratings: Ratings) -> tuple[float, float]:
 
 
 def repeat_difference(values: dict[Hashable, list[float]]) -> float:
-    """Mean absolute difference of the answers that an annotator gave to the same question; NaN where none came twice."""
+    """Mean absolute difference of the answers that were given to the same question; NaN where none came twice."""
     gaps = [abs(a - b) for given in values.values() for i, a in enumerate(given) for b in given[i + 1 :]]
     return float(np.mean(gaps)) if gaps else math.nan
 

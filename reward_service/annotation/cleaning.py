@@ -136,8 +136,8 @@ def clean(
     )
     if len(people := {vote.annotator for vote in votes}) < 2:
         raise ValueError(
-            f"all {len(votes)} votes are of {next(iter(people))}: whether one annotator alone is right, nobody can tell; "
-            "have another one rate the same pictures"
+            f"all {len(votes)} votes are of {next(iter(people))}: whether one annotator alone is right, nobody can "
+            "tell; have another one rate the same pictures"
         )
     require_differing(ratings)
     judged = screen(ratings, choices, failed_traps(manifest, votes), rules)
@@ -193,9 +193,15 @@ def _both(task: Task) -> tuple[str, str]:
 def _rated(ratings: Ratings, found: Opinions, way: Way) -> tuple[Rated, ...]:
     quality = np.clip(found.quality, 1, BEST)
     labels = soft_labels(torch.from_numpy(quality), torch.from_numpy(found.spread), way).tolist()
-    columns = (quality, found.error, found.spread)
     return tuple(
-        Rated(picture, *(float(column[j]) for column in columns), int(found.votes[j]), tuple(labels[j]))
+        Rated(
+            picture=picture,
+            quality=float(quality[j]),
+            error=float(found.error[j]),
+            spread=float(found.spread[j]),
+            votes=int(found.votes[j]),
+            levels=tuple(labels[j]),
+        )
         for j, picture in enumerate(ratings.pictures)
     )
 
@@ -248,8 +254,8 @@ def _notes(
     for who, of in judged.items():
         if not of.left_out and math.isnan(of.agreement) and math.isnan(of.agreement_in_pairs):
             notes.append(
-                f"{who} counts, though nobody can say how far the others agree: fewer than {rules.least_votes} votes on "
-                "what others judged, too"
+                f"{who} counts, though nobody can say how far the others agree: fewer than {rules.least_votes} votes "
+                "on what others judged, too"
             )
     if found is not None:
         if alone := int((found.votes == 1).sum()):
@@ -258,8 +264,8 @@ def _notes(
             notes.append(f"{beyond} pictures lie beyond the levels once bias is taken off, and are set to the end")
         if (groups := int(found.groups.max()) + 1) > 1:
             notes.append(
-                f"the annotators fall into {groups} groups that share no picture: biases between them can't be told from "
-                "qualities; have some rate pictures of the others"
+                f"the annotators fall into {groups} groups that share no picture: biases between them can't be told "
+                "from qualities; have some rate pictures of the others"
             )
         if not found.converged:
             notes.append(f"the qualities still moved after {found.iterations} iterations")

@@ -38,8 +38,8 @@ def gather(folder: Path, manifest: Manifest, files: Sequence[Path] = ()) -> Gath
             other, where = found.setdefault((vote.annotator, vote.task), (vote, path))
             if other.answer != vote.answer:
                 raise ValueError(
-                    f"{vote.annotator} answers {vote.task} by {other.answer} in {where} and by {vote.answer} in {path}; "
-                    "remove one of them"
+                    f"{vote.annotator} answers {vote.task} by {other.answer} in {where} and by {vote.answer} in "
+                    f"{path}; remove one of them"
                 )
     return Gathered(tuple(vote for vote, _ in found.values()), tuple(notes))
 

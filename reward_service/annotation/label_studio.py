@@ -102,7 +102,9 @@ def read_tasks(path: Path, manifest: Manifest) -> Read:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and isinstance(row.get("data"), dict) for row in rows):
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and isinstance(row.get("data"), dict) for row in rows
+    ):
         raise ValueError(f"{path}: no export of Label Studio: it must be a list of tasks with `data`; export as JSON")
     latest: dict[tuple[str, str], tuple[str, Vote]] = {}
     empty = cancelled = twice = 0
@@ -139,7 +141,11 @@ def _data(manifest: Manifest, task: Task, root: str) -> dict[str, str]:
     def url(picture: str) -> str:
         return root + manifest.pictures[picture].file
 
-    shown = {"picture": task.pictures[0]} if task.kind == "rate" else dict(zip(("left", "right"), task.pictures, strict=True))
+    shown = (
+        {"picture": task.pictures[0]}
+        if task.kind == "rate"
+        else dict(zip(("left", "right"), task.pictures, strict=True))
+    )
     beside = {role: manifest.beside(task.pictures[0], role) for role in (INPUT, TRUTH)}
     data = {"export": manifest.export, "task": task.name}
     return data | {name: url(picture) for name, picture in (shown | beside).items() if picture is not None}

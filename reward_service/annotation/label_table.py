@@ -40,7 +40,16 @@ def write_labels(out: Path, folder: Path, manifest: Manifest, cleaned: Cleaned, 
         rows: list[list[Any]] = []
         for one in cleaned.rated:
             p = pictures[one.picture]
-            origin = [p.file, p.sha256, p.source, p.photograph, p.role, p.checkpoint, _or_empty(p.step), _or_empty(p.score)]
+            origin = [
+                p.file,
+                p.sha256,
+                p.source,
+                p.photograph,
+                p.role,
+                p.checkpoint,
+                _or_empty(p.step),
+                _or_empty(p.score),
+            ]
             figures = [f"{value:.6g}" for value in (one.quality, one.error, one.spread)]
             rows.append([one.picture, *origin, *figures, one.votes, *(f"{value:.6g}" for value in one.levels)])
         head = ["picture", "file", "sha256", "source", "photograph", "role", "checkpoint", "step", "score"]
@@ -52,7 +61,10 @@ def write_labels(out: Path, folder: Path, manifest: Manifest, cleaned: Cleaned, 
             ends = [pair.first, a.file, a.sha256, pair.second, b.file, b.sha256, a.source, a.photograph]
             strengths = [f"{cleaned.strengths[name][0]:.6g}" for name in (pair.first, pair.second)]
             rows.append([*ends, pair.votes, f"{pair.first_better:.6g}", f"{pair.preference:.6g}", *strengths])
-        head = [f"{end}{what}" for end in ("first", "second") for what in ("", "_file", "_sha256")] + ["source", "photograph"]
+        head = [f"{end}{what}" for end in ("first", "second") for what in ("", "_file", "_sha256")] + [
+            "source",
+            "photograph",
+        ]
         last = ["votes", "first_better", "preference", "first_strength", "second_strength"]
         written.append(_table(out / PAIRS, [*head, *last], rows))
     about = {

@@ -87,7 +87,10 @@ class Manifest:
     @cached_property
     def export(self) -> str:
         """A digest of pictures and tasks: votes carry it, so that those of another export are known."""
-        content = {"pictures": {k: asdict(v) for k, v in self.pictures.items()}, "tasks": [asdict(t) for t in self.tasks]}
+        content = {
+            "pictures": {k: asdict(v) for k, v in self.pictures.items()},
+            "tasks": [asdict(t) for t in self.tasks],
+        }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @cached_property
@@ -123,7 +126,9 @@ class Manifest:
         ValueError: `export` names another one.
         """
         if export != self.export:
-            raise ValueError(f"of another export, {export}: this folder is {self.export}; take the folder it was made for")
+            raise ValueError(
+                f"of another export, {export}: this folder is {self.export}; take the folder it was made for"
+            )
 
 
 def write(folder: Path, manifest: Manifest) -> Path:
@@ -188,7 +193,9 @@ def verify(folder: Path, manifest: Manifest) -> None:
         except FileNotFoundError:
             raise FileNotFoundError(f"{path} is gone, which people rated; put it back from a copy") from None
         if digest != picture.sha256:
-            raise ValueError(f"{path} isn't the picture that people rated (its SHA-256 differs); put it back from a copy")
+            raise ValueError(
+                f"{path} isn't the picture that people rated (its SHA-256 differs); put it back from a copy"
+            )
 
 
 def _made(kind: Any, given: Mapping[str, Any]) -> Any:

@@ -100,8 +100,8 @@ def screen(ratings: Ratings, choices: Choices, traps: Mapping[str, list[float]],
         worst = min(low, key=lambda who: (low[who], who))
         if len(kept) == 2:
             raise ValueError(
-                f"{' and '.join(kept)} don't agree ({low[worst]:.2f}, less than {rules.least_agreement:g}), and with two "
-                "annotators nobody can tell who is right; have a third one rate the same pictures"
+                f"{' and '.join(kept)} don't agree ({low[worst]:.2f}, less than {rules.least_agreement:g}), and with "
+                "two annotators nobody can tell who is right; have a third one rate the same pictures"
             )
         out[worst] = (
             f"agrees with the others no more than by chance ({low[worst]:.2f}, less than {rules.least_agreement:g})"
@@ -131,7 +131,7 @@ def agreement_in_ratings(ratings: Ratings, who: str, others: Collection[str], le
 def agreement_in_choices(choices: Choices, who: str, others: Collection[str], least: int) -> float:
     """2 s - 1, where s is the share of comparisons that an annotator decides as most of the others do.
 
-    A tie of the annotator's counts half; pairs that the others leave undecided don't count. NaN with fewer than `least`.
+    A tie of the annotator's counts half; pairs that the others leave undecided don't count. NaN below `least`.
     """
     own: dict[tuple[str, str], list[float]] = defaultdict(list)
     theirs: dict[tuple[str, str], list[float]] = defaultdict(list)

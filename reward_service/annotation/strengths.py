@@ -72,7 +72,9 @@ def strengths(choices: Choices, model: Model = "bradley-terry", prior: float = 0
             p = expit(gap)
             return scale * (won - p), scale**2 * p * (1 - p)
         up, down = _mills(gap), _mills(-gap)
-        return scale * (won * up - (1 - won) * down), scale**2 * (won * up * (up + gap) + (1 - won) * down * (down - gap))
+        return scale * (won * up - (1 - won) * down), scale**2 * (
+            won * up * (up + gap) + (1 - won) * down * (down - gap)
+        )
 
     links = coo_array((np.ones(len(first)), (first, second)), shape=(count, count))
     _, groups = connected_components(links, directed=False)

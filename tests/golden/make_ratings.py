@@ -21,12 +21,11 @@ import numpy as np
 from safetensors.numpy import save_file
 
 SETS, PAIR_SETS = 10, 3
-FLOOR = 12**-0.5  # no annotator of a set may be below ours, which theirs hasn't
 
 
 def drawn(rng: np.random.Generator) -> np.ndarray:
     """Votes [pictures, annotators, repetitions], NaN where there is none."""
-    pictures, people = int(rng.integers(12, 60)), int(rng.integers(4, 12))
+    pictures, people = int(rng.integers(12, 60)), int(rng.integers(4, 20))
     repeats = int(rng.integers(1, 3))
     quality = rng.uniform(1.3, 4.7, (pictures, 1, 1))
     bias, deviation = rng.normal(0, 0.5, (1, people, 1)), rng.uniform(0.5, 1.3, (1, people, 1))
@@ -85,9 +84,7 @@ def main() -> None:
     for number in range(SETS):
         votes = drawn(rng)
         tensors[f"in.votes.{number}"] = votes
-        found = opinions(votes)
-        assert found["inconsistency"].min() > FLOOR, "draw another set"
-        tensors |= {f"out.{name}.{number}": values for name, values in found.items()}
+        tensors |= {f"out.{name}.{number}": values for name, values in opinions(votes).items()}
     notes = "votes [pictures, annotators, repetitions], NaN: none. SubjectMLEModelProjectionSolver."
     write(folder, "opinions", {"notes": notes, "tolerance": {"atol": 1e-3, "rtol": 0.0}}, tensors)
 

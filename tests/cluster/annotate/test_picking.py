@@ -35,7 +35,7 @@ def test_the_outputs_are_spread_over_scores_steps_and_checkpoints() -> None:
         assert max(share.values()) - min(share.values()) <= 12
     ranked = sorted(outputs, key=lambda o: o.score or 0)
     bin_of = {o.name: place * 5 // len(outputs) for place, o in enumerate(ranked)}
-    assert min(Counter(bin_of[o.name] for o in chosen).values()) >= 14
+    assert min(Counter(bin_of[o.name] for o in chosen).values()) == 16
 
 
 def test_of_each_stratum_the_hardest_come_first() -> None:

@@ -124,7 +124,9 @@ def test_the_tables_hold_what_a_training_needs(cleaned: Cleaned, tmp_path: Path)
     one = cleaned.rated[0]
     row = rows[one.picture]
     assert float(row["quality"]) == pytest.approx(one.quality, abs=1e-4) and int(row["votes"]) == one.votes
-    assert [float(row[word]) for word in ("excellent", "bad")] == pytest.approx([one.levels[0], one.levels[4]], abs=1e-5)
+    assert [float(row[word]) for word in ("excellent", "bad")] == pytest.approx(
+        [one.levels[0], one.levels[4]], abs=1e-5
+    )
     assert row["photograph"].endswith("clean") and row["file"].startswith("images/")
     with files[1].open(newline="") as file:
         assert len(list(csv.DictReader(file))) == len(cleaned.compared)

@@ -18,7 +18,7 @@ from reward_service.annotation.votes import Vote
 from tests.reward_service.annotation.people import GOOD, answers, make_export
 
 EXPORT = make_export()
-VOTES = answers(EXPORT, (*GOOD, ), missing=0.2)
+VOTES = answers(EXPORT, (*GOOD,), missing=0.2)
 
 
 def test_votes_come_back_from_a_table_as_they_were(tmp_path: Path) -> None:
@@ -72,7 +72,9 @@ def test_people_of_label_studio_are_known_by_address_or_number(tmp_path: Path) -
 def test_what_label_studio_lost_cancelled_or_has_twice_is_told(tmp_path: Path) -> None:
     lost = rated(4, who=4) | {"result": []}
     later = rated(5, updated_at="2026-11-02T10:00:00Z")
-    found = read_tasks(studio(tmp_path, later, rated(1, updated_at="2026-11-01T10:00:00Z"), lost, rated(3, was_cancelled=True)), EXPORT)
+    found = read_tasks(
+        studio(tmp_path, later, rated(1, updated_at="2026-11-01T10:00:00Z"), lost, rated(3, was_cancelled=True)), EXPORT
+    )
     assert [vote.answer for vote in found.votes] == [5]
     assert [note.split(": ", 1)[1].split(":")[0] for note in found.notes] == [
         "1 annotations hold no answer",
@@ -105,7 +107,9 @@ def test_what_label_studio_lost_cancelled_or_has_twice_is_told(tmp_path: Path) -
         (lambda p: _file(p, "s.txt", ""), r"votes are read from .jsonl"),
     ],
 )
-def test_a_file_that_holds_no_votes_on_this_export_is_refused_by_the_place(tmp_path: Path, make: Any, said: str) -> None:
+def test_a_file_that_holds_no_votes_on_this_export_is_refused_by_the_place(
+    tmp_path: Path, make: Any, said: str
+) -> None:
     with pytest.raises(ValueError) as caught:
         gather(tmp_path, EXPORT, [make(tmp_path)])
     assert said in str(caught.value)

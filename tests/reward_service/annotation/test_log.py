@@ -151,7 +151,10 @@ def test_votes_of_another_export_or_annotator_are_refused(file: Path) -> None:
     (file.parent / "ben.jsonl").write_bytes(file.read_bytes())
     with pytest.raises(ValueError, match="a vote of anna, in the file of ben"):
         VoteLog(file.parent.parent, EXPORT, "ben")
-    with VoteLog(file.parent.parent, EXPORT, "cy") as log, pytest.raises(ValueError, match="a vote of anna for the file"):
+    with (
+        VoteLog(file.parent.parent, EXPORT, "cy") as log,
+        pytest.raises(ValueError, match="a vote of anna for the file"),
+    ):
         log.append(vote("t1"))
 
 
