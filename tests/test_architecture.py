@@ -250,7 +250,7 @@ def test_the_rule_finds_a_violation_and_speaks_of_modules_that_can_exist(rule: R
         for target in rule.never:
             source = f"def f():\n    from {target} import anything\n"
             assert violations(rule, list(imports_of(importer, source))) == [f"{importer}:2 imports {target}.anything"]
-        assert violations(rule, list(imports_of(importer, "import torch\nimport json"))) == []
+        assert violations(rule, list(imports_of(importer, "import numpy\nimport json"))) == []
         assert pattern.split(".")[0] in ROOMS
 
 
