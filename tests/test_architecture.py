@@ -124,9 +124,31 @@ RULES = (
         except_in=("cluster.deploy.waiting",),
     ),
     Rule(
-        "scorers and their training need neither a cluster nor a table format",
-        ("reward_service.scorers", "reward_service.scorers.*", "reward_service.training.*"),
+        "scorers, their training and its labels need neither a cluster nor a table format",
+        (
+            "reward_service.scorers",
+            "reward_service.scorers.*",
+            "reward_service.training.*",
+            "reward_service.annotation.*",
+        ),
         ("ray", "redis", "deepspeed", "pyarrow", "pydantic"),
+    ),
+    Rule(
+        "what votes amount to is arithmetic: numpy and scipy",
+        (
+            *(
+                "reward_service.annotation.votes",
+                "reward_service.annotation.opinion",
+                "reward_service.annotation.strengths",
+            ),
+            *("reward_service.annotation.agreement", "reward_service.annotation.screening"),
+        ),
+        ("torch", "restoration", "cv2", "PIL", "matplotlib"),
+    ),
+    Rule(
+        "which outputs are worth rating is decided without making one",
+        ("cluster.annotate.picking",),
+        ("torch", "ray", *others("cluster", "reward_service"), "cluster.run", "cluster.config", "cluster.cli"),
     ),
     Rule(
         "only cluster reads configurations and has a command line",
@@ -228,7 +250,7 @@ def test_the_rule_finds_a_violation_and_speaks_of_modules_that_can_exist(rule: R
         for target in rule.never:
             source = f"def f():\n    from {target} import anything\n"
             assert violations(rule, list(imports_of(importer, source))) == [f"{importer}:2 imports {target}.anything"]
-        assert violations(rule, list(imports_of(importer, "import torch\nimport json"))) == []
+        assert violations(rule, list(imports_of(importer, "import numpy\nimport json"))) == []
         assert pattern.split(".")[0] in ROOMS
 
 

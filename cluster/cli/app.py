@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cluster.cli.actors import actors_app
+from cluster.cli.annotate import annotate_app
 from cluster.cli.chain import chain
 from cluster.cli.compare import compare
 from cluster.cli.convert import convert
@@ -57,6 +58,7 @@ app.command()(timeline)
 app.add_typer(watch_app, name="watch")
 app.command()(plan)
 app.command()(compare)
+app.add_typer(annotate_app, name="annotate")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Such as `sampler.steps=4`.", metavar="[KEY=VALUE]...")]
 DEFAULT_SCORER = "lite0_levels"

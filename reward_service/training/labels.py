@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,24 +11,38 @@ from torch import Tensor
 LEVELS = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0])  # excellent, good, fair, poor, bad
 
 
-def soft_labels(quality: Tensor, deviation: float) -> Tensor:
-    """Probabilities [N, 5] of the levels for mean opinions `quality` [N] in [1, 5].
+Way = Literal["density", "mass"]
+LEAST_DEVIATION = 0.2  # below which two levels share a label
+_TOO_FAR = 0.1  # that a label's mean may be off
 
-    A normal density at the levels, then alpha * p + beta so that the sum is one and the mean is `quality`; where
+
+def soft_labels(quality: Tensor, deviation: float | Tensor, way: Way = "density") -> Tensor:
+    """Probabilities [N, 5] of the levels for mean opinions `quality` [N] in [1, 5], as DeQA-Score makes them.
+
+    Those of a normal distribution, then alpha * p + beta so that the sum is one and the mean is `quality`; where
     that is impossible (a negative probability, or a mean off by more than 0.1) the two nearest levels share it.
+
+    Args:
+        deviation: of single opinions, one for all or [N].
+        way: the normal density at the levels, which DeQA-Score takes for KonIQ and KADID, or its mass within half a
+            level of them, which it takes for SPAQ.
     """
     mu = quality.double()[:, None]
+    spread = torch.as_tensor(deviation, dtype=torch.float64).reshape(-1, 1)
     levels = LEVELS.double()
-    p = torch.exp(-0.5 * ((levels - mu) / deviation) ** 2)
-    p = p / (deviation * (2 * torch.pi) ** 0.5)
+    if way == "mass":
+        p = torch.special.ndtr((levels + 0.5 - mu) / spread) - torch.special.ndtr((levels - 0.5 - mu) / spread)
+    else:
+        p = torch.exp(-0.5 * ((levels - mu) / spread) ** 2)
+        p = p / (spread * (2 * torch.pi) ** 0.5)
     total, first = p.sum(1, keepdim=True), (p * levels).sum(1, keepdim=True)
     middle = first - 3 * total  # zero at quality 3, where alpha only has to fix the sum
     alpha = torch.where(middle.abs() > 1e-6, (mu - 3) / middle, 1 / total)
     q = (alpha * p + (1 - alpha * total) / 5).clamp_min(0)
     q = q / q.sum(1, keepdim=True)
-    bad = ((q @ levels)[:, None] - mu).abs() > 0.1
+    bad = ((q @ levels)[:, None] - mu).abs() > _TOO_FAR
     two_points = (1 - (levels - mu).abs()).clamp_min(0)
-    return torch.where(bad | (deviation < 0.2), two_points, q).float()
+    return torch.where(bad | (spread < LEAST_DEVIATION), two_points, q).float()
 
 
 def _luma(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from tests.golden import advantages, attended, deqa, faithdiff, networks, one_step, stablesr, transitions
+from tests.golden import advantages, attended, deqa, faithdiff, networks, one_step, ratings, stablesr, transitions
 from tests.golden.case import Golden, Outputs, Verdict, compare
 
 RUNNERS: dict[str, tuple[Callable[[Golden], Outputs], set[str]]] = {
@@ -43,6 +43,8 @@ RUNNERS: dict[str, tuple[Callable[[Golden], Outputs], set[str]]] = {
     "stat_tracker": (advantages.stat_tracker, set()),
     "deqa": (deqa.deqa, {"images", "input_ids"}),
     "deqa_loss": (deqa.deqa_loss, {"images_A", "images_B"}),
+    "opinions": (ratings.opinions_of, set()),
+    "strengths": (ratings.strengths_of, set()),
 }
 """Beginning of a file's name -> what computes its outputs, and the inputs that it needs."""
 

@@ -116,6 +116,54 @@ def test_an_answer_without_a_level_is_named_by_its_row() -> None:
         read(torch.zeros(2, 10, WORDS), labels, PROBS)
 
 
+@pytest.mark.parametrize(("rows", "words", "more"), [(1, 40, 0), (2, 97, 3), (5, 64, 9)])
+def test_gradients_are_those_of_the_formula_written_out_at_any_size(rows: int, words: int, more: int) -> None:
+    """Fidelity of the preferences, and of both pictures cross-entropy and divergence at the level."""
+    prefix, levels = (7, 8), (20, 11, 12, 33, 14)
+    generator = torch.Generator().manual_seed(rows)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    picked = torch.randint(0, 5, (rows,), generator=generator).tolist()
+    labels = torch.tensor([[-100, -100, *prefix, levels[level], 2] for level in picked])
+    given = [(6 * drawn(rows, 6 + more, words)).requires_grad_() for _ in "ab"]
+    probs = [drawn(rows, 5).softmax(1) for _ in "ab"]
+    opinions = (1 + 4 * drawn(rows), 1 + 4 * drawn(rows))
+    deviations = (0.2 + drawn(rows), 0.2 + drawn(rows))
+
+    def written_out(a: Tensor, b: Tensor) -> Tensor:
+        losses, scores = [], []
+        for logits, soft in ((a, probs[0]), (b, probs[1])):
+            nll, divergence, means = [], [], []
+            for row in range(rows):
+                log_words = [logits[row, more + t - 1] - logits[row, more + t - 1].logsumexp(0) for t in range(1, 6)]
+                nll += [-log_words[t - 1][labels[row, t]] for t in (2, 3, 5)]
+                at = log_words[3][list(levels)]
+                divergence.append((soft[row] * (soft[row].log() - at)).sum())
+                share = at.exp() / at.exp().sum()
+                means.append(sum(share[i] * (5 - i) for i in range(5)))
+            losses.append(torch.stack(nll).mean() + torch.stack(divergence).mean())
+            scores.append(torch.stack(means))  # type: ignore[arg-type]
+
+        def phi(x: Tensor) -> Tensor:
+            return 0.5 * (1 + torch.erf(x / 2**0.5))
+
+        said = phi((scores[0] - scores[1]) / 2**0.5)
+        true = phi((opinions[0] - opinions[1]) / (deviations[0] ** 2 + deviations[1] ** 2 + 1e-8).sqrt())
+        rank = 1 - (said * true + 1e-8).sqrt() - ((1 - said) * (1 - true) + 1e-8).sqrt()
+        return rank.mean() + 0.05 * (losses[0] + losses[1])
+
+    a, b = (read(x, labels, p, LevelLoss(), prefix, levels) for x, p in zip(given, probs, strict=True))
+    total, _ = pair_loss(a, b, opinions, deviations)
+    expected = written_out(*given)
+    torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=1e-6)
+    ours, theirs = (torch.autograd.grad(loss, given) for loss in (total, expected))
+    for x, y in zip(ours, theirs, strict=True):
+        assert y.abs().max() > 1e-4
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize("settings", [{"rank": -1.0}, {"soft_kl": float("nan")}, {"in_level": float("inf")}])
 def test_weights_that_are_none_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be a finite number of at least 0"):

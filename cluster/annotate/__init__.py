@@ -1,0 +1,1 @@
+"""What of a run is worth rating, and the page that tells what people said: `restorl annotate`."""
