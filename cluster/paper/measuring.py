@@ -1,0 +1,86 @@
+"""A cell is measured: every picture of a test restored and compared, and the result written."""
+
+from __future__ import annotations
+
+import platform
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+from cluster.paper.cells import Cell, Measuring
+from cluster.paper.results import PICTURES, Result, result_of, write_result
+from restoration.base_models.interface import BaseModel, SamplerSettings
+from restoration.datasets.opening import open_set, public_set
+from restoration.evaluate import ScoreFunction, evaluate_pairs
+from restoration.figures import Pixels
+from restoration.images import write_image
+from restoration.metrics import protocol
+from restoration.metrics.published import Published
+from restoration.tiling import Tiling
+
+VERSIONS = ("restorl", "torch", "diffusers", "numpy", "opencv-python-headless")
+Progress = Callable[[int, int], None]
+
+
+def measure(
+    cell: Cell,
+    folder: Path,
+    model: BaseModel,
+    sampler: SamplerSettings,
+    scorers: Mapping[str, ScoreFunction],
+    measuring: Measuring,
+    device: str,
+    progress: Progress | None = None,
+) -> Result:
+    """Measure the cell and leave its result in `folder`; `model` is on `device` already.
+
+    Raises:
+        ValueError: no picture of it could be measured.
+        FileNotFoundError, DataError: its set.
+        CheckpointError: weights of LPIPS or FID that aren't there.
+        OSError: the result can't be written.
+    """
+    began, of = time.monotonic(), public_set(cell.set)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of another number of pictures: the table has it
+        pairs = open_set(cell.set, cell.root, cell.split, check=False)
+    published = Published(measuring.lpips, measuring.fid)
+
+    def see(image_id: str, lq: Pixels, restored: Pixels, gt: Pixels) -> None:
+        published.see(image_id, lq, restored, gt)
+        if measuring.pictures:
+            file = folder / PICTURES / f"{image_id}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_image(file, restored)
+
+    rows = evaluate_pairs(
+        *(model, pairs, sampler, scorers, cell.protocol, cell.key.seed, measuring.batch),
+        device=device,
+        limit=cell.limit,
+        on_image=see,
+        progress=progress,
+        tiling=Tiling(measuring.tile, min(Tiling.overlap, measuring.tile // 4)) if measuring.tile else None,
+        tolerant=True,
+        inputs_too=False,
+    )
+    rows = published.beside(rows)
+    result = result_of(
+        cell,
+        rows,
+        scale=str(cell.settings.get("scale", "")),
+        told=protocol(cell.protocol).told,
+        published=of.published(cell.split),
+        per_scene=of.per_scene,
+        of_sets={fid.name: fid.value() for fid in published.fid},
+        seconds=time.monotonic() - began,
+        versions=versions(),
+    )
+    write_result(folder, rows, result)
+    return result
+
+
+def versions() -> dict[str, str]:
+    """Of the program and of what it computes with, for the head of a table."""
+    return {"python": platform.python_version()} | {name: version(name) for name in VERSIONS}
