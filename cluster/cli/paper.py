@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.cli.errors import UserMistake, as_mistake, guarded, say
+from cluster.cli.errors import DEBUG, UserMistake, as_mistake, guarded, say
 from cluster.cli.output import Counter
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def paper_run(
     with as_mistake(ValueError):
         wanted = Wanted(
             tables_of(table),
-            Folders(out),
+            Folders(out.absolute()),  # a cluster's processes have other working directories
             Roots.of(data or []),
             Models.of(models or []),
             scale_of(scale),
@@ -99,9 +99,9 @@ def paper_run(
             _known_arms(arm or []),
             tuple(overrides or []),
             tuple(second or []),
-            sft,
-            recipes,
-            Measuring(batch, tile, device, tuple(scorer or []), lpips, fid, pictures),
+            _absolute(sft),
+            recipes.absolute(),
+            Measuring(batch, tile, device, tuple(scorer or []), _absolute(lpips), _absolute(fid), pictures),
         )
         _check_scorers(scorer or [])
         Published(lpips, fid)  # so that weights that are absent are told before anything runs
@@ -190,8 +190,11 @@ def paper_job(
         from cluster.paper.lifeline import end_with_starter
 
         end_with_starter()
-    with as_mistake(ValueError):
-        do_job(file)
+    do_job(file)
+
+
+def _absolute(path: Path | None) -> Path | None:
+    return path.absolute() if path else None
 
 
 def _known_models(names: Sequence[str]) -> frozenset[str]:
@@ -283,7 +286,8 @@ def _run(planned: Sequence[Job], folders: Folders, jobs: int, hours: float) -> l
                 told.add(outcome.label)
 
         threads = str(max(1, (os.cpu_count() or 1) // jobs))
-        environment = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"} | os.environ
+        # Their logs have the stack trace of every error.
+        environment = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", DEBUG: "1"} | os.environ
         with as_mistake(ValueError):
             return side_by_side(tasks, jobs, hours * 3600, changed, environment)
 

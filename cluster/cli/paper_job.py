@@ -8,18 +8,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster.cli.errors import UserMistake, say
 
 if TYPE_CHECKING:
     from cluster.config.recipe import RunConfig
-    from cluster.paper.cells import Job
+    from cluster.paper.cells import Cell, Folders, Job
     from restoration.base_models.interface import BaseModel, SamplerSettings
 
 JOB_FILE, LOG_FILE = "job.json", "log.txt"
 LOCK_WAIT_S = 100.0  # another process, whose starter was killed, has a minute to end
 LOOK_S = 1.0
+RETRIES = 1  # of measurements whose node was lost
 
 
 def do_job(file: Path) -> None:
@@ -39,10 +40,11 @@ def do_job(file: Path) -> None:
     with _alone(file.parent):
         if job.form == TUNE:
             _tune(job)
-        else:
-            if job.run is not None:
-                _train(job)
-            _measure(job, folders)
+            return
+        if job.run is not None:
+            _train(job)
+        for line in _measured(job, folders):
+            say(line)
 
 
 @contextmanager
@@ -91,18 +93,19 @@ def _train(job: Job) -> None:
 
 def _train_single(job: Job) -> None:
     """By `train --single`, which can't go on: what was interrupted is done anew."""
-    from cluster.config.configure import load_config
-    from cluster.config.recipe import RunConfig
     from cluster.config.resume import changes
     from cluster.models import load_run_config
+    from cluster.paper.plan import ELSEWHERE
     from cluster.run.single import train_single
 
     assert job.run is not None
-    config = load_config(RunConfig, job.recipe, job.words)
+    config = _config_of(job)
     if (job.run / "run.json").is_file():
-        if others := changes(load_run_config(job.run), config):
-            key, (was, wanted) = next(iter(others.items()))
-            raise UserMistake(f"{job.run} was trained with {key}={was}, not {wanted}; remove it, or give another --out")
+        for key, (was, wanted) in changes(load_run_config(job.run), config).items():
+            if key.split(".")[0] not in ELSEWHERE:
+                raise UserMistake(
+                    f"{job.run} was trained with {key}={was}, not {wanted}; remove it, or give another --out"
+                )
         return
     shutil.rmtree(job.run, ignore_errors=True)
     train_single(config, job.run, lambda i, figures: say(f"iteration {i}: reward {figures['reward_mean']:.3f}"))
@@ -124,42 +127,69 @@ def _bring_model(job: Job) -> None:
     fresh.rename(job.model)
 
 
-def _measure(job: Job, folders: object) -> None:
-    """Every cell that isn't finished."""
+def _measured(job: Job, folders: Folders) -> list[str]:
+    """What is said of the cells: measured in this process or, where the training's cluster isn't its own, on that."""
+    from cluster.jobs import connect, effective_address
+
+    config = _config_of(job)
+    if not job.cells or effective_address(config.cluster) == "local":
+        return measure_cells(job.plain(), str(folders.out))
+    import ray
+
+    with connect(config.cluster):
+        # Cells that a lost node has finished aren't measured again.
+        task = ray.remote(measure_cells).options(max_retries=RETRIES, **config.actors.options)
+        lines: list[str] = ray.get(task.remote(job.plain(), str(folders.out)))  # this process has a deadline
+        return lines
+
+
+def measure_cells(plain: dict[str, Any], out: str) -> list[str]:
+    """Every cell of the job, as JSON has it, that isn't finished; returns a line of each.
+
+    Raises:
+        As `cluster.paper.measuring.measure`; UserMistake for a device or a chain that can't be.
+    """
+    from cluster.cli.errors import as_mistake
     from cluster.cli.restore import require
     from cluster.cli.scorer_text import named_scorer
-    from cluster.paper.cells import Folders
-    from cluster.paper.measuring import measure
+    from cluster.paper import measuring
+    from cluster.paper.cells import Folders, Job
     from cluster.paper.results import differences, read_result
     from restoration.devices import device_of
 
-    assert isinstance(folders, Folders)
-    todo = []
+    job, folders = Job.of(plain), Folders(Path(out))
+    lines, todo = list[str](), list[Cell]()
     for cell in job.cells:
         found = read_result(folders.cell(cell))
         if found is not None and not differences(found, cell) and found.has(job.measuring.wanted):
-            say(f"{cell.label}: finished before")
+            lines.append(f"{cell.label}: finished before")
         else:
             todo.append(cell)
     if not todo:
-        return
+        return lines
     model, sampler = _model_of(job)
-    require(model, sampler)
-    device = device_of(job.measuring.device)
+    with as_mistake(ValueError):
+        require(model, sampler)
+        device = device_of(job.measuring.device)
     scorers = {name: judge.score for name, _, judge in map(named_scorer, job.measuring.scorers)}
     model = model.to(device)
     for cell in todo:
-        result = measure(cell, folders.cell(cell), model, sampler, scorers, job.measuring, device)
-        say(f"{cell.label}: {result.n} pictures, {result.seconds:.0f} s")
+        result = measuring.measure(cell, folders.cell(cell), model, sampler, scorers, job.measuring, device)
+        lines.append(f"{cell.label}: {result.n} pictures, {result.seconds:.0f} s")
+    return lines
 
 
 def _model_of(job: Job) -> tuple[BaseModel, SamplerSettings]:
     """What the cells measure, restoring by the recipe's chain, a base model too: all rows of a table by the same."""
-    from cluster.config.configure import load_config
-    from cluster.config.recipe import RunConfig
     from cluster.models import load_policy
 
-    config: RunConfig = load_config(RunConfig, job.recipe, job.words)
-    if job.run is None:
-        return load_policy(job.model)[0], config.sampler
-    return load_policy(job.run, "average" if config.optimiser.ema > 0 else "latest")[0], config.sampler
+    config = _config_of(job)
+    checkpoint = "average" if config.optimiser.ema > 0 else "latest"
+    return load_policy(job.run or job.model, checkpoint, config.data.embeddings)[0], config.sampler
+
+
+def _config_of(job: Job) -> RunConfig:
+    from cluster.config.configure import load_config
+    from cluster.config.recipe import RunConfig
+
+    return load_config(RunConfig, job.recipe, job.words)

@@ -37,8 +37,7 @@ def measure(
     """Measure the cell and leave its result in `folder`; `model` is on `device` already.
 
     Raises:
-        ValueError: no picture of it could be measured.
-        FileNotFoundError, DataError: its set.
+        FileNotFoundError, DataError: its set, or no picture of it could be measured.
         CheckpointError: weights of LPIPS or FID that aren't there.
         OSError: the result can't be written.
     """

@@ -150,9 +150,9 @@ def _sorted_out(
         if equals and not Path(word).exists():
             if not known(name):
                 raise ValueError(f"{option} {word}: {name!r} is not {what}")
-            named[name] = Path(folder)
+            named[name] = Path(folder).absolute()
         else:
-            folders.append(Path(word))
+            folders.append(Path(word).absolute())
     for place in (*named.values(), *folders):
         if not place.is_dir():
             raise ValueError(f"{option}: {place} is no folder")

@@ -25,11 +25,11 @@ from restoration.images import ImageError
 RECIPES = Path("configs/paper")
 ELSEWHERE = frozenset(
     {
-        *("name", "cluster", "actors", "ranks", "store", "tracking", "checkpoint_every", "keep_checkpoints"),
-        *("start_timeout_s", "stall_timeout_s", "expected_minutes"),
+        *("name", "cluster", "actors", "ranks", "store", "tracking", "evaluation"),
+        *("checkpoint_every", "keep_checkpoints", "start_timeout_s", "stall_timeout_s", "expected_minutes"),
     }
 )
-"""Keys and sections of a recipe that say where and how a training runs, not what comes out of it."""
+"""Keys and sections of a recipe that say where a training runs and what it tells, not what comes out of it."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ class _Planner:
         self.configs: dict[str, RunConfig] = {}
         self.models: dict[str, Path] = {}
         self._lacking: dict[str, str] = {}
+        self._steps: dict[Path, int] = {}
 
     def plan(self) -> Plan:
         seen = set[str]()
@@ -145,9 +146,12 @@ class _Planner:
             self.missing[self._bare(key, part).label] = str(error)
             return
         limit, protocol = self.wanted.scale.limit, self._protocol(part)
-        settings: dict[str, Any] = {"scale": self.wanted.scale.name, "root": str(root), "protocol": protocol, "limit": limit}
-        settings["tile"] = self.wanted.measuring.tile
-        cell = Cell(key, part.set, part.split, root, protocol, limit, settings | _rests_on(job, self.configs[job.label]))
+        settings = {
+            **{"scale": self.wanted.scale.name, "root": str(root), "protocol": protocol, "limit": limit},
+            "tile": self.wanted.measuring.tile,
+            **_rests_on(job, self.configs[job.label]),
+        }
+        cell = Cell(key, part.set, part.split, root, protocol, limit, settings)
         folder = self.wanted.folders.cell(cell)
         found = read_result(folder)
         if found is not None and (others := differences(found, cell)):
@@ -192,17 +196,16 @@ class _Planner:
         root = self._root(key.trained_on, ("train", "test")) if arm.trains else None
         words = tuple(self._words(key, base, root, own, recipe))
         job = Job(
-            key.label,
-            MEASURE,
-            recipe,
-            words,
-            base,
-            wanted.folders.run(key) if arm.trains else None,
-            wanted.scale.single,
-            after,
-            needs,
-            (),
-            wanted.measuring,
+            label=key.label,
+            form=MEASURE,
+            recipe=recipe,
+            words=words,
+            model=base,
+            run=wanted.folders.run(key) if arm.trains else None,
+            single=wanted.scale.single,
+            exported_from=after,
+            needs=needs,
+            measuring=wanted.measuring,
         )
         config = load_config(RunConfig, recipe, words)
         if arm.trains and (problems := list(scorer_files(config))):
@@ -251,7 +254,9 @@ class _Planner:
         yield from TRAINING.get(key.trained_on, ())
         yield from scale.words
         if scale.steps is not None:
-            yield f"sampler.steps={min(scale.steps, load_config(RunConfig, recipe, ()).sampler.steps)}"
+            if recipe not in self._steps:
+                self._steps[recipe] = load_config(RunConfig, recipe, ("model=.",)).sampler.steps
+            yield f"sampler.steps={min(scale.steps, self._steps[recipe])}"
         yield from own
         yield from self.wanted.words
 
@@ -299,11 +304,11 @@ class _Planner:
 
 
 def _rests_on(job: Job, config: RunConfig) -> dict[str, Any]:
-    """Of the training's configuration what a cell's figures rest on, key by key; of a base model its folder and chain."""
+    """Of the training's configuration what a cell's figures rest on, key by key; of a base model what restores."""
     flat = dict(_flat(plain(config)))
     if job.run is None:
-        return {key: value for key, value in flat.items() if key == "model" or key.startswith("sampler.")}
-    return {key: value for key, value in flat.items() if key.split(".")[0] not in ELSEWHERE}
+        return {key: v for key, v in flat.items() if key in ("model", "data.embeddings") or key.startswith("sampler.")}
+    return {key: v for key, v in flat.items() if key.split(".")[0] not in ELSEWHERE}
 
 
 def _flat(section: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from cluster.files import write_text
 from cluster.paper.cells import Cell, Key
+from restoration.datasets.matching import DataError
 from restoration.evaluate import counts, has_scenes, mean_values, scene_means, write_csv
 from restoration.figures import Row
 
@@ -72,14 +73,14 @@ def result_of(
     """Of the rows of a cell.
 
     Raises:
-        ValueError: no picture has PSNR, or a figure of the whole set isn't finite: nothing was measured.
+        DataError: no picture has PSNR, or a figure of the whole set isn't finite: nothing was measured.
     """
     having = counts(rows)
     if not rows or not having["psnr"]:
         why = next((reason for row in rows for reason in row.missing.values()), "there are none")
-        raise ValueError(f"{cell.label}: none of {len(rows)} pictures could be measured; the first: {why}")
+        raise DataError(f"{cell.label}: none of {len(rows)} pictures could be measured; the first: {why}")
     if wrong := [name for name, value in of_sets.items() if not abs(value) < float("inf")]:
-        raise ValueError(f"{cell.label}: {wrong[0]} is {of_sets[wrong[0]]}, which is no figure")
+        raise DataError(f"{cell.label}: {wrong[0]} is {of_sets[wrong[0]]}, which is no figure")
     return Result(
         cell.key,
         cell.set,

@@ -18,8 +18,11 @@ from typer.testing import CliRunner
 import cluster.cli.app as cli
 import cluster.cli.paper as paper
 from cluster.paper.results import CELL_FILE
+from cluster.paper.scales import SCALES
 from cluster.paper.side_by_side import Outcome, Task
+from cluster.report.run_audit import audit_run
 from tests.cluster.paper.places import SMALL, name_model, write_model, write_sets
+from tests.system.ray_nodes import ray_head
 
 LIMIT_S = 300
 
@@ -159,6 +162,28 @@ def test_a_table_killed_in_between_goes_on_and_repeats_no_finished_cell(data: Pa
     page = (folder / "table6.md").read_text()
     assert "| Original |" in page and "| with Iter. RL |" in page and "14 of 22 cells are missing" in page
     assert "n=2 of 100 published" in page
+
+
+@pytest.mark.slow
+def test_on_a_cluster_that_runs_already_the_whole_system_trains_and_measures(data: Path, tmp_path: Path) -> None:
+    out, models = tmp_path / "out", write_model(tmp_path / "models" / "diffbir").parent
+    small = (*SCALES["tiny"].words, *SMALL, "ranks.num_cpus=0.2", "actors.num_cpus=0.2", "reward.num_cpus=0.2")
+    (tmp_path / "head").mkdir()
+    with ray_head(tmp_path / "head") as cluster:
+        where = (f"cluster.address={cluster.address}", "cluster.auth=disabled")
+        command = ["paper", "run", "1", "--data", data, "--models", models, "--out", out, "--model", "diffbir"]
+        command += ["--arm", "base", "--arm", "ours", "--jobs", "2", *small, "sampler.steps=2", *where]
+        done = subprocess.run(
+            [sys.executable, "-m", "cluster.cli", *map(str, command)],
+            env=cluster.environment,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+        )
+    logs = "".join(log.read_text() for log in out.glob("jobs/*/log.txt"))
+    assert done.returncode == 0, done.stdout + done.stderr + logs
+    assert len(finished(out)) == 4 and "no estimate" in done.stdout
+    assert audit_run(out / "runs" / "diffbir.lol_v2_real.ours.s0")[0].ok
 
 
 def test_a_command_leaves_the_environment_of_threads_to_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

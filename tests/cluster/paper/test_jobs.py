@@ -151,3 +151,15 @@ def test_a_set_of_which_nothing_can_be_measured_is_an_error_and_no_cell(
     with pytest.raises(ValueError, match="none of 2 pictures could be measured; the first: .*division"):
         paper_job.do_job(write_job(replace(job, cells=job.cells[:1]), tmp_path))
     assert list(every_result(tmp_path / "cells")) == []
+
+
+def test_a_training_of_the_whole_system_is_that_of_resume_if_there(
+    sets: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = wanted("3", tmp_path, [sets], [f"diffbir={model}"], models=frozenset({"diffbir"}), arms=frozenset({"ours"}))
+    (job,) = make_plan(asked).jobs
+    begun: list[Any] = []
+    monkeypatch.setattr("cluster.cli.resuming.train_when_free", lambda config, run: begun.append((config.name, run)))
+    monkeypatch.setattr(paper_job, "_measured", lambda *_: [])
+    paper_job.do_job(write_job(replace(job, single=False), tmp_path))
+    assert begun == [(job.label, job.run)]

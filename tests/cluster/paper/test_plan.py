@@ -111,12 +111,14 @@ def test_a_cell_that_was_made_with_other_settings_is_refused_and_not_taken(sets:
     for arm in ("base", "ours"):
         finish(plan, tmp_path, f"diffbir.lol_v2_real.{arm}.s0.lol_v2_real")
     assert len(make_plan(asked).done) == 2
-    harmless = ("actors.count=3", "cluster.address=auto", "checkpoint_every=2")
+    harmless = ("actors.count=3", "cluster.address=auto", "checkpoint_every=2", "evaluation.every=3")
     assert len(make_plan(replace(asked, words=(*asked.words, *harmless))).done) == 2
     with pytest.raises(ValueError, match=r"was made with other settings \(optimiser.lr: 0.001, not 0.1\); give another"):
         make_plan(replace(asked, words=(*asked.words, "optimiser.lr=0.1")))
     with pytest.raises(ValueError, match=r"lol_v2_real was made with other settings \(sampler.steps: 2, not 3\)"):
         make_plan(replace(asked, words=(*asked.words, "sampler.steps=3")))
+    with pytest.raises(ValueError, match="data.embeddings: None, not texts"):
+        make_plan(replace(asked, words=(*asked.words, "data.embeddings=texts")))
     with pytest.raises(ValueError, match="tile: 0, not 64"):
         make_plan(replace(asked, measuring=Measuring(device="cpu", tile=64)))
     only_base = replace(asked, arms=frozenset({"base"}), words=(*asked.words, "optimiser.lr=0.1"))
