@@ -1,8 +1,8 @@
 """The paper's six tables, by tiny models on stand-ins of the sets: python -m benchmarks.paper_tables
 
 Every step is that of the real ones: sets in their layouts by `restorl data make`, models converted from files in their
-released layouts, `restorl paper run all --scale tiny`, `restorl paper table all`. The figures mean nothing. Sets, models,
-trainings and results lie in runs/paper_tiny, the tables in docs/paper_tables; interrupted, it goes on.
+released layouts, `restorl paper run all --scale tiny`, `restorl paper table all`. The figures mean nothing. Sets,
+models, trainings and results lie in runs/paper_tiny, the tables in docs/paper_tables; interrupted, it goes on.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def make_sets(folder: Path) -> None:
     for name in dict.fromkeys(name for part in parts for name in (part.trained_on, part.set)):
         pairs = make_set(name, PHOTOS, folder / name, side=SIDE, train=TRAIN, test=TEST)
         layout = SETS[name].layouts[0].name
-        print(f"{public_set(name).title}, layout {layout}: {', '.join(f'{k} {v}' for k, v in pairs.items())}", flush=True)
+        counts = ", ".join(f"{split} {count}" for split, count in pairs.items())
+        print(f"{public_set(name).title}, layout {layout}: {counts}", flush=True)
 
 
 def make_models(folder: Path) -> None:

@@ -22,8 +22,7 @@ def markdown(filled: Filled) -> str:
     titles = [f"{column.title} {column.metric.title} {_arrow(column)}" for column in filled.columns]
     lines = [f"# Table {filled.table.number}: {_md(filled.table.title)}", ""]
     lines += [f"- {_md(text)}" for text in filled.head]
-    lines += ["", f"Best **bold**, second <u>underlined</u>, {MISSING} is missing. Below each row: the paper's figures and "
-              "ours minus those.", ""]  # fmt: skip
+    lines += ["", f"Best **bold**, second <u>underlined</u>, {MISSING} is missing. Below: the paper's, and ours minus it.", ""]
     lines += ["| | " + " | ".join(map(_md, titles)) + " |", "|-" + "|-:" * len(titles) + "|"]
     for title, cells in _rows(filled, _marked_md, lambda text: f"*{text}*"):
         lines.append("| " + " | ".join([title if title.startswith("*") else _md(title), *cells]) + " |")

@@ -104,7 +104,7 @@ class _Estimates:
         return self._facts[model]
 
     def _work_of(self, config: RunConfig, facts: ModelFacts, moved: Flow, model: Path) -> Arithmetic:
-        told = repr((model, moved.picture, config.adapt, config.sampler, config.learner, config.objective.needs_reference))
+        told = repr((model, moved.picture, config.adapt, config.sampler, config.learner))
         if told not in self._work:
             self._work[told] = counting.arithmetic(config, facts, moved)
         score = {n: flops for n, of in services_of(config).items() if (flops := counting.scorer_flops(of)) is not None}

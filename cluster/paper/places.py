@@ -61,8 +61,8 @@ class Roots:
         places = [self.named[name]] if name in self.named else [*self.folders]
         looked = f"looked in {', '.join(map(str, places))}" if places else "no folder was given"
         raise FileNotFoundError(
-            f"{of.title} ({', '.join(splits)}) was not found: {looked}; give --data {name}=FOLDER, the one it was unpacked "
-            "in (docs/data.md has its layouts)"
+            f"{of.title} ({', '.join(splits)}) was not found: {looked}; give --data {name}=FOLDER, the one it was "
+            "unpacked in (docs/data.md has its layouts)"
         )
 
     def _candidates(self, name: str) -> Iterator[Path]:
@@ -82,7 +82,8 @@ class Roots:
             if (source := layout.splits.get(split)) is None:
                 continue
             where = source.where(root)
-            if where.base is None or not (name in self.named or root.name == name or _is_called(where.base, source.above)):
+            named = name in self.named or root.name == name
+            if where.base is None or not (named or _is_called(where.base, source.above)):
                 continue
             if where.whole:
                 return where
@@ -120,7 +121,8 @@ class Models:
             FileNotFoundError: there is none; the message says how to make one.
             DataError: one of another kind.
         """
-        tuned = [self.named.get(f"{model}:{trained_on}"), *(folder / f"{model}_{trained_on}" for folder in self.folders)]
+        both = f"{model}_{trained_on}"
+        tuned = [self.named.get(f"{model}:{trained_on}"), *(folder / both for folder in self.folders)]
         plain = [self.named.get(model), *(folder / model for folder in self.folders)]
         for group, is_tuned in ((tuned, True), (plain, False)):
             for place in group:

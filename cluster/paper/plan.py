@@ -156,8 +156,8 @@ class _Planner:
         found = read_result(folder)
         if found is not None and (others := differences(found, cell)):
             raise ValueError(
-                f"{folder} was made with other settings ({'; '.join(others[:3])}); give another --out, or remove it, and "
-                f"what was trained for it in {self.wanted.folders.run(key)}"
+                f"{folder} was made with other settings ({'; '.join(others[:3])}); give another --out, or remove it, "
+                f"and what was trained for it in {self.wanted.folders.run(key)}"
             )
         if found is not None and found.has(self.wanted.measuring.wanted):
             self.done.append(cell.label)

@@ -123,7 +123,8 @@ def read_result(folder: Path) -> Result | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is no result of a cell ({error}); remove its folder and run the table again") from None
+        what = f"{file} is no result of a cell ({error})"
+        raise ValueError(f"{what}; remove its folder and run the table again") from None
 
 
 def every_result(cells: Path) -> Iterator[Result]:

@@ -41,7 +41,8 @@ _FLOAT32 = tuple(
 _TINY = (
     *("iterations=2", "rollout.crop=64", "rollout.images_per_batch=2", "rollout.rollouts_per_image=2"),
     *("source.groups_per_step=2", "source.max_staleness=0", "learner.micro_batch=4", "checkpoint_every=1"),
-    *("sampler.guidance_scale=1", "learner.gradient_checkpointing=false", "adapt.rank=2", "optimiser.lr=0.001", "optimiser.warmup=0"),
+    *("sampler.guidance_scale=1", "learner.gradient_checkpointing=false"),
+    *("adapt.rank=2", "optimiser.lr=0.001", "optimiser.warmup=0"),
     *("reward.scorer=lite0_levels", "reward.params={}", "reward.num_gpus=0", "actors.num_gpus=0", "ranks.num_gpus=0"),
     *("evaluation.every=0", "evaluation.limit=1", "evaluation.scorers=[]", "evaluation.strips=0", "tracking=[]"),
     *_FLOAT32,
@@ -61,7 +62,7 @@ SCALES: Mapping[str, Scale] = {
         Scale(
             "tiny",
             "2 iterations on crops of 64 pixels, 2 steps, a reward of lite0_levels (with Q-align: brisque, with "
-            "CLIP-IQA: piqe, Iter. RL: piqe in its second round), 4 pictures of each test: that all of it runs, no more",
+            "CLIP-IQA: piqe, Iter. RL: piqe in its second round), 4 pictures of each test: that all of it runs",
             _TINY,
             in_place_of={
                 "qalign_reward": ("reward.scorer=brisque",),

@@ -1,7 +1,7 @@
 """The paper's tables as data: their rows, sets and metrics, and the figures that it prints. Pure.
 
-A row is a base model with what was done to it (`cluster.paper.arms`); a part is the test of a set, with a column for each
-metric. Several parts may be measured with one training: the five deraining sets with one on Rain13K.
+A row is a base model with what was done to it (`cluster.paper.arms`); a part is the test of a set, with a column for
+each metric. Several parts may be measured with one training: the five deraining sets with one on Rain13K.
 """
 
 from __future__ import annotations

@@ -26,6 +26,13 @@ def span(folder: Path, label: str, *needs: str) -> Task:
     return task(folder, label, code + "f.write(' ' + repr(time.time())); f.close()", *needs)
 
 
+def lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def times(folder: Path, label: str) -> tuple[float, float]:
     began, ended = (folder / label).read_text().split()
     return float(began), float(ended)
@@ -98,7 +105,7 @@ def test_an_interruption_ends_what_runs_first(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         side_by_side([task(tmp_path, "a", code)], 1, 60, interrupted)
-    assert not psutil.pid_exists(int(pid.read_text()))
+    assert not lives(int(pid.read_text()))
 
 
 def test_what_cannot_be_asked_is_refused(tmp_path: Path) -> None:
@@ -130,6 +137,6 @@ def test_a_killed_starter_takes_its_processes_with_it(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait(10)
     ends = time.monotonic() + 15
-    while psutil.pid_exists(int(pid.read_text())):
+    while lives(int(pid.read_text())):
         assert time.monotonic() < ends
         time.sleep(0.05)
