@@ -151,17 +151,19 @@ def paper_table(
     from cluster.paper.cells import Folders
     from cluster.paper.filled import fill
     from cluster.paper.forms import FORMS
-    from cluster.paper.results import every_result
+    from cluster.paper.results import every_result, images_of
     from cluster.paper.tables import tables_of
 
     if form not in FORMS:
         raise UserMistake(f"--format {form}: choose one of {', '.join(FORMS)}")
     with as_mistake(ValueError):
-        chosen, results = tables_of(table), list(every_result(Folders(out).cells))
+        cells = Folders(out).cells
+        chosen, results = tables_of(table), list(every_result(cells))
+        images = images_of(cells, results)
     if not results:
         raise UserMistake(f"{out} holds no finished cell; make some by `restorl paper run {table} --out {out}`")
     for of in chosen:
-        filled = fill(of, results)
+        filled = fill(of, results, images)
         if write is None:
             print(FORMS[form][1](filled), end="" if of is chosen[-1] else "\n")
             continue

@@ -28,6 +28,12 @@ class Key:
         return f"{self.model}.{self.trained_on}.{self.arm}.s{self.seed}"
 
 
+def label_of(key: Key, name: str, split: str) -> str:
+    """Of the cell that is this split of the set `name`."""
+    part = split.rpartition("/")[2]
+    return f"{key.label}.{name}" + (f"-{part}" if part != "test" else "")
+
+
 @dataclass(frozen=True)
 class Cell:
     """
@@ -47,8 +53,7 @@ class Cell:
 
     @property
     def label(self) -> str:
-        part = self.split.rpartition("/")[2]
-        return f"{self.key.label}.{self.set}" + (f"-{part}" if part != "test" else "")
+        return label_of(self.key, self.set, self.split)
 
 
 @dataclass(frozen=True)

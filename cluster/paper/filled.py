@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from cluster.paper.gains import Gain, Images, Place, gains, place_of
 from cluster.paper.results import Result
 from cluster.paper.tables import MEAN, Line, Metric, Part, Table, printed, source
 
@@ -57,6 +58,7 @@ class Filled:
         rows: of each line of the table a figure a column.
         head: what belongs above it: protocols, n, seeds, scale, versions.
         notes: what belongs below: what is missing, of which cells some pictures are.
+        gains: of rows over their base models.
     """
 
     table: Table
@@ -64,6 +66,7 @@ class Filled:
     rows: tuple[tuple[Line, tuple[Figure, ...]], ...]
     head: tuple[str, ...]
     notes: tuple[str, ...]
+    gains: tuple[Gain, ...] = ()
 
     def groups(self) -> list[tuple[str, int]]:
         """(title, columns) of what stands above the metrics."""
@@ -76,16 +79,20 @@ class Filled:
         return found
 
 
-Place = tuple[str, str, str, str, str]  # model, trained_on, arm, set, split
+def fill(
+    table: Table, results: Iterable[Result], images: Mapping[Place, Mapping[int, Images]] | None = None
+) -> Filled:
+    """The table of the cells that are finished; those of other tables are left alone.
 
-
-def fill(table: Table, results: Iterable[Result]) -> Filled:
-    """The table of the cells that are finished; those of other tables are left alone."""
+    Args:
+        images: figures of each picture, by place and seed, where rows are to be compared with their base models.
+    """
     held: dict[Place, list[Result]] = {}
     for result in results:
         key = result.key
         held.setdefault((key.model, key.trained_on, key.arm, result.set, result.split), []).append(result)
-    wanted = {(line.title, part.title): held.get(_place(line, part), []) for line in table.lines for part in table.parts}
+    places = {(line.title, part.title): place_of(line, part) for line in table.lines for part in table.parts}
+    wanted = {titles: held.get(place, []) for titles, place in places.items()}
     columns = [Column(part, metric) for part in table.parts for metric in table.metrics]
     if table.mean:
         columns += [Column(None, metric) for metric in table.metrics]
@@ -104,12 +111,14 @@ def fill(table: Table, results: Iterable[Result]) -> Filled:
     for i, column in enumerate(columns):
         for row, rank in _ranks([figures[i] for _, figures in rows], column.metric).items():
             rows[row][1][i] = _with(rows[row][1][i], rank=rank)
+    better, without = gains(table, images or {})
     return Filled(
         table,
         tuple(columns),
         tuple((line, tuple(figures)) for line, figures in rows),
         tuple(_head(table, wanted)),
-        tuple(_notes(table, wanted)),
+        (*_notes(table, wanted), *without),
+        tuple(better),
     )
 
 
@@ -117,14 +126,9 @@ def shown(value: float, metric: Metric) -> str:
     return f"{value:.{metric.digits}f}"
 
 
-def _place(line: Line, part: Part) -> Place:
-    return line.model, part.trained_on, line.arm, part.set, part.split
-
-
 def _figure(results: Sequence[Result], metric: Metric) -> Figure:
-    having = sorted(
-        ((r, value) for r in results if (value := r.figure(metric.name)) is not None), key=lambda found: found[0].key.seed
-    )
+    ordered = sorted(results, key=lambda r: r.key.seed)
+    having = [(r, value) for r in ordered if (value := r.figure(metric.name)) is not None]
     if not having:
         return Figure()
     values = [value for _, value in having]

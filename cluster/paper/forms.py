@@ -12,7 +12,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from cluster.paper.arms import BASE
 from cluster.paper.filled import BEST, SECOND, Column, Figure, Filled, shown
+from cluster.paper.gains import Gain
 
 MISSING = "–"
 PAPER, DIFFERENCE = "paper", "ours - paper"
@@ -27,6 +29,7 @@ def markdown(filled: Filled) -> str:
     for title, cells in _rows(filled, _marked_md, lambda text: f"*{text}*"):
         lines.append("| " + " | ".join([title if title.startswith("*") else _md(title), *cells]) + " |")
     lines += ["", *(f"- {_md(text)}" for text in filled.notes)]
+    lines += _gains_md(filled)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -103,8 +106,22 @@ def as_json(filled: Filled) -> str:
             for figure, column in zip(figures, filled.columns, strict=True)
         ]
         rows.append({"method": line.title, "model": line.model, "arm": line.arm, "cells": cells})
-    whole = {"table": filled.table.number, "title": filled.table.title, "head": list(filled.head)}
-    return json.dumps(whole | {"rows": rows, "notes": list(filled.notes)}, indent=1, allow_nan=False) + "\n"
+    whole: dict[str, Any] = {"table": filled.table.number, "title": filled.table.title, "head": list(filled.head)}
+    gains = [
+        {
+            "method": gain.line.title,
+            "over": BASE,
+            "part": gain.part.title,
+            "metric": gain.metric.name,
+            "difference": gain.paired.difference.mean,
+            "interval": [gain.paired.difference.low, gain.paired.difference.high],
+            "p": gain.paired.p,
+            "n": gain.paired.n,
+        }
+        for gain in filled.gains
+    ]
+    whole |= {"rows": rows, "gains": gains, "notes": list(filled.notes)}
+    return json.dumps(whole, indent=1, allow_nan=False) + "\n"
 
 
 FORMS: Mapping[str, tuple[str, Callable[[Filled], str]]] = {
@@ -129,6 +146,28 @@ _TEX = {
 def tex(text: str) -> str:
     """What LaTeX prints as `text`."""
     return "".join(_TEX.get(sign, sign) for sign in text)
+
+
+def _gains_md(filled: Filled) -> list[str]:
+    if not filled.gains:
+        return []
+    cells = {(g.line.title, g.part.title, g.metric.name): g for g in filled.gains}
+    columns = list(dict.fromkeys((g.part.title, g.metric) for g in filled.gains))
+    lines = ["", "## Gains over the base model", ""]
+    lines += ["Paired by picture, seeds averaged: mean [95 % bootstrap interval over pictures], p of Wilcoxon's test.", ""]
+    lines += ["| | " + " | ".join(_md(f"{title} {metric.title}") for title, metric in columns) + " |"]
+    lines += ["|-" * (len(columns) + 1) + "|"]
+    for line in dict.fromkeys(g.line for g in filled.gains):
+        found = [cells.get((line.title, title, metric.name)) for title, metric in columns]
+        told = [MISSING if gain is None else _gain(gain) for gain in found]
+        lines.append("| " + " | ".join([_md(line.title), *told]) + " |")
+    return lines
+
+
+def _gain(gain: Gain) -> str:
+    digits, difference = gain.metric.digits + 1, gain.paired.difference
+    mean, low, high = (f"{value:+.{digits}f}" for value in (difference.mean, difference.low, difference.high))
+    return f"{mean} [{low}, {high}], p={gain.paired.p:.2g}"
 
 
 def _rows(

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.files import write_text
-from cluster.paper.cells import Cell, Key
+from cluster.paper.cells import Cell, Key, label_of
+from cluster.paper.gains import Images, Place
 from restoration.datasets.matching import DataError
-from restoration.evaluate import counts, has_scenes, mean_values, scene_means, write_csv
+from restoration.evaluate import counts, has_scenes, mean_values, read_csv, scene_means, write_csv
 from restoration.figures import Row
 
 CELL_FILE, IMAGES_FILE, PICTURES = "cell.json", "images.csv", "pictures"
@@ -49,6 +50,10 @@ class Result:
     missing: int
     seconds: float
     versions: Mapping[str, str]
+
+    @property
+    def label(self) -> str:
+        return label_of(self.key, self.set, self.split)
 
     def figure(self, name: str) -> float | None:
         """None where it wasn't measured or no picture has it."""
@@ -132,6 +137,20 @@ def every_result(cells: Path) -> Iterator[Result]:
     for folder in sorted(p for p in cells.iterdir() if p.is_dir()) if cells.is_dir() else ():
         if (found := read_result(folder)) is not None:
             yield found
+
+
+def images_of(cells: Path, results: Sequence[Result]) -> dict[Place, dict[int, Images]]:
+    """The figures of every picture of these results, by place and seed.
+
+    Raises:
+        ValueError, FileNotFoundError: an images.csv that is damaged or has gone.
+    """
+    found: dict[Place, dict[int, Images]] = {}
+    for r in results:
+        rows = read_csv(cells / r.label / IMAGES_FILE)
+        place = (r.key.model, r.key.trained_on, r.key.arm, r.set, r.split)
+        found.setdefault(place, {})[r.key.seed] = {row.image_id: row.values for row in rows}
+    return found
 
 
 def differences(result: Result, cell: Cell) -> list[str]:
