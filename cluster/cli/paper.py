@@ -118,7 +118,10 @@ def paper_run(
     if not plan.jobs:
         print(f"nothing is left to do; restorl paper table {table} --out {out}")
         return
-    failed = [outcome for outcome in _run(plan.jobs, wanted.folders, jobs, hours) if outcome.cause]
+    try:
+        failed = [outcome for outcome in _run(plan.jobs, wanted.folders, jobs, hours) if outcome.cause]
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(str(error) or "stopped; the same command goes on") from None
     if failed:
         print(f"{len(failed)} of {len(plan.jobs)} jobs failed; the same command tries them again:")
         for outcome in failed:
