@@ -53,7 +53,9 @@ def paper_run(
     recipes: Annotated[Path, typer.Option(help="Folder of MODEL.yaml.")] = Path("configs/paper"),
     lpips: Annotated[Path | None, typer.Option(help="Folder with LPIPS's weights, see docs/models.md.")] = None,
     fid: Annotated[Path | None, typer.Option(help="Folder with FID's weights, see docs/models.md.")] = None,
-    scorer: Annotated[list[str] | None, typer.Option(help="No-reference score(s) of each result; as of `score`.")] = None,
+    scorer: Annotated[
+        list[str] | None, typer.Option(help="No-reference score(s) of each result; as of `score`.")
+    ] = None,
     pictures: Annotated[bool, typer.Option("--pictures", help="Keep the results as PNG.")] = False,
     batch: Annotated[int, typer.Option(help="Images restored together.", min=1)] = 8,
     tile: Annotated[int, typer.Option(help="Restore larger pictures in tiles of this side; 0 whole.", min=0)] = 0,
@@ -295,4 +297,3 @@ def _run(planned: Sequence[Job], folders: Folders, jobs: int, hours: float) -> l
         environment = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", DEBUG: "1"} | os.environ
         with as_mistake(ValueError):
             return side_by_side(tasks, jobs, hours * 3600, changed, environment)
-

@@ -14,7 +14,7 @@ from cluster.cli.errors import UserMistake, say
 
 if TYPE_CHECKING:
     from cluster.config.recipe import RunConfig
-    from cluster.paper.cells import Cell, Folders, Job
+    from cluster.paper.cells import Folders, Job
     from restoration.base_models.interface import BaseModel, SamplerSettings
 
 JOB_FILE, LOG_FILE = "job.json", "log.txt"
@@ -153,7 +153,7 @@ def measure_cells(plain: dict[str, Any], out: str) -> list[str]:
     from cluster.cli.restore import require
     from cluster.cli.scorer_text import named_scorer
     from cluster.paper import measuring
-    from cluster.paper.cells import Folders, Job
+    from cluster.paper.cells import Cell, Folders, Job
     from cluster.paper.results import differences, read_result
     from restoration.devices import device_of
 

@@ -79,9 +79,7 @@ class Filled:
         return found
 
 
-def fill(
-    table: Table, results: Iterable[Result], images: Mapping[Place, Mapping[int, Images]] | None = None
-) -> Filled:
+def fill(table: Table, results: Iterable[Result], images: Mapping[Place, Mapping[int, Images]] | None = None) -> Filled:
     """The table of the cells that are finished; those of other tables are left alone.
 
     Args:

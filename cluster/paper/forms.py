@@ -24,7 +24,11 @@ def markdown(filled: Filled) -> str:
     titles = [f"{column.title} {column.metric.title} {_arrow(column)}" for column in filled.columns]
     lines = [f"# Table {filled.table.number}: {_md(filled.table.title)}", ""]
     lines += [f"- {_md(text)}" for text in filled.head]
-    lines += ["", f"Best **bold**, second <u>underlined</u>, {MISSING} is missing. Below: the paper's, and ours minus it.", ""]
+    lines += [
+        "",
+        f"Best **bold**, second <u>underlined</u>, {MISSING} is missing. Below: the paper's, and ours minus it.",
+        "",
+    ]
     lines += ["| | " + " | ".join(map(_md, titles)) + " |", "|-" + "|-:" * len(titles) + "|"]
     for title, cells in _rows(filled, _marked_md, lambda text: f"*{text}*"):
         lines.append("| " + " | ".join([title if title.startswith("*") else _md(title), *cells]) + " |")
@@ -154,7 +158,10 @@ def _gains_md(filled: Filled) -> list[str]:
     cells = {(g.line.title, g.part.title, g.metric.name): g for g in filled.gains}
     columns = list(dict.fromkeys((g.part.title, g.metric) for g in filled.gains))
     lines = ["", "## Gains over the base model", ""]
-    lines += ["Paired by picture, seeds averaged: mean [95 % bootstrap interval over pictures], p of Wilcoxon's test.", ""]
+    lines += [
+        "Paired by picture, seeds averaged: mean [95 % bootstrap interval over pictures], p of Wilcoxon's test.",
+        "",
+    ]
     lines += ["| | " + " | ".join(_md(f"{title} {metric.title}") for title, metric in columns) + " |"]
     lines += ["|-" * (len(columns) + 1) + "|"]
     for line in dict.fromkeys(g.line for g in filled.gains):

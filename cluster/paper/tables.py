@@ -109,6 +109,8 @@ _LOL = (
     Part("LOL-real", "lol_v2_real", "lol_v2_real"),
     Part("LOL-synthetic", "lol_v2_synthetic", "lol_v2_synthetic"),
 )
+_RAIN = ("Test100", "Rain100H", "Rain100L", "Test2800", "Test1200")
+_BLUR = ("GoPro", "HIDE", "RealBlur-R", "RealBlur-J")
 _ABLATIONS = {
     "base": "Base",
     "diff_sft": "Base+Diff.SFT",
@@ -136,7 +138,7 @@ _EVERY = (
         "3",
         "Deraining",
         _lines(("diffbir", "pasd"), _TWO),
-        tuple(Part(name, name.lower(), "rain13k") for name in ("Test100", "Rain100H", "Rain100L", "Test2800", "Test1200")),
+        tuple(Part(name, name.lower(), "rain13k") for name in _RAIN),
         (PSNR, SSIM),
         mean=True,
     ),
@@ -144,7 +146,7 @@ _EVERY = (
         "4",
         "Motion deblurring",
         _lines(("diffbir", "pasd"), _TWO),
-        tuple(Part(name, name.lower().replace("-", "_"), "gopro") for name in ("GoPro", "HIDE", "RealBlur-R", "RealBlur-J")),
+        tuple(Part(name, name.lower().replace("-", "_"), "gopro") for name in _BLUR),
         (PSNR, SSIM),
     ),
     _table(

@@ -91,7 +91,10 @@ def test_a_failed_job_is_named_at_the_end_with_its_cause_and_its_log(
     log = out / "jobs" / "diffbir.lol_v2_real.base.s0" / "log.txt"
     assert f"  diffbir.lol_v2_real.base.s0: no more memory; lower --batch (log: {log})" in result.stdout
     job = json.loads((log.parent / "job.json").read_text())["job"]
-    assert job["label"] == started[0].label and started[0].command[-2:] == [str(log.parent / "job.json"), "--with-starter"]
+    assert job["label"] == started[0].label and started[0].command[-2:] == [
+        str(log.parent / "job.json"),
+        "--with-starter",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -186,7 +189,9 @@ def test_on_a_cluster_that_runs_already_the_whole_system_trains_and_measures(dat
     assert audit_run(out / "runs" / "diffbir.lol_v2_real.ours.s0")[0].ok
 
 
-def test_a_command_leaves_the_environment_of_threads_to_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_command_leaves_the_environment_of_threads_to_the_user(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     given: list[Any] = []
     monkeypatch.setattr("cluster.paper.side_by_side.side_by_side", lambda *arguments: given.append(arguments) or [])
     from cluster.paper.cells import Folders

@@ -47,8 +47,8 @@ def name_model(folder: Path, kind: str) -> Path:
     return folder
 
 
-def wanted(table: str, out: Path, data: Sequence[Any], models: Sequence[Any], **more: Any) -> Wanted:
+def wanted(table: str, out: Path, data: Sequence[Any], bases: Sequence[Any], /, **more: Any) -> Wanted:
     """Of `restorl paper run TABLE --scale tiny`."""
-    roots, places = Roots.of([str(word) for word in data]), Models.of([str(word) for word in models])
-    given: dict[str, Any] = {"words": SMALL, "measuring": Measuring(device="cpu")} | more
-    return Wanted(tables_of(table), Folders(out), roots, places, SCALES["tiny"], **given)
+    roots, places = Roots.of([str(word) for word in data]), Models.of([str(word) for word in bases])
+    given: dict[str, Any] = {"scale": SCALES["tiny"], "words": SMALL, "measuring": Measuring(device="cpu")}
+    return Wanted(tables_of(table), Folders(out), roots, places, **given | more)

@@ -32,7 +32,12 @@ def test_figures_that_are_printed_alike_share_a_rank() -> None:
 
 def test_a_missing_cell_is_missing_and_never_zero() -> None:
     filled = fill(ONE, [made(ONE.lines[0], REAL, psnr=20.0, ssim=None)])
-    for place in ((0, "LOL-real", "ssim"), (0, "LOL-real", "fid"), (0, "LOL-synthetic", "psnr"), (5, "LOL-real", "psnr")):
+    for place in (
+        (0, "LOL-real", "ssim"),
+        (0, "LOL-real", "fid"),
+        (0, "LOL-synthetic", "psnr"),
+        (5, "LOL-real", "psnr"),
+    ):
         found = figure(filled, *place)
         assert found.value is None and found.rank is None and found.difference is None and found.paper is not None
     assert any(note.startswith("47 of 48 cells are missing: DiffBIR on LOL-synthetic; ") for note in filled.notes)
@@ -58,7 +63,9 @@ def test_seeds_are_averaged_with_their_deviation_and_told() -> None:
     assert (found.value, found.deviation, found.seeds, found.n) == (22.0, 1.0, (0, 1, 2), (4, 4, 4))
     assert found.paper == 22.11 and found.difference == pytest.approx(-0.11)
     assert "seeds: 0, 1, 2" in filled.head
-    two = fill(ONE, [made(line, REAL, 0, psnr=1.0), made(line, REAL, 1, psnr=2.0), made(ONE.lines[0], REAL, 0, psnr=3.0)])
+    two = fill(
+        ONE, [made(line, REAL, 0, psnr=1.0), made(line, REAL, 1, psnr=2.0), made(ONE.lines[0], REAL, 0, psnr=3.0)]
+    )
     assert "cells have different seeds; the JSON form has those of each" in two.notes
 
 

@@ -26,8 +26,13 @@ def held(base: dict[int, Images], ours: dict[int, Images]) -> dict[Place, dict[i
 
 def test_a_gain_is_the_mean_difference_of_pictures_with_its_interval() -> None:
     base = [20.0 + i for i in range(12)]
-    found, without = gains(TABLE, held({0: images(base)}, {0: images([v + 1 + i / 10 for i, v in enumerate(base)], 0.6)}))
-    assert without == [] and [(g.line, g.part, g.metric.name) for g in found] == [(OURS, PART, "psnr"), (OURS, PART, "ssim")]
+    found, without = gains(
+        TABLE, held({0: images(base)}, {0: images([v + 1 + i / 10 for i, v in enumerate(base)], 0.6)})
+    )
+    assert without == [] and [(g.line, g.part, g.metric.name) for g in found] == [
+        (OURS, PART, "psnr"),
+        (OURS, PART, "ssim"),
+    ]
     paired = found[0].paired
     assert paired.difference.mean == pytest.approx(1.55) and paired.n == 12 and paired.p < 0.001
     assert 1.2 < paired.difference.low < 1.55 < paired.difference.high < 1.9

@@ -8,11 +8,20 @@ import pytest
 from cluster.paper.hours import Hours, hours_of
 from cluster.paper.plan import make_plan
 from cluster.paper.scales import SCALES
+from cluster.plan.estimate import Arithmetic
 from cluster.plan.gpus import gpu_kind
 from cluster.run.machine import Machine
 from tests.cluster.paper.places import SMALL, wanted
 
+WORK = Arithmetic(condition=1e11, denoise=1e12, decode=1e12, replay=4e12, sft=4e12, forward=1e12, frozen_bytes=2e9,
+                  trained=10**7, score={})  # fmt: skip
 GPUS = ("actors.num_gpus=1", "ranks.num_gpus=1", "reward.num_gpus=1", "reward.scorer=piqe", "learner.micro_batch=2")
+
+
+@pytest.fixture(autouse=True)
+def counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The arithmetic of a model, which takes seconds to count (`tests/restoration/test_flops.py`)."""
+    monkeypatch.setattr("cluster.plan.counting.arithmetic", lambda *_: WORK)
 
 
 def estimated(sets: Path, model: Path, out: Path, *words: str, scale: str = "tiny", kind: str = "h100") -> Hours:
@@ -37,7 +46,9 @@ def test_what_computes_on_cpus_has_no_estimate_and_says_so(sets: Path, model: Pa
 
 
 def test_fine_tuning_before_is_not_in_the_sum_and_that_is_told(sets: Path, model: Path, tmp_path: Path) -> None:
-    asked = wanted("3", tmp_path, [sets], [f"diffbir={model}"], models=frozenset({"diffbir"}), sft=Path("configs/sft.yaml"))
+    asked = wanted(
+        "3", tmp_path, [sets], [f"diffbir={model}"], models=frozenset({"diffbir"}), sft=Path("configs/sft.yaml")
+    )
     plan = make_plan(replace(asked, words=(*SMALL, *GPUS)))
     found = hours_of(plan, gpu_kind("h100"), Machine())
     assert found.training > 0 and found.unknown == ("diffbir.rain13k.tune: fine-tuning isn't estimated",)

@@ -52,7 +52,9 @@ def test_a_model_tuned_to_the_set_goes_before_one_for_all(names: Path, tmp_path:
 
 
 def test_a_model_that_is_missing_or_of_another_kind_is_told(names: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no model folder of TSD-SR for sid \(looked for .*restorl convert tsdsr"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no model folder of TSD-SR for sid \(looked for .*restorl convert tsdsr"
+    ):
         Models.of([str(names)]).folder_of("tsdsr", "sid")
     with pytest.raises(DataError, match="is a model of kind pasd, not diffbir"):
         Models.of([f"diffbir={names / 'pasd'}"]).folder_of("diffbir", "sid")

@@ -26,7 +26,9 @@ def finish(plan: Plan, out: Path, label: str, **settings: Any) -> None:
     write_result(Folders(out).cell(cell), rows, result)
 
 
-def test_five_deraining_sets_are_measured_with_one_training_of_each_model(sets: Path, names: Path, tmp_path: Path) -> None:
+def test_five_deraining_sets_are_measured_with_one_training_of_each_model(
+    sets: Path, names: Path, tmp_path: Path
+) -> None:
     plan = make_plan(wanted("3", tmp_path, [sets], [names]))
     assert plan.missing == {} and plan.done == () and plan.cells == 20
     assert {job.label: len(job.cells) for job in plan.jobs} == {
@@ -43,7 +45,9 @@ def test_five_deraining_sets_are_measured_with_one_training_of_each_model(sets: 
 
 def test_a_cell_that_two_tables_share_is_planned_once(sets: Path, names: Path, tmp_path: Path) -> None:
     both = wanted("1", tmp_path, [sets], [names])
-    both = replace(both, tables=(*both.tables, *wanted("6", tmp_path, [sets], [names]).tables), models=frozenset({"diffbir"}))
+    both = replace(
+        both, tables=(*both.tables, *wanted("6", tmp_path, [sets], [names]).tables), models=frozenset({"diffbir"})
+    )
     plan = make_plan(both)
     labels = [cell.label for job in plan.jobs for cell in job.cells]
     assert len(labels) == len(set(labels)) == 22
@@ -63,7 +67,9 @@ def test_the_second_round_starts_from_the_first_and_waits_for_it(sets: Path, nam
         "a second round takes a reward that learned from ratings of the first one's results; give it with --second, such "
         "as --second reward.params.weights=FOLDER"
     }
-    given = replace(asked, scale=SCALES["full"], words=("reward.scorer=piqe", "reward.params={}"), second=("reward.num_gpus=0",))
+    given = replace(
+        asked, scale=SCALES["full"], words=("reward.scorer=piqe", "reward.params={}"), second=("reward.num_gpus=0",)
+    )
     assert make_plan(given).missing == {}
 
 
@@ -83,10 +89,15 @@ def test_a_model_that_is_not_tuned_to_a_set_is_first_where_that_is_asked_for(
     assert TUNE not in {job.form for job in make_plan(replace(asked, sft=Path("configs/sft.yaml"))).jobs}
 
 
-def test_what_is_missing_is_named_and_costs_only_the_cells_that_need_it(names: Path, sets: Path, tmp_path: Path) -> None:
+def test_what_is_missing_is_named_and_costs_only_the_cells_that_need_it(
+    names: Path, sets: Path, tmp_path: Path
+) -> None:
     plan = make_plan(wanted("1", tmp_path, [f"lol_v2_real={sets / 'lol_v2_real'}"], [names]))
     assert plan.cells == 6 and len(plan.missing) == 42  # of 48: two models on one set are there
-    assert "LOL-v2-synthetic (test) was not found: no folder was given" in plan.missing["diffbir.lol_v2_synthetic.ours.s0.lol_v2_synthetic"]
+    assert (
+        "LOL-v2-synthetic (test) was not found: no folder was given"
+        in plan.missing["diffbir.lol_v2_synthetic.ours.s0.lol_v2_synthetic"]
+    )
     assert "no model folder of RAP" in plan.missing["rap.lol_v2_real.base.s0.lol_v2_real"]
     whole = make_plan(wanted("1", tmp_path, [sets], [names], scale=SCALES["full"], words=()))
     reasons = {label: why for label, why in whole.missing.items() if label.startswith("diffbir.")}
@@ -105,7 +116,9 @@ def test_a_finished_cell_is_not_planned_again_unless_it_lacks_a_figure(sets: Pat
     assert more.done == () and more.cells == 2
 
 
-def test_a_cell_that_was_made_with_other_settings_is_refused_and_not_taken(sets: Path, names: Path, tmp_path: Path) -> None:
+def test_a_cell_that_was_made_with_other_settings_is_refused_and_not_taken(
+    sets: Path, names: Path, tmp_path: Path
+) -> None:
     asked = wanted("1", tmp_path, [sets], [names], models=frozenset({"diffbir"}), arms=frozenset({"ours", "base"}))
     plan = make_plan(asked)
     for arm in ("base", "ours"):
@@ -113,7 +126,9 @@ def test_a_cell_that_was_made_with_other_settings_is_refused_and_not_taken(sets:
     assert len(make_plan(asked).done) == 2
     harmless = ("actors.count=3", "cluster.address=auto", "checkpoint_every=2", "evaluation.every=3")
     assert len(make_plan(replace(asked, words=(*asked.words, *harmless))).done) == 2
-    with pytest.raises(ValueError, match=r"was made with other settings \(optimiser.lr: 0.001, not 0.1\); give another"):
+    with pytest.raises(
+        ValueError, match=r"was made with other settings \(optimiser.lr: 0.001, not 0.1\); give another"
+    ):
         make_plan(replace(asked, words=(*asked.words, "optimiser.lr=0.1")))
     with pytest.raises(ValueError, match=r"lol_v2_real was made with other settings \(sampler.steps: 2, not 3\)"):
         make_plan(replace(asked, words=(*asked.words, "sampler.steps=3")))
@@ -142,7 +157,9 @@ def test_a_job_goes_through_a_file_as_it_is(sets: Path, names: Path, tmp_path: P
         assert Job.of(json.loads(json.dumps(job.plain()))) == job
 
 
-def test_a_word_that_no_recipe_takes_is_an_error_before_anything_starts(sets: Path, names: Path, tmp_path: Path) -> None:
+def test_a_word_that_no_recipe_takes_is_an_error_before_anything_starts(
+    sets: Path, names: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match="optimiser.lrr"):
         make_plan(wanted("1", tmp_path, [sets], [names], words=("optimiser.lrr=1",)))
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from cluster.config.recipe import RunConfig
 from cluster.config.resume import changes
 from cluster.paper.arms import ARMS, BASE, ITERATED, arm_of
 from cluster.paper.scales import SCALES, scale_of
-from cluster.paper.tables import MEAN, TABLES, TRAINING, printed, source, tables_of
+from cluster.paper.tables import MEAN, MODELS, TABLES, TRAINING, printed, source, tables_of
 from restoration.datasets.registry import SETS
 
 PAPER = Path("configs/paper")
@@ -57,30 +58,35 @@ def test_rows_and_columns_are_those_of_the_registry_and_of_the_recipes() -> None
     assert TRAINING.keys() <= SETS.keys()
 
 
+@cache
+def loaded(recipe: Path, *words: str) -> RunConfig:
+    return load_config(RunConfig, recipe, ("model=m", "data.root=d", "name=n", *words))
+
+
 @pytest.mark.parametrize("name", [name for name, arm in ARMS.items() if arm.words])
 def test_an_arm_is_what_the_recipe_of_its_ablation_says(name: str) -> None:
     of_gpus = name in ("qalign_reward", "clip_iqa_reward")
-    given = ("model=m", "data.root=d", "name=n")
-    base = load_config(RunConfig, PAPER / "diffbir.yaml" if of_gpus else Path("configs/ours.yaml"), given)
-    by_words = load_config(
-        RunConfig, PAPER / "diffbir.yaml" if of_gpus else Path("configs/ours.yaml"), (*given, *ARMS[name].words)
-    )
-    file = Path("configs") / ("diff_sft.yaml" if name == "diff_sft" else f"ablations/{name}.yaml")
-    by_file = load_config(RunConfig, file, given)
+    recipe = PAPER / "diffbir.yaml" if of_gpus else Path("configs/ours.yaml")
+    base, by_words = loaded(recipe), loaded(recipe, *ARMS[name].words)
+    by_file = loaded(Path("configs") / ("diff_sft.yaml" if name == "diff_sft" else f"ablations/{name}.yaml"))
     # A network of another size takes another time to start, which is no part of the method.
     assert changes(base, by_words) and changes(by_words, by_file).keys() <= {"reward.start_timeout_s"}
 
 
-@pytest.mark.parametrize("model", TABLES["1"].lines[::3], ids=lambda line: line.model)
+@pytest.mark.parametrize("model", MODELS)
+def test_every_recipe_takes_the_words_of_the_smallest_scale(model: str) -> None:
+    config = loaded(PAPER / f"{model}.yaml", *TRAINING["sid"], *SCALES["tiny"].words)
+    assert config.iterations == 2 and config.rollout.crop == 64 and config.actors.num_gpus == 0
+
+
 @pytest.mark.parametrize("scale", SCALES)
-def test_every_recipe_takes_the_words_of_every_scale_set_and_arm(scale: str, model: object) -> None:
+def test_every_arm_goes_with_every_scale(scale: str) -> None:
     chosen = SCALES[scale]
-    recipe = PAPER / f"{getattr(model, 'model', '')}.yaml"
-    for arm in ARMS.values():
-        own = chosen.in_place_of.get(arm.name, arm.words)
-        config = load_config(RunConfig, recipe, (*TRAINING["sid"], *chosen.words, *own))
+    for arm in ("ours", "rec_reward", "qalign_reward", "clip_iqa_reward"):  # others are switches alone
+        own = chosen.in_place_of.get(arm, ARMS[arm].words)
+        config = loaded(PAPER / "diffbir.yaml", *chosen.words, *own)
         assert config.iterations == {"full": 500, "quick": 50, "tiny": 2}[scale]
-    assert (config.actors.num_gpus == 0) == chosen.single
+        assert (config.actors.num_gpus == 0) == chosen.single
 
 
 def test_what_is_unknown_is_refused_with_what_there_is() -> None:
