@@ -80,11 +80,11 @@ def paper_run(
     trainings share it by `cluster.address=auto`.
     """
     from cluster.paper.cells import Folders, Measuring
+    from cluster.paper.measuring import published_of
     from cluster.paper.places import Models, Roots
     from cluster.paper.plan import Wanted, make_plan
     from cluster.paper.scales import scale_of
     from cluster.paper.tables import tables_of
-    from restoration.metrics.published import Published
 
     for word in (*(overrides or []), *(second or [])):
         if "=" not in word:
@@ -106,7 +106,7 @@ def paper_run(
             Measuring(batch, tile, device, tuple(scorer or []), _absolute(lpips), _absolute(fid), pictures),
         )
         _check_scorers(scorer or [])
-        Published(lpips, fid)  # so that weights that are absent are told before anything runs
+        published_of(wanted.measuring)  # so that weights that are absent are told before anything runs
         plan = make_plan(wanted)
     print("\n".join(_plan_lines(wanted, plan, gpu_kind)))
     if plan.missing and not skip_missing:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.paper.cells import Cell, Measuring
 from cluster.paper.results import PICTURES, Result, result_of, write_result
@@ -17,8 +18,10 @@ from restoration.evaluate import ScoreFunction, evaluate_pairs
 from restoration.figures import Pixels
 from restoration.images import write_image
 from restoration.metrics import protocol
-from restoration.metrics.published import Published
 from restoration.tiling import Tiling
+
+if TYPE_CHECKING:
+    from restoration.metrics.published import Published
 
 VERSIONS = ("restorl", "torch", "diffusers", "numpy", "opencv-python-headless")
 Progress = Callable[[int, int], None]
@@ -45,10 +48,11 @@ def measure(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of another number of pictures: the table has it
         pairs = open_set(cell.set, cell.root, cell.split, check=False)
-    published = Published(measuring.lpips, measuring.fid)
+    published = published_of(measuring)
 
     def see(image_id: str, lq: Pixels, restored: Pixels, gt: Pixels) -> None:
-        published.see(image_id, lq, restored, gt)
+        if published is not None:
+            published.see(image_id, lq, restored, gt)
         if measuring.pictures:
             file = folder / PICTURES / f"{image_id}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +68,8 @@ def measure(
         tolerant=True,
         inputs_too=False,
     )
-    rows = published.beside(rows)
+    if published is not None:
+        rows = published.beside(rows)
     result = result_of(
         cell,
         rows,
@@ -72,12 +77,25 @@ def measure(
         told=protocol(cell.protocol).told,
         published=of.published(cell.split),
         per_scene=of.per_scene,
-        of_sets={fid.name: fid.value() for fid in published.fid},
+        of_sets={fid.name: fid.value() for fid in published.fid} if published is not None else {},
         seconds=time.monotonic() - began,
         versions=versions(),
     )
     write_result(folder, rows, result)
     return result
+
+
+def published_of(measuring: Measuring) -> Published | None:
+    """What measures LPIPS and FID, where one is wanted; torchvision, which it needs, takes seconds to import.
+
+    Raises:
+        CheckpointError: weights that are absent or of another network.
+    """
+    if measuring.lpips is None and measuring.fid is None:
+        return None
+    from restoration.metrics.published import Published
+
+    return Published(measuring.lpips, measuring.fid)
 
 
 def versions() -> dict[str, str]:

@@ -64,8 +64,8 @@ def test_the_second_round_starts_from_the_first_and_waits_for_it(sets: Path, nam
     assert plan.configs[second.label].reward.scorer == "tests.system.scorers:Contrast"  # the user's word is the last
     full = make_plan(replace(asked, scale=SCALES["full"], words=("reward.scorer=piqe", "reward.params={}")))
     assert set(full.missing.values()) == {
-        "a second round takes a reward that learned from ratings of the first one's results; give it with --second, such "
-        "as --second reward.params.weights=FOLDER"
+        "a second round takes a reward that learned from ratings of the first one's results; give it with --second, "
+        "such as --second reward.params.weights=FOLDER"
     }
     given = replace(
         asked, scale=SCALES["full"], words=("reward.scorer=piqe", "reward.params={}"), second=("reward.num_gpus=0",)

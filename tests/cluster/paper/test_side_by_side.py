@@ -52,7 +52,11 @@ def test_so_many_run_at_a_time_and_each_after_what_it_needs(tmp_path: Path) -> N
 
 def test_one_that_fails_costs_those_that_need_it_and_no_other(tmp_path: Path) -> None:
     tasks = [
-        task(tmp_path, "bad", "import sys; print('first', flush=True); sys.exit('data.root: /sets has no folder; give another')"),
+        task(
+            tmp_path,
+            "bad",
+            "import sys; print('first', flush=True); sys.exit('data.root: /sets has no folder; give another')",
+        ),
         task(tmp_path, "after", "print('never')", "bad"),
         task(tmp_path, "later", "print('never')", "after"),
         task(tmp_path, "good", "print('fine')"),
