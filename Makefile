@@ -124,6 +124,19 @@ study: setup
 	$(BIN)/python -m benchmarks.study --results $(RESULTS) $(if $(QUICK),--quick) $(if $(PUBLISHED),--published $(PUBLISHED))
 	$(BIN)/python -m benchmarks.study_report --results $(RESULTS)
 
+# The paper's six tables by tiny models on stand-ins of the sets, into docs/paper_tables: that all of it runs, no more.
+# Of table 1 the cell DiffBIR x LOL-real by the demo's model; SFT=configs/paper/demo/sft.yaml tunes it to the set before.
+.PHONY: paper paper-cell
+CELL := runs/paper_cell
+paper: setup
+	$(BIN)/python -m benchmarks.paper_tables
+
+paper-cell: setup
+	$(BIN)/restorl data make lol_v2_real $(CELL)/data/lol_v2_real --train 200 --test 48
+	$(BIN)/restorl paper run 1 --data $(CELL)/data --models diffbir=models/demo --model diffbir --skip-missing \
+	  --recipes configs/paper/demo $(if $(SFT),--sft $(SFT)) --scorer lite0_levels --pictures --out $(CELL)
+	$(BIN)/restorl paper table 1 --out $(CELL) --write docs/paper_tables/demo
+
 bench: setup
 	$(BIN)/restorl data demo data/demo --task rain
 	$(BIN)/python -m benchmarks.rollout

@@ -20,6 +20,7 @@ from cluster.cli.errors import UserMistake, argv, as_mistake, guarded, say
 from cluster.cli.export import export
 from cluster.cli.leaving import leaving
 from cluster.cli.output import Counter, partial_csv, print_rows, summary_text
+from cluster.cli.paper import paper_app
 from cluster.cli.plan_gpus import plan
 from cluster.cli.restore import require, restore
 from cluster.cli.reward import reward_app
@@ -59,6 +60,7 @@ app.add_typer(watch_app, name="watch")
 app.command()(plan)
 app.command()(compare)
 app.add_typer(annotate_app, name="annotate")
+app.add_typer(paper_app, name="paper")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Such as `sampler.steps=4`.", metavar="[KEY=VALUE]...")]
 DEFAULT_SCORER = "lite0_levels"
