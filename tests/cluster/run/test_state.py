@@ -97,7 +97,7 @@ def _with_stand_ins(made: RunState) -> RunState:
         version=1,
         rolling=set,
         stream=SimpleNamespace(depth=lambda: SimpleNamespace(entries=0, nbytes=0), memory=lambda: (1, 2)),
-        actors=SimpleNamespace(wanted=1, members={}, calls={}),
+        actors=SimpleNamespace(wanted=1, members={}, calls={}, step_back=lambda: None),
     )
     return made
 
@@ -218,6 +218,15 @@ def test_a_dead_rank_brings_the_learner_back_and_a_step_renews_the_patience(stat
     with pytest.raises(Fatal, match="the learner failed 3 times without progress.*SIGKILL"):
         for _ in range(3):
             state.learned(ended_with(LearnerDied(0, "SIGKILL")))
+
+
+def test_actors_that_wait_for_a_place_step_back_before_the_ranks_of_a_dead_learner_ask_for_one(state: RunState) -> None:
+    seen: list[str] = []
+    begin_again = state.parts.learning.begin_again
+    state.parts.actors.step_back = lambda: seen.append("actors step back")  # type: ignore[method-assign]
+    state.parts.learning.begin_again = lambda pause_s: (seen.append("ranks"), begin_again(pause_s))[1]  # type: ignore
+    state.learned(ended_with(LearnerDied(0, "SIGKILL")))
+    assert seen == ["actors step back", "ranks"]
 
 
 @pytest.mark.parametrize(
@@ -455,6 +464,39 @@ def test_how_a_run_ended_is_told_in_its_folder_and_to_its_trackers(
             raise error
     assert json.loads((tmp_path / "live.json").read_text())["state"] == ending
     assert state.disk.trackers.how == ending
+
+
+def test_an_end_that_cannot_be_written_down_is_told_as_a_failure_to_whoever_looks_and_to_trackers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run.json")
+
+    with pytest.raises(Fatal, match="No space left"), RunState(RunConfig(model=tmp_path), tmp_path, False) as state:
+        _with_stand_ins(state)
+        monkeypatch.setattr(state.disk, "save", full)
+    live = json.loads((tmp_path / "live.json").read_text())
+    assert live["state"] == state.disk.trackers.how == "failed" and "No space left" in live["doing"]
+
+
+@pytest.mark.parametrize(("lost", "how"), [("overtaken", "taken over"), ("removed", "failed"), ("unread", "failed")])
+def test_trackers_are_not_told_that_a_run_finished_which_this_process_had_to_leave(
+    lost: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on in another process, or its folder is gone, or can't be looked at."""
+
+    def unread() -> bool:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    place, reason = tmp_path / "run", "epoch" if lost == "overtaken" else "folder"
+    with pytest.raises(Fatal), RunState(RunConfig(model=tmp_path), place, resume=False) as state:
+        _with_stand_ins(state)
+        if lost == "removed":
+            place.rename(tmp_path / "elsewhere")
+        if lost == "unread":
+            monkeypatch.setattr(state.disk, "guards", unread)
+        raise Fatal("the driver", Failure(Kind.FATAL, reason, "not this process's any more"))
+    assert state.disk.trackers.how == how
 
 
 def test_a_driver_that_does_not_know_yet_that_it_was_taken_over_does_not_beat_over_its_successor(
