@@ -122,7 +122,8 @@ def test_a_single_process_gives_what_a_synchronous_run_of_the_system_gives(start
 
 
 def test_a_scorer_that_gives_nan_ends_the_run_with_its_reason_and_no_reward_of_0(start: Start) -> None:
-    run = start("failing", "reward.scorer=tests.system.scorers:NotANumber")
+    small = ("sampler.steps=2", "rollout.images_per_batch=1", "evaluation.limit=1", "evaluation.strips=0")
+    run = start("failing", "reward.scorer=tests.system.scorers:NotANumber", *small)
     assert run.wait() == 2, run.output()
     assert "gave nan" in run.output() and "Traceback" not in run.output()
     assert read_metrics(run.folder, "train") == []
