@@ -138,7 +138,7 @@ def test_what_a_run_cannot_begin_without_has_its_place_before_the_actors_that_ma
         monkeypatch.setattr(topology, name, lambda *_: Step([], ""))
     monkeypatch.setattr(topology, "connect", lambda *_: Step([], ""))
     monkeypatch.setattr(topology, "fits_cluster", lambda *_, **__: ())
-    monkeypatch.setattr(topology, "remote_actor", lambda options: SimpleNamespace(remote=None))
+    monkeypatch.setattr(topology, "remote_actor", lambda options: SimpleNamespace(remote=print))
     monkeypatch.setattr(topology.ray, "nodes", lambda: [])
     for name in ("cluster_resources", "available_resources"):
         monkeypatch.setattr(topology.ray, name, lambda: {})
