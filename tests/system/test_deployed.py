@@ -99,7 +99,6 @@ class Machine:
             "RAY_AUTH_TOKEN": self.token,
             "RAY_TMPDIR": str(self.folder / "t"),
             "RAY_agent_register_timeout_ms": "120000",
-            "RAY_raylet_start_wait_time_s": "180",
             "HOME": str(self.folder / "home"),
             "TMPDIR": str(self.folder / "t"),
             "PYTHONPATH": str(ROOT),
@@ -166,21 +165,23 @@ class Machine:
 
 
 class Cluster:
-    """Head, and then one node of each other group side by side, as pods start."""
+    """Head, then one node of each other group, one by one: those of one machine would take each other's sockets."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine, self.mark = machine, machine.new_mark()
         self.gcs, self.dashboard, self.agent = free_port(), free_port(), free_port()
         head, *others = groups_of_spec(cluster_of(of_kind(machine.documents, "RayJob")))
         assert "groupName" not in head and all("groupName" in group for group in others)
-        self.nodes = 1 + len(others)
         words = self._words(head, head=True) + [f"--port={self.gcs}", f"--dashboard-port={self.dashboard}"]
         words += ["--dashboard-host=127.0.0.1", f"--dashboard-agent-listen-port={self.agent}"]
         self.of_head = machine.environment(self.mark, head["template"]["spec"])
         machine.start_node([*words, f"--ray-client-server-port={free_port()}"], self.of_head)
-        with ThreadPoolExecutor(len(others)) as pool:
-            for started in [pool.submit(self._join, group) for group in others]:
-                started.result()
+        wait = ["restorl", "deploy", "wait", str(1 + len(others)), "--address", self.address]
+        with ThreadPoolExecutor(1) as pool:
+            all_there = pool.submit(machine.run, wait, self.of_head, 700)
+            for group in others:
+                self._join(group)
+            all_there.result()
         wait_until(lambda: answers(self.dashboard), 120, machine.tail)
 
     def _join(self, group: dict[str, Any]) -> None:
@@ -279,7 +280,6 @@ def test_a_job_that_loses_its_cluster_goes_on_in_the_next_one_and_rewards_are_se
     command = entrypoint(machine)
     run = Path(machine.names.run)
     first = Cluster(machine)
-    machine.run(["restorl", "deploy", "wait", str(first.nodes), "--address", first.address], first.of_head, 700)
     assert status_of(f"http://127.0.0.1:{first.agent}{HEALTH['path']}") == 200  # what the probes ask, without a token
     assert status_of(f"http://127.0.0.1:{first.dashboard}/api/jobs/") == 401
     running = marked(first.mark)
