@@ -12,7 +12,8 @@ from typing import Any
 
 from restoration.whole_files import naming, written_whole
 
-LEDGER_FILE = "ledger.json"  # of a run, in its folder
+IDENTITY_FILE, QUARANTINE_FILE, LEDGER_FILE = "run.json", "quarantine.jsonl", "ledger.json"  # of a run, in its folder
+FINISHED = "finished"  # in run.json: the iterations after which the run was complete, its report included, or null
 Row = dict[str, Any]
 
 

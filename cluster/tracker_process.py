@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 PROJECT = "restorl"  # unless the tracker's environment variable names another
 NAMED = ("kind", "who", "iteration")
-KILLED = "killed"
+KILLED, TAKEN_OVER = "killed", "taken over"
 
 
 class Tracker(Protocol):
@@ -29,7 +29,7 @@ class Tracker(Protocol):
     def picture(self, iteration: int, path: Path) -> None: ...
 
     def end(self, how: str) -> None:
-        """`how`: finished, stopped, failed or killed."""
+        """`how`: finished, stopped, failed, killed, or taken over by another process, in which the run goes on."""
         ...
 
 
@@ -96,7 +96,8 @@ class Mlflow:
         self._client.log_artifact(self._id, str(path), "strips")
 
     def end(self, how: str) -> None:
-        self._client.set_terminated(self._id, self.STATUS.get(how, "FAILED"))
+        if how != TAKEN_OVER:
+            self._client.set_terminated(self._id, self.STATUS.get(how, "FAILED"))
 
 
 TRACKERS: dict[str, type[Wandb] | type[Mlflow]] = {"wandb": Wandb, "mlflow": Mlflow}

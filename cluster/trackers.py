@@ -70,7 +70,7 @@ class Trackers:
         end_s: float = END_S,
     ) -> None:
         self.end_s = end_s
-        self.how = ""  # the run ends: finished, stopped or failed; by what ends the block, if nobody has set it
+        self.how = ""  # the run ends, as `Tracker.end` has it; by what ends the block, if nobody has set it
         self._feeds = [Feed(name, run, lost) for name in dict.fromkeys(names) if name != TENSORBOARD]
 
     def record(self, row: Mapping[str, Any]) -> None:

@@ -102,7 +102,7 @@ def train(
 
     restorl train configs/demo.yaml --run runs/try --resume-if-there
     """
-    from cluster.cli.resuming import resume_if_there, train_when_free
+    from cluster.cli.resuming import resume_if_there, tell_complete, train_when_free
     from cluster.config.configure import load_config
     from cluster.models import load_run_config
 
@@ -142,7 +142,7 @@ def train(
         _train_single(loaded, folder)
         return
     if complete is not None:
-        print(f"{folder}: the run is complete, after {complete} iterations; nothing is started")
+        tell_complete(folder, complete)
         return
     from cluster.run import driver
 
@@ -151,7 +151,8 @@ def train(
         summary = train_when_free(loaded, folder) if if_there else driver.train(loaded, folder, resume is not None)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(str(error) or f"stopped; go on with: restorl train --resume {folder}") from None
-    print(summary_text(summary))
+    if summary is not None:
+        print(summary_text(summary))
 
 
 @app.command()

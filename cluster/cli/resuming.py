@@ -58,25 +58,43 @@ def resume_if_there(folder: Path, config: str | None, overrides: Sequence[str]) 
     return Found(loaded, there, done if done is not None and done >= loaded.iterations else None)
 
 
-def train_when_free(config: RunConfig, folder: Path) -> RunSummary:
+def tell_complete(folder: Path, iterations: int) -> None:
+    print(f"{folder}: the run is complete, after {iterations} iterations; nothing is started")
+
+
+def train_when_free(config: RunConfig, folder: Path) -> RunSummary | None:
     """The run in `folder`, begun or resumed, once the process that it replaces has let go of it.
+
+    Returns:
+        None where that process has completed the run meanwhile, as is told.
 
     Raises:
         FolderInUse: another process still uses the folder after `LOCK_WAIT_S`.
         As `cluster.run.driver.train`.
     """
+    from cluster.config.configure import ConfigError
     from cluster.run import driver
-    from cluster.run.folder import has_begun
-    from cluster.run.folder_lock import FolderInUse
+    from cluster.run.folder import finished_after, has_begun
+    from cluster.run.folder_lock import FolderInUse, holder_of
 
     ends, told = time.monotonic() + LOCK_WAIT_S, False
     while True:
+        there, late, used = has_begun(folder), time.monotonic() > ends, ""
+        if there and (done := finished_after(folder)) is not None and done >= config.iterations:
+            tell_complete(folder, done)
+            return None
         try:
-            return driver.train(config, folder, has_begun(folder))
+            if late or not (holder := holder_of(folder)).held:  # else nothing is opened and checked in vain
+                return driver.train(config, folder, there)
+            used = f"{folder}: {holder}"
         except FolderInUse as error:
-            if time.monotonic() > ends:
+            if late:
                 raise
-            if not told:
-                say(f"{error}; this one waits for that, {LOCK_WAIT_S:.0f} s at most")
+            used = str(error)
+        except ConfigError:
+            if late or has_begun(folder) == there:  # else another process began the run meanwhile, or ended its start
+                raise
+        if used and not told:
+            say(f"{used}; this one waits for that, {LOCK_WAIT_S:.0f} s at most")
             told = True
-            time.sleep(LOOK_S)
+        time.sleep(LOOK_S)

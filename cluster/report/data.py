@@ -176,6 +176,8 @@ def facts(run: RunData) -> list[tuple[str, str]]:
     """Versions, elapsed time, peak memory and whatever else run.json records, flattened."""
     found = [("iterations", str(run.train[-1]["iteration"]))] if run.train else []
     for name, value in _flat(run.about):
+        if value is None:  # such as `finished` of a run that isn't
+            continue
         if name == "seconds":
             found.append(("elapsed", seconds_text(value)))
         elif name.endswith("_mb"):

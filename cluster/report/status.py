@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.files import FINISHED, IDENTITY_FILE, LEDGER_FILE, QUARANTINE_FILE
 from cluster.report.duration import brief
 from cluster.report.lines import Lines
 from cluster.report.live import EVALUATING, RUNNING, UNDER_WAY, read_live, sign_of
@@ -24,7 +25,7 @@ from cluster.run.folder_lock import holder_of
 RECENT = 20  # iterations that phases and pace are means of, as in `cluster.run.pace`
 POINTS = 40  # of a course
 MOST_ALARMS = 20
-QUARANTINE_FILE, LEDGER_FILE, IDENTITY_FILE, CONFIG_FILE = "quarantine.jsonl", "ledger.json", "run.json", "config.yaml"
+CONFIG_FILE = "config.yaml"
 NO_PHASES = ("iteration", "elapsed")
 LOOKS = ("brightness", "saturation", "laplacian")  # of which more is not better
 
@@ -167,9 +168,7 @@ class Watched:
         run_id = str(about.get("run_id") or live.get("run_id") or "")
         single = run_id.endswith("-single")
         resume = "" if single or not about else f"restorl train --resume {self.folder}"
-        complete = (self.folder / LEDGER_FILE).is_file() or (single and bool(about))
-        if iterations is not None and self._iteration < iterations:
-            complete = False  # it has been resumed for more
+        complete = self._is_complete(about, iterations, single)
         begun = bool(self._iteration or self._evaluations)
         sign = sign_of(live, written, holder_of(self.folder), complete, begun, now, resume)
         alive = sign.state in UNDER_WAY
@@ -216,6 +215,15 @@ class Watched:
             clocks=tuple(str(clock) for clock in timeline.clocks if clock.shift),
             damage=tuple(damage),
         )
+
+    def _is_complete(self, about: dict[str, Any], iterations: int | None, single: bool) -> bool:
+        """Whether the run has left what only one that has come to its end leaves."""
+        if iterations is not None and self._iteration < iterations:
+            return False  # it has been resumed for more
+        if FINISHED not in about:  # of an earlier version, or of a single process, which writes run.json last
+            return (self.folder / LEDGER_FILE).is_file() or (single and bool(about))
+        done = _whole(about[FINISHED])  # the ledger may be that of an end before it was resumed
+        return done is not None and (iterations is None or done >= iterations)
 
     # metrics.jsonl
 

@@ -44,7 +44,7 @@ class Member:
         node: id of the node from where it did.
         resting: it gets no call, and isn't checked, before that.
         failures: in a row.
-        unbuilt: Ray has given it up, as its constructor raised.
+        unbuilt: its process is over for good, as its constructor raised or it stepped back: it is to be made anew.
         leaving: it gets no call any more, and is ended after those it has.
     """
 
@@ -114,25 +114,25 @@ class ActorPool:
         for _ in range(count):
             self._add()
 
-    def wait_ready(self, timeout_s: float, beside: Iterable[Future[Any]] = (), least: int | None = None) -> None:
-        """Wait until `least` of them, or all, have built themselves.
+    def wait_ready(self, timeout_s: float, beside: Iterable[Future[Any]] = ()) -> None:
+        """Wait until all of them have built themselves.
 
         Args:
             beside: what starts beside them.
 
         Raises:
-            ClusterError: not so many within `timeout_s`, or one can't be built.
+            ClusterError: not all within `timeout_s`, or one can't be built.
             Whatever something beside them has failed with.
         """
-        deadline, least = time.monotonic() + timeout_s, len(self.members) if least is None else least
-        while (lacking := least - self.standing().there) > 0 and (left := deadline - time.monotonic()) > 0:
+        deadline, count = time.monotonic() + timeout_s, len(self.members)
+        while (lacking := count - self.standing().there) > 0 and (left := deadline - time.monotonic()) > 0:
             raise_failed(beside)
             self.finished(min(left, LOOK_S))
             if self._trouble:
                 raise ClusterError(f"a rollout actor can't be built: {self._trouble}")
         if lacking > 0:
             raise ClusterError(
-                f"{lacking} of {least} rollout actors did not start within start_timeout_s={timeout_s:g} s: "
+                f"{lacking} of {count} rollout actors did not start within start_timeout_s={timeout_s:g} s: "
                 f"free are {_shown(ray.available_resources())}; lower actors.count (or actors.min) or what each "
                 "reserves, or raise start_timeout_s if the model takes so long to load"
             )
@@ -147,10 +147,10 @@ class ActorPool:
         trouble = self._trouble if there < len(staying) else ""
         return Standing(len(staying), there, len(self.members) - len(staying), trouble)
 
-    def free(self, least_free: int = 1) -> list[int]:
-        """Actors with at least `least_free` free slots, the least busy first, one entry a free slot."""
+    def free(self) -> list[int]:
+        """Actors with free slots, the least busy first, one entry a free slot."""
         busy, now = self._busy(), time.monotonic()
-        able = [key for key, m in self.members.items() if _able(m, now) and self.slots - busy[key] >= least_free]
+        able = [key for key, member in self.members.items() if _able(member, now)]
         return [key for level in range(self.slots) for key in able if busy[key] <= level]
 
     def tasks(self, kind: type) -> list[tuple[int, Any]]:
@@ -167,10 +167,14 @@ class ActorPool:
         Raises:
             ClusterError: no actor is there, and none can be built.
         """
+        # First who has said that it is there: of one that is back nothing is given up, however long nobody looked.
+        if checks := self._checks():
+            for ref in ray.wait(list(checks), num_returns=len(checks), timeout=0)[0]:
+                self._checked(checks[ref])
         self._tend()
         if self._given_up:
             return list(self._given_up)
-        checks = {member.check: member for member in self.members.values() if member.check is not None}
+        checks = self._checks()
         refs = [*self.calls, *checks]
         if not refs:
             time.sleep(timeout_s)
@@ -241,14 +245,25 @@ class ActorPool:
         after = sum(key in self.members for key in surplus)
         return Resized(before, count, started, len(kept), len(surplus) - after, after)
 
-    def kill(self) -> None:
+    def step_back(self) -> None:
+        """Those that aren't there give up their place, or their wait for one, until the next look (`finished`)."""
         for member in self.members.values():
+            if member.away is not None:
+                with contextlib.suppress(Exception):
+                    ray.kill(member.handle)
+                member.check, member.unbuilt = None, True
+
+    def kill(self) -> None:
+        for member in list(self.members.values()):  # a `take` that nobody waits for any more may end one meanwhile
             with contextlib.suppress(Exception):
                 ray.kill(member.handle)
 
     def _add(self) -> None:
         self.members[self._made] = Member(self.make(), away=time.monotonic())
         self._made += 1
+
+    def _checks(self) -> dict[ray.ObjectRef, Member]:
+        return {member.check: member for member in self.members.values() if member.check is not None}
 
     def _busy(self) -> Counter[int]:
         return Counter(call.actor for call in self.calls.values())

@@ -60,6 +60,11 @@ _LOST = f"give the server its data back, or store.url the right server, then {RE
 _TAKEN = f"leave the run to that process, or stop it and {RESUME}"
 _OBJECT = "look at the nodes in the Ray dashboard; was one lost, or its object store full (cluster.object_store_mb)?"
 
+_PLACE = (
+    "add nodes, lower actors.count (actors that wait for a place take what a rank leaves), or give the ranks nodes of "
+    f"their own by a label (ranks.resources), then {RESUME}"
+)
+
 # Number of a system's error about a file -> what to do about it.
 FILE_REMEDIES = {
     errno.ENOSPC: "free space there",
@@ -91,6 +96,7 @@ POLICY: dict[str, tuple[Kind, str, str]] = {
     "StaleEpoch": (T, "epoch", _TAKEN),
     "LearnerDied": (T, "learner", f"was it out of memory, or its node lost? {_LOG}"),
     "LearnerStuck": (T, "learner", SLOW),
+    "LearnerUnplaced": (T, "place", _PLACE),
     "BatchTimeout": (F, "batch", "look at the rollout actors and the reward service, or raise source.timeout_s"),
     "RayActorError": (T, "process", _LOG),
     "ActorUnavailableError": (T, "process", _LOG),

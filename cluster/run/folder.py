@@ -8,13 +8,14 @@ from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from importlib.metadata import version
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from actors.work import Quarantined
 from cluster.config.configure import ConfigError, save_config
 from cluster.config.recipe import TENSORBOARD, RunConfig
 from cluster.config.resume import keep_config
-from cluster.files import JsonLines, read_json_lines, write_text
+from cluster.files import FINISHED, IDENTITY_FILE, QUARANTINE_FILE, JsonLines, read_json_lines, write_text
 from cluster.report.records import FILE_NAME, MetricsLog, read_metrics
 from cluster.run.failures import RESUME, Failure, Fatal, Kind, classify, file_remedy
 from cluster.run.folder_lock import MOUNTS, locked, only_here
@@ -22,9 +23,7 @@ from cluster.run.looking import ForLooking
 from cluster.trackers import trackers_of
 from learner import checkpoint
 
-IDENTITY_FILE, QUARANTINE_FILE = "run.json", "quarantine.jsonl"
 FIGURES = "evaluation"  # the folder of what was evaluated, which only a run that has begun has
-FINISHED = "finished"  # in run.json: the iterations after which the run was complete, its report included
 
 
 def has_begun(path: Path) -> bool:
@@ -57,6 +56,11 @@ def read_identity(folder: Path) -> dict[str, Any]:
         raise ConfigError.of(
             f"{path} is damaged ({type(error).__name__}: {error}); put it back from a copy, or start another run"
         ) from error
+
+
+def new_run_id(name: str) -> str:
+    """An id that no other run has, of characters that stores, trackers and Ray take: NAME-1a2b3c4d."""
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name) + f"-{uuid.uuid4().hex[:8]}"
 
 
 class RunFolder:
@@ -106,8 +110,10 @@ class RunFolder:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._exits.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._exits.__exit__(kind, error, trace)
 
     @property
     def run_id(self) -> str:
@@ -173,14 +179,13 @@ class RunFolder:
 
     def _begin(self) -> None:
         save_config(self.config, self.path / "config.yaml")
-        name = "".join(c if c.isalnum() or c in "._-" else "-" for c in self.config.name)
-        self.identity: dict[str, Any] = {"run_id": f"{name}-{uuid.uuid4().hex[:8]}", "seconds": 0.0}
-        self.identity["peak_memory_mb"] = 0.0
+        self.identity: dict[str, Any] = {"run_id": new_run_id(self.config.name), "seconds": 0.0}
+        self.identity |= {"peak_memory_mb": 0.0, FINISHED: None}
         self.identity["versions"] = {p: version(p) for p in ("torch", "ray", "diffusers", "deepspeed", "peft")}
         self.save()
 
     def _resume(self) -> None:
-        self.identity = read_identity(self.path)
+        self.identity = {FINISHED: None} | read_identity(self.path)  # which of an earlier version lacks it
         try:
             if (self.path / FILE_NAME).is_file():
                 read_metrics(self.path)  # before anything starts: a line that can't be read would end the run then

@@ -30,7 +30,7 @@ from cluster.run.failures import Fatal, Patience, classify
 from cluster.run.store_mark import note_epoch
 from learner import checkpoint
 from learner.batch import BatchError, Refused
-from learner.group import GroupSettings, LearnerDied, LearnerFailed, LearnerGroup
+from learner.group import GroupSettings, LearnerDied, LearnerFailed, LearnerGroup, LearnerUnplaced
 from learner.source import Batch, BatchSource, BatchTimeout, Stopped
 from restoration.base_models import load
 from restoration.datasets.paired import PairedFolder
@@ -100,8 +100,8 @@ class Learning:
     def begin(self, resume: bool) -> Future[None]:
         """`start` in the background, tried again if a process dies meanwhile. The result raises
 
-        Fatal: it can't be.
-        LearnerUnplaced, CheckpointError, StoreError: what the user can put right.
+        Fatal: it can't be; also where there is no room for the ranks within start_timeout_s.
+        CheckpointError, StoreError: what the user can put right.
         """
         self._starting = self.pool.submit(self._begin, resume)
         return self._starting
@@ -109,6 +109,8 @@ class Learning:
     def _begin(self, resume: bool) -> None:
         try:
             self.start(resume)
+        except LearnerUnplaced as error:  # nothing that the run holds would make room
+            raise Fatal("the learner", classify(error)) from error
         except (LearnerDied, LearnerFailed) as error:
             if self._closing.is_set():
                 raise
@@ -176,6 +178,8 @@ class Learning:
 
     def recover(self, resume: bool = True) -> None:
         """Start the ranks again, in a new epoch, from the last checkpoint; tried a bounded number of times.
+
+        Each try waits for room for start_timeout_s: a lost node may come back, or an autoscaler bring one.
 
         Raises:
             Fatal: it can't be.

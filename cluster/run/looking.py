@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
 class ForLooking:
-    """Bears what goes wrong with files that nothing rests on, so that the run goes on.
+    """Bears what goes wrong with files that nothing rests on, so that the run goes on; in any thread.
 
     Args:
         told: gets a line, once for each kind of file.
@@ -16,12 +17,21 @@ class ForLooking:
 
     def __init__(self, told: Callable[[str], None]) -> None:
         self.told = told
-        self.missing: Counter[str] = Counter()  # by kind of file
+        self._missing: Counter[str] = Counter()
+        self._counting = threading.Lock()
+
+    @property
+    def missing(self) -> Counter[str]:
+        """So many of each kind of file, as of now."""
+        with self._counting:
+            return self._missing.copy()
 
     def lack(self, kind: str, error: Exception) -> None:
         """One file of this kind is missing, or not whole."""
-        self.missing[kind] += 1
-        if self.missing[kind] == 1:
+        with self._counting:
+            self._missing[kind] += 1
+            first = self._missing[kind] == 1
+        if first:
             self.told(f"{kind} is missing, and the run goes on without it: {error}")
 
     @contextmanager

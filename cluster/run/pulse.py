@@ -78,7 +78,7 @@ class Pulse:
     def end(self, error: BaseException | None) -> None:
         """The last beat: how the run ended."""
         self._stop.set()
-        self.state, self.doing = _ending(error)
+        self.state, self.doing = ending(error)
         self._beat()
 
     def stop(self) -> None:
@@ -102,7 +102,7 @@ class Pulse:
             self._writing.release()
 
 
-def _ending(error: BaseException | None) -> tuple[str, str]:
+def ending(error: BaseException | None) -> tuple[str, str]:
     """(state, why) of a run that ends."""
     if error is None:
         return FINISHED, ""

@@ -16,12 +16,12 @@ Actors = Iterable[dict[str, Any]]
 
 
 class Replicas:
-    """One question at a time is out; one that isn't answered leaves what was known, with its age."""
+    """One question at a time is out; one that fails, or isn't answered, leaves what was known, with its age."""
 
     def __init__(self, ask: Callable[[], Actors] | None = None, every_s: float = EVERY_S) -> None:
         self._ask, self._every_s = ask or _living_actors, every_s
         self._asked = -every_s
-        self._out: Future[Actors] | None = None
+        self._out: Future[list[dict[str, Any]]] | None = None
         self._rows: list[dict[str, Any]] = []
 
     def look(self, apps: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -33,10 +33,11 @@ class Replicas:
         if self._out is not None and self._out.done():
             out, self._out = self._out, None
             if out.exception() is None:
-                self._rows = list(_rows(out.result(), apps, time.time()))
+                self._rows = out.result()
         if self._out is None and time.monotonic() - self._asked >= self._every_s:
             self._asked = time.monotonic()
-            self._out = in_thread(self._ask, "replicas")
+            known = dict(apps)
+            self._out = in_thread(lambda: list(_rows(self._ask(), known, time.time())), "replicas")
         return self._rows
 
 

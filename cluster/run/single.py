@@ -28,6 +28,7 @@ from cluster.files import write_text
 from cluster.report.live import RUNNING
 from cluster.report.records import MetricsLog
 from cluster.report.spans import ACTOR, LEARNER
+from cluster.run.folder import new_run_id
 from cluster.run.folder_lock import locked
 from cluster.run.judges import judges
 from cluster.run.looking import ForLooking
@@ -97,7 +98,7 @@ def train_single(
     work = WorkSequence(train.image_ids, config.rollout.images_per_batch, config.seed)
     score, shown = scores_of(config)
     scorers = {**judges(config.evaluation.scorers), **shown, **APPEARANCE}
-    began, run_id = time.monotonic(), f"{config.name}-single"
+    began, run_id = time.monotonic(), f"{new_run_id(config.name)}-single"  # `restorl status` knows it by the last word
 
     def evaluate(known: list[Row]) -> list[Row]:
         e = config.evaluation

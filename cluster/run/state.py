@@ -1,4 +1,4 @@
-"""What a run counts and records: failures, steps, evaluations, its summary."""
+"""What the driver of an open run counts and records: failures, steps, evaluations, its summary."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from actors.work import Quarantined, WorkItem, WorkReport, WorkSequence
 from cluster.config.recipe import RunConfig
-from cluster.files import LEDGER_FILE
+from cluster.files import LEDGER_FILE, QUARANTINE_FILE
 from cluster.report.figures import load_libraries
 from cluster.report.live import EVALUATING, RUNNING, STOPPING
 from cluster.report.records import read_metrics
@@ -26,22 +25,17 @@ from cluster.run.evaluations import EvaluationPart
 from cluster.run.expected import Expected, Here
 from cluster.run.failures import Failure, Fatal, Kind, Patience, classify
 from cluster.run.flow import groups_in_flight
-from cluster.run.folder import FINISHED, QUARANTINE_FILE, RunFolder
 from cluster.run.heldout import HeldOut
-from cluster.run.interrupts import Interrupts, Stopped
+from cluster.run.interrupts import Stopped
 from cluster.run.learning import StepResult
 from cluster.run.load import Load, usable_cores
-from cluster.run.looking import ForLooking
 from cluster.run.machine import this_machine
-from cluster.run.memory import MemoryWatch
+from cluster.run.open_run import OpenRun
 from cluster.run.pace import Pace, about, overlap
 from cluster.run.progress import TrainingProgress
-from cluster.run.pulse import Pulse
 from cluster.run.replicas import Replicas
-from cluster.run.timeline import Timeline
 from cluster.run.topology import Topology
 from cluster.run.work_queue import WorkQueue
-from learner import checkpoint
 from learner.objective import ratio_alarm
 from restoration.evaluate import mean_values
 from restoration.precision import has_bf16_instructions
@@ -73,105 +67,22 @@ class RunSummary:
     report: Path | None  # None: it could not be written, as was told
 
 
-class RunState:
-    """The run folder, locked, and everything the driver counts. Enter it before anything is started.
-
-    Raises:
-        ConfigError (on entry): see `RunFolder`.
-        Fatal (on exit): a file that the run rests on can't be written.
-    """
+class RunState(OpenRun):
+    """The run, open, and what the driver counts and records of it. Enter it before anything is started."""
 
     def __init__(self, config: RunConfig, folder: Path, resume: bool) -> None:
-        self.config, self.folder, self.resume = config, folder, resume
-        self.counts: dict[str, int] = {}
+        super().__init__(config, folder, resume)
         self.told_ratio = False
         self.stored_mb: float | None = None  # of trajectories, when the last iteration ended
         self.expected: Expected | None = None  # of a new run whose recipe says how long it takes
         self.reporting = False  # whether the report's libraries are being loaded
-        self.finished = False  # whether nothing is left but the report
-        self.warnings: list[str] = []  # that are told once there is something to tell them on
-        self.looking = ForLooking(self._warn)
-        self.timeline, self.replicas = Timeline(folder, self.looking), Replicas()
+        self.replicas = Replicas()
         self.phase_s: dict[str, float] = {}  # seconds that actors spent since the last step
-        self.exits = ExitStack()
         limit = _most_failures(config.actors.count)
         self.deaths: Counter[int] = Counter()  # by item
         self.patience = {
             kind: Patience(name, limit) for kind, name in ((WorkItem, "rollouts"), (EvaluationPart, "evaluation"))
         }
-
-    def __enter__(self) -> RunState:
-        disk = RunFolder(self.config, self.folder, self.resume, self.looking)
-        self.disk = self.exits.enter_context(disk)  # first, so that its lock is given up last
-        self.warnings += disk.warnings
-        self.log, self.identity = disk.log, disk.identity
-        self.counts = dict(Counter(reason for _, reason in disk.quarantined))
-        self.began = time.monotonic()
-        self.memory = self.exits.enter_context(MemoryWatch())
-        self.interrupts = self.exits.enter_context(Interrupts())
-        facts = {"run_id": self.run_id, "iterations": self.config.iterations}
-        pulse = Pulse(self.folder, self.looking, self._mine, facts, lambda: self.interrupted)
-        self.pulse = self.exits.enter_context(pulse)
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, _trace: object) -> None:
-        began = self.resume or hasattr(self, "parts") or not isinstance(error, Exception)
-        cause = error
-        overtaken = isinstance(error, Fatal) and error.failure.reason == "epoch"
-        try:
-            if not overtaken and self.disk.guards():  # else the folder is another's
-                self.timeline.flush()
-                self.pulse.end(error)
-                self.disk.trackers.how = self.pulse.state
-                if began:
-                    if self.finished and error is None:
-                        self.identity[FINISHED] = self.parts.version
-                    self.disk.save(**self._totals(time.monotonic()))
-                else:
-                    self.disk.forget()
-            else:
-                self.pulse.stop()
-        except OSError as failure:
-            cause = error or failure  # a full disk must not hide why the run ends
-        finally:
-            try:
-                self.exits.close()
-            except OSError as failure:
-                cause = cause or failure
-        if isinstance(cause, OSError) and cause.errno is not None:
-            told = classify(cause)
-            raise Fatal("the driver", told if began else told.before_anything_began()) from cause
-        if isinstance(cause, Fatal) and not began:
-            raise Fatal(cause.where, cause.failure.before_anything_began()) from cause
-
-    def _mine(self) -> bool:
-        """Whether the folder is still this process's to write to: not removed, nor taken over."""
-        epoch = self.parts.learning.epoch if hasattr(self, "parts") else None
-        root = self.folder / "checkpoints"
-        return self.disk.guards() and (epoch is None or checkpoint.current_epoch(root) <= epoch)
-
-    def _warn(self, text: str) -> None:
-        if hasattr(self, "display"):
-            self.display.note(f"WARNING: {text}")
-        else:
-            self.warnings.append(text)
-
-    def _totals(self, now: float) -> dict[str, Any]:
-        """Of the whole run, its earlier parts included."""
-        return {
-            "seconds": self.identity["seconds"] + now - self.began,
-            "peak_memory_mb": max(self.identity["peak_memory_mb"], self.memory.peak / 2**20),
-            "dropped": self.counts,
-            "not_written": dict(Counter(self.identity.get("not_written", {})) + self.looking.missing),
-        }
-
-    @property
-    def run_id(self) -> str:
-        return self.disk.run_id
-
-    @property
-    def interrupted(self) -> bool:
-        return self.interrupts.requested is not None
 
     def begin(self, parts: Topology) -> None:
         """Once everything runs: forget what lies behind the checkpoint, find out which work is already published."""
@@ -332,6 +243,7 @@ class RunState:
             pause = self.parts.learning.patience.failed(failure)
             self.display.note(f"{failure}; starting again from the last checkpoint")
             self.pulse.doing = f"the learner starts again: {failure}"
+            self.parts.actors.step_back()  # else one that waits for a place takes that of the ranks
             self.interrupts.result(self.parts.learning.begin_again(pause))
             self.pulse.doing = ""
             self.parts.event = time.monotonic()

@@ -1,4 +1,4 @@
-"""The timeline of a run: who was busy with what, and when, in spans.jsonl; `cluster.report.timeline` reads it.
+"""The timeline of a run: who was busy with what, and when, in spans.jsonl; `cluster.report.spans` reads it.
 
 It is only looked at, and bounded: what can't be written is told and counted, and of a long run the last part stays.
 """

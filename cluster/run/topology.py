@@ -87,7 +87,7 @@ class Topology:
     """Starts everything on entry, ends everything on exit: Ray, the store, then reward service, actors and learner.
 
     Raises (on entry):
-        ClusterError, StoreError, RewardError, LearnerUnplaced, CheckpointError: what could not be started, and why.
+        ClusterError, StoreError, RewardError, CheckpointError, Fatal: what could not be started, and why.
 
     Raises (constructor):
         DataError, ConfigError: pairs that can't be read, or a configuration that can't work.
@@ -137,7 +137,7 @@ class Topology:
             self.exits.callback(self._end)
             make_actor = partial(remote_actor(config.actors.options).remote, self._actor_spec(make_stream))
             watch = self.exits.enter_context(NodeWatch())
-            self.actors = ActorPool(make_actor, count, SLOTS_PER_ACTOR, config.stall_timeout_s, lambda: watch.latest)
+            self.actors = ActorPool(make_actor, least, SLOTS_PER_ACTOR, config.stall_timeout_s, lambda: watch.latest)
             self._ends.append(self.actors.kill)
             version = partial(_reward_version, config, self._deployed)
             self.learning = Learning(config, self.folder, self.run_id, self.train, make_stream, version, self.metrics)
@@ -148,10 +148,11 @@ class Topology:
             self.rewards = self._deploy_beside(learner)
             self._deployed.set_result(self.rewards)
             shown.done("reward service")
-            self.actors.wait_ready(config.start_timeout_s, (learner,), least)
+            self.actors.wait_ready(config.start_timeout_s, (learner,))
             shown.done(actors)
             learner.result()
             shown.done("learner")
+            self.actors.resize(count)  # the others take what is left, and no place of what a run can't begin without
         self.desk = self.exits.enter_context(Desk(self.run_id))
         self.event = time.monotonic()  # however long it took, that was no standstill
 

@@ -12,7 +12,6 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from ray.exceptions import RayError
@@ -66,8 +65,9 @@ class Desk:
         self.run_id, self.every_s = run_id, every_s
         self._owner: Owner | None = None
         self._crew: Crew | None = None
-        self._wishes: SimpleQueue[Wish] = SimpleQueue()
-        self._seen = ""
+        self._lock = threading.Lock()
+        self._wish: Wish | None = None  # that stands there now, and wasn't given out yet
+        self._given = ""  # the id of the last one that was
         self._shown: Crew | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="wishes", daemon=True)
@@ -83,11 +83,11 @@ class Desk:
         self._thread.join(END_S)
 
     def wish(self) -> Wish | None:
-        """One that has come and is to be answered; the next one at the next call."""
-        try:
-            return self._wishes.get_nowait()
-        except Empty:
-            return None
+        """One that has come, wasn't taken back by the last look, and is to be answered; each is given out once."""
+        with self._lock:
+            found, self._wish = self._wish, None
+            self._given = self._given if found is None else found.id
+            return found
 
     def show(self, wanted: int, there: int, leaving: int) -> None:
         """How the actors stand."""
@@ -106,7 +106,7 @@ class Desk:
             try:
                 self._look()
             except Exception:  # the cluster doesn't answer: the next look may; calls of actors tell what is wrong
-                continue
+                self._stands(None)
         for key in (_CREW, _WISH):
             try:
                 _del(key + self.run_id)
@@ -120,12 +120,12 @@ class Desk:
         if crew != self._shown:
             _put(_CREW + self.run_id, json.dumps(asdict(crew)))
             self._shown = crew
-        wish = _wish_of(self.run_id)
-        if wish is not None and wish.id != self._seen:
-            self._seen = wish.id
-            self._wishes.put(wish)
-        elif wish is not None and wish.id == crew.answered:
-            _del(_WISH + self.run_id)
+        self._stands(_wish_of(self.run_id))
+
+    def _stands(self, wish: Wish | None) -> None:
+        """What a look has found, None also where it can't be known: whoever gave up waiting has taken the wish back."""
+        with self._lock:
+            self._wish = None if wish is None or wish.id == self._given else wish
 
 
 def crews() -> dict[str, Crew]:

@@ -42,8 +42,10 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(run_folder: Path) -> Iterator[Connection]:
-    with connect(ClusterSettings(num_cpus=1, dashboard=False, object_store_mb=80), run_folder) as connection:
-        yield connection
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_metrics_report_interval_ms", "1000")  # in place of ten seconds
+        with connect(ClusterSettings(num_cpus=1, dashboard=False, object_store_mb=80), run_folder) as connection:
+            yield connection
 
 
 def test_a_local_cluster_asks_for_a_token_that_only_its_user_can_read(cluster: Connection, run_folder: Path) -> None:
@@ -275,7 +277,7 @@ def test_metrics_of_driver_and_actors_appear_on_the_metrics_port(cluster: Connec
         assert all('run="demo-1"' in line for line in lines)
         if found == wanted:
             return
-        time.sleep(1)
+        time.sleep(0.2)
     pytest.fail(f"missing {wanted - found} in\n" + "\n".join(lines))
 
 

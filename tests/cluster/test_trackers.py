@@ -16,8 +16,8 @@ from cluster.report.records import MetricsLog
 from cluster.run.folder import RunFolder
 from cluster.run.looking import ForLooking
 from cluster.run.preflight import trackers as findings
+from cluster.tracker_process import TAKEN_OVER, figures_of
 from cluster.tracker_process import TRACKERS as ADAPTERS
-from cluster.tracker_process import figures_of
 from cluster.trackers import LIBRARIES, MOST_WAITING, Trackers, lacking, shareable
 
 # As much of the libraries as is used; each notes what it is asked in `calls.jsonl` beside it.
@@ -150,6 +150,27 @@ def test_a_resumed_run_goes_on_in_the_one_that_mlflow_has_of_it(place: Path, tmp
     made = [call for call in calls(place / "mlflow") if call[0] not in ("experiment", "search")]
     assert [call[:2] for call in made] == [["again", "r0"], ["batch", "r0"], ["end", "r0"]] and made[2][2] == "FAILED"
     assert told == []
+
+
+def test_a_run_that_goes_on_in_another_process_is_not_ended_in_mlflow(
+    place: Path, make: Callable[..., Trackers]
+) -> None:
+    (place / "mlflow").mkdir()
+    (place / "mlflow" / "__init__.py").write_text(MLFLOW)
+    (place / "mlflow" / "entities.py").write_text(ENTITIES)
+    with make("mlflow") as trackers:
+        trackers.record(RECORDS[0])
+        trackers.how = TAKEN_OVER
+    assert [call[0] for call in calls(place / "mlflow")][-1] == "batch"
+
+
+def test_a_folder_that_is_left_by_an_error_tells_trackers_of_a_failure(place: Path, tmp_path: Path) -> None:
+    (place / "wandb.py").write_text(WANDB)
+    config = build_config(RunConfig, {"model": tmp_path, "tracking": ["wandb"]})
+    with pytest.raises(RuntimeError), RunFolder(config, tmp_path / "run", False, ForLooking(print)) as folder:
+        folder.log.append(RECORDS[0])
+        raise RuntimeError("no such thing")
+    assert calls(place)[-1] == ["finish", 1]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
 from cluster.jobs import ClusterSettings, connect
 from cluster.report.records import read_metrics
@@ -26,6 +25,7 @@ from cluster.run.wishes import Crew, crews
 from reward_service.service import status
 from reward_service.settings import reward_app_name
 from tests.system.conftest import ROOT, Start, starter
+from tests.system.light import make_light
 from tests.system.ray_nodes import Cluster, lose, ray_head
 
 pytestmark = pytest.mark.timeout(1500)
@@ -65,25 +65,10 @@ def until(reached: Callable[[], object], what: str, timeout_s: float) -> float:
     return time.monotonic() - began
 
 
-class Light:
-    """What the pool asks of an actor, without a model."""
-
-    def ready(self) -> str:
-        return str(ray.get_runtime_context().get_node_id())
-
-    def roll(self, task: str, seconds: float) -> str:
-        time.sleep(seconds)
-        return task
-
-
-def make_light() -> Any:
-    actor: Any = ray.remote(Light).options(max_restarts=-1, max_concurrency=2, num_cpus=0, resources={"actor": 1})
-    return actor.remote()
-
-
 @pytest.mark.slow
-def test_actors_follow_their_nodes_and_nothing_waits_for_one_that_has_none(cluster: Cluster) -> None:
+def test_actors_follow_their_nodes_and_nothing_waits_for_one_that_has_none(cluster: Cluster, tmp_path: Path) -> None:
     ended: list[tuple[str, Any]] = []
+    enough = tmp_path / "enough"  # ends the calls of actors
 
     def turns(pool: ActorPool, reached: Callable[[], object], what: str, timeout_s: float) -> None:
         def turn() -> object:
@@ -94,16 +79,18 @@ def test_actors_follow_their_nodes_and_nothing_waits_for_one_that_has_none(clust
 
     first = cluster.add(1, actor=1)
     with connect(ClusterSettings(cluster.address, auth="disabled")), NodeWatch() as watch:
-        pool = ActorPool(make_light, 2, 2, 600.0, lambda: watch.latest)
-        pool.wait_ready(JOINS_S, least=1)
+        pool = ActorPool(make_light, 1, 2, 600.0, lambda: watch.latest)
+        pool.wait_ready(JOINS_S)
+        pool.resize(2)
         second = cluster.add(1, actor=1)
         turns(pool, lambda: pool.standing().there == 2, "the second", JOINS_S)
         for actor in pool.free():
-            pool.call(actor, "roll", f"of {actor}", f"of {actor}", 20.0)
+            pool.call(actor, "roll", f"of {actor}", f"of {actor}", enough)
         lose(second)
         turns(pool, lambda: len(pool.calls) == 2, "what the lost one had", SOON_S)
         (gone,) = {task for task, result in ended if isinstance(result, Failure)}
         assert len(ended) == 2 and not pool.free()
+        enough.touch()
         turns(pool, lambda: not pool.calls, "what the other has", SOON_S)
         (done,) = {task for task, result in ended if result == task}
         assert {gone, done} == {"of 0", "of 1"} and len(ended) == 4

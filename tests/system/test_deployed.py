@@ -7,6 +7,7 @@ interpreter can be in root's home) and no more.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shlex
@@ -15,14 +16,18 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from cluster.config.configure import load_config
 from cluster.config.recipe import RunConfig
@@ -44,17 +49,19 @@ OWNER_LOOKS_S = 25.0  # after which a reward service that is nobody's has ended 
 
 
 _DRAWN: set[int] = set()
+_DRAWING = threading.Lock()
 
 
 def free_port() -> int:
     """Never the same twice, since it is taken only later."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port not in _DRAWN:
-            _DRAWN.add(port)
-            return port
+    with _DRAWING:
+        while True:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = int(probe.getsockname()[1])
+            if port not in _DRAWN:
+                _DRAWN.add(port)
+                return port
 
 
 class Machine:
@@ -77,7 +84,8 @@ class Machine:
         (folder / "etc" / RECIPE_FILE).write_text(recipe.replace(store, f"redis://127.0.0.1:{self.store_port}"))
         self.marks: list[str] = []
         self.store: subprocess.Popen[bytes] | None = None
-        self.log = (folder / "log").open("wb")
+        self.logs = folder / "logs"
+        self.logs.mkdir()
 
     def environment(self, mark: str, pod: dict[str, Any]) -> dict[str, str]:
         """Of a container: its literal variables, its secrets, and what KubeRay adds."""
@@ -101,26 +109,25 @@ class Machine:
 
     def start_node(self, words: list[str], environment: dict[str, str]) -> None:
         """A pod whose container ends, as that of a node that did not come up in time, is made anew."""
-        for attempt in range(POD_ATTEMPTS):
-            if self.has_started(self.start(words, environment)):
-                return
-            assert attempt + 1 < POD_ATTEMPTS, self.tail()
+        assert any(self.has_started(words, environment) for _ in range(POD_ATTEMPTS)), self.tail()
 
-    def has_started(self, node: subprocess.Popen[bytes], timeout_s: float = 300) -> bool:
-        """Whether Ray's processes run there; it ended if not."""
-        before = self.output().count(STARTED)
-        wait_until(lambda: self.output().count(STARTED) > before or node.poll() is not None, timeout_s, self.tail)
+    def has_started(self, words: list[str], environment: dict[str, str], timeout_s: float = 300) -> bool:
+        """Whether Ray's processes run there; it has ended if not."""
+        log = self.logs / secrets.token_hex(4)
+        node = self.start(words, environment, log)
+        wait_until(lambda: STARTED in log.read_text(errors="replace") or node.poll() is not None, timeout_s, self.tail)
         return node.poll() is None
 
-    def start(self, words: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            as_user(words),
-            env=environment,
-            cwd=self.names.work,
-            stdout=self.log,
-            stderr=self.log,
-            start_new_session=True,
-        )
+    def start(self, words: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+        with log.open("wb") as output:
+            return subprocess.Popen(
+                as_user(words),
+                env=environment,
+                cwd=self.names.work,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
 
     def run(self, words: list[str], environment: dict[str, str], timeout_s: float = 600) -> str:
         try:
@@ -133,10 +140,7 @@ class Machine:
         return done.stdout
 
     def tail(self) -> str:
-        return self.output()[-6000:]
-
-    def output(self) -> str:
-        return (self.folder / "log").read_text(errors="replace")
+        return "\n".join(f"{log.name}: {log.read_text(errors='replace')[-3000:]}" for log in self.logs.iterdir())
 
     def new_mark(self) -> str:
         self.marks.append(f"deployed-{os.getpid()}-{secrets.token_hex(4)}")
@@ -148,7 +152,7 @@ class Machine:
             word.replace("/data", str(self.folder / "data")).replace(str(kuberay.PORT), str(self.store_port))
             for word in pod["containers"][0]["command"]
         ]
-        self.store = self.start(words, self.environment(self.new_mark(), pod))
+        self.store = self.start(words, self.environment(self.new_mark(), pod), self.logs / "store")
         wait_until(lambda: answers(self.store_port), 60, self.tail)
 
     def close(self) -> None:
@@ -157,34 +161,39 @@ class Machine:
         if self.store is not None:  # its title has taken the place of its environment, and with it of the mark
             self.store.kill()
             self.store.wait(10)
-        self.log.close()
         assert not answers(self.store_port)
 
 
 class Cluster:
-    """Head and one node of each group."""
+    """Head, then one node of each other group, one by one: those of one machine would take each other's sockets."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine, self.mark = machine, machine.new_mark()
         self.gcs, self.dashboard, self.agent = free_port(), free_port(), free_port()
-        spec = cluster_of(of_kind(machine.documents, "RayJob"))
-        for group in groups_of_spec(spec):
-            pod = group["template"]["spec"]
-            self.environment = machine.environment(self.mark, pod)
-            head = "groupName" not in group
-            words = [word for word in ray_start(group, head) if "port=" not in word and "dashboard-host" not in word]
-            words += [f"--metrics-export-port={free_port()}", "--node-ip-address=127.0.0.1"]
-            words += ["--object-store-memory=100000000", "--min-worker-port=0", "--max-worker-port=0"]
-            if head:
-                words += [f"--port={self.gcs}", f"--dashboard-port={self.dashboard}", "--dashboard-host=127.0.0.1"]
-                words += [f"--dashboard-agent-listen-port={self.agent}", f"--ray-client-server-port={free_port()}"]
-                self.of_head = self.environment
-            else:
-                words += [f"--address=127.0.0.1:{self.gcs}", f"--dashboard-agent-listen-port={free_port()}"]
-            machine.start_node(words, self.environment)
-        nodes = str(len(groups_of_spec(spec)))
-        machine.run(["restorl", "deploy", "wait", nodes, "--address", self.address], self.of_head, 700)
+        head, *others = groups_of_spec(cluster_of(of_kind(machine.documents, "RayJob")))
+        assert "groupName" not in head and all("groupName" in group for group in others)
+        words = self._words(head, head=True) + [f"--port={self.gcs}", f"--dashboard-port={self.dashboard}"]
+        words += ["--dashboard-host=127.0.0.1", f"--dashboard-agent-listen-port={self.agent}"]
+        self.of_head = machine.environment(self.mark, head["template"]["spec"])
+        machine.start_node([*words, f"--ray-client-server-port={free_port()}"], self.of_head)
+        wait = ["restorl", "deploy", "wait", str(1 + len(others)), "--address", self.address]
+        with ThreadPoolExecutor(1) as pool:
+            all_there = pool.submit(machine.run, wait, self.of_head, 700)
+            for group in others:
+                self._join(group)
+            all_there.result()
         wait_until(lambda: answers(self.dashboard), 120, machine.tail)
+
+    def _join(self, group: dict[str, Any]) -> None:
+        words = [*self._words(group, head=False), f"--address=127.0.0.1:{self.gcs}"]
+        environment = self.machine.environment(self.mark, group["template"]["spec"])
+        self.machine.start_node([*words, f"--dashboard-agent-listen-port={free_port()}"], environment)
+
+    @staticmethod
+    def _words(group: dict[str, Any], head: bool) -> list[str]:
+        words = [word for word in ray_start(group, head) if "port=" not in word and "dashboard-host" not in word]
+        words += [f"--metrics-export-port={free_port()}", "--node-ip-address=127.0.0.1"]
+        return [*words, "--object-store-memory=100000000", "--min-worker-port=0", "--max-worker-port=0"]
 
     @property
     def address(self) -> str:
@@ -245,6 +254,19 @@ def status_of(url: str) -> int:
         return error.code
 
 
+def of_serve(cluster: Cluster, config: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What the dashboard says of Ray Serve, once it was given a configuration."""
+    asked = urllib.request.Request(
+        f"http://127.0.0.1:{cluster.dashboard}/api/serve/applications/",
+        None if config is None else json.dumps(config).encode(),
+        {"Authorization": f"Bearer {cluster.machine.token}", "Content-Type": "application/json"},
+        method="GET" if config is None else "PUT",
+    )
+    with urllib.request.urlopen(asked, timeout=60) as answer:
+        said = answer.read()
+    return dict(json.loads(said)) if said else {}
+
+
 def entrypoint(machine: Machine) -> str:
     """Of every attempt."""
     given: str = of_kind(machine.documents, "RayJob")["spec"]["entrypoint"]
@@ -269,34 +291,34 @@ def test_a_job_that_loses_its_cluster_goes_on_in_the_next_one_and_rewards_are_se
     def has_a_checkpoint() -> bool:
         return metrics.exists() and '"kind": "train"' in metrics.read_text() and any(checkpoints.glob("*[0-9]"))
 
-    wait_until(has_a_checkpoint, 600, lambda: machine.tail() + logs(first, "attempt-1"))
-    kill(first.mark)  # every pod of the cluster; store and claim stay
-    done = metrics.read_text().count('"kind": "train"')
-    assert 1 <= done < ITERATIONS
-    second = Cluster(machine)
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(Cluster, machine)  # meanwhile, as starting one takes half a minute
+        wait_until(has_a_checkpoint, 600, lambda: machine.tail() + logs(first, "attempt-1"))
+        kill(first.mark)  # every pod of the cluster; store and claim stay
+        done = metrics.read_text().count('"kind": "train"')
+        assert 1 <= done < ITERATIONS
+        second = following.result()
     told = second.submit("attempt-2", command, wait=True)
     assert "succeeded" in told.lower(), told
     assert metrics.read_text().count('"kind": "train"') >= ITERATIONS
-    machine.run(["restorl", "audit", str(run)], second.of_head)
-    serves_as_declared(machine, second)
+    with serves_as_declared(machine, second):
+        machine.run(["restorl", "audit", str(run)], second.of_head)
 
 
-def serves_as_declared(machine: Machine, cluster: Cluster) -> None:
-    """The configuration in the RayService, as the operator hands it to the dashboard."""
-    config = machine.folder / "home" / "serve.yaml"
-    config.write_text(of_kind(machine.documents, "RayService")["spec"]["serveConfigV2"])
-    machine.run(["serve", "deploy", str(config), "--address", f"http://127.0.0.1:{cluster.dashboard}"], cluster.of_head)
-    words = ["restorl", "reward", "status", "tiny", "--address", cluster.address]
+@contextmanager
+def serves_as_declared(machine: Machine, cluster: Cluster) -> Iterator[None]:
+    """The configuration in the RayService, as the operator hands it to the dashboard; and it stays meanwhile."""
+    of_serve(cluster, yaml.safe_load(of_kind(machine.documents, "RayService")["spec"]["serveConfigV2"]))
 
     def told() -> str:
-        done = subprocess.run(
-            as_user(words), env=cluster.of_head, cwd=machine.names.work, capture_output=True, text=True, timeout=120
-        )
-        return done.stdout + done.stderr
+        return str(of_serve(cluster)["applications"].get("tiny", {}).get("status"))
 
-    wait_until(lambda: "RUNNING, 1 running; stands alone" in told(), 200, told)
-    time.sleep(OWNER_LOOKS_S)
-    assert "RUNNING, 1 running; stands alone" in (found := told()), found
+    wait_until(lambda: told() == "RUNNING", 200, told)
+    stays = time.monotonic() + OWNER_LOOKS_S
+    yield
+    time.sleep(max(0.0, stays - time.monotonic()))
+    found = machine.run(["restorl", "reward", "status", "tiny", "--address", cluster.address], cluster.of_head)
+    assert "RUNNING, 1 running; stands alone" in found, found
 
 
 def logs(cluster: Cluster, name: str) -> str:

@@ -33,7 +33,10 @@ def trained(run: Path, file: str = "weights.safetensors") -> dict[str, torch.Ten
 
 @pytest.mark.slow
 def test_a_run_survives_the_kill_of_its_parts_and_uses_each_trajectory_once(start: Start) -> None:
-    run = start("killed", "iterations=7", "source.max_staleness=1", "evaluation.every=0", "evaluation.strips=0")
+    # The second actor has room only where it takes that of the rank: at the start, or when the rank is killed.
+    crowded = ("actors.count=2", "actors.min=1", "actors.num_cpus=0.7", "ranks.num_cpus=0.7")
+    fewer = ("evaluation.every=0", "evaluation.strips=0")
+    run = start("killed", "iterations=7", "source.max_staleness=1", *fewer, *crowded)
     victims = ("ray::RolloutActor", "ray::ServeReplica", "ray::RankProcess", "valkey-server")
     for iteration, victim in enumerate(victims, 1):
         run.wait_for_iteration(iteration)
@@ -119,13 +122,13 @@ def test_a_single_process_gives_what_a_synchronous_run_of_the_system_gives(start
 
 
 def test_a_scorer_that_gives_nan_ends_the_run_with_its_reason_and_no_reward_of_0(start: Start) -> None:
-    run = start("failing", "reward.scorer=tests.system.scorers:NotANumber")
+    small = ("sampler.steps=2", "rollout.images_per_batch=1", "evaluation.limit=1", "evaluation.strips=0")
+    run = start("failing", "reward.scorer=tests.system.scorers:NotANumber", *small)
     assert run.wait() == 2, run.output()
     assert "gave nan" in run.output() and "Traceback" not in run.output()
     assert read_metrics(run.folder, "train") == []
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_terms_with_a_service_each_start_side_by_side_and_a_run_is_scored_by_both(start: Start) -> None:
     second = "{scorer: tests.system.scorers:Percent, name: percent, weight: 0.01}"

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from cluster.cli import resuming
 from cluster.cli.app import app
-from cluster.run.folder import FINISHED, finished_after
+from cluster.files import FINISHED
+from cluster.run.folder import finished_after
 from cluster.run.folder_lock import locked
 from cluster.run.state import RunState
 from tests.cluster.config.test_resume import OURS, config_of
@@ -102,6 +103,67 @@ def test_the_process_that_is_replaced_is_waited_for_and_not_for_ever(
         monkeypatch.setattr(resuming, "LOCK_WAIT_S", -1.0)
         result = run(*RECIPE, "--run", folder)
     assert result.exit_code == 2 and "another process uses this run folder" in result.output and len(looks) == 1
+
+
+def test_a_run_that_the_replaced_process_completes_meanwhile_is_told_and_nothing_starts(
+    trained: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    run(*RECIPE, "iterations=7", "--run", folder)
+    found = json.loads((folder / "run.json").read_text())
+    with locked(folder) as lock:
+
+        def its_end(seconds: float) -> None:
+            (folder / "run.json").write_text(json.dumps(found | {FINISHED: 7}))
+            lock._file.close()
+
+        monkeypatch.setattr(resuming, "time", SimpleNamespace(monotonic=time.monotonic, sleep=its_end))
+        result = run(*RECIPE, "iterations=7", "--run", folder)
+    assert (result.exit_code, len(trained)) == (0, 1), result.output
+    assert "the run is complete, after 7 iterations; nothing is started" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_run_that_another_process_begins_or_gives_up_while_this_one_opens_its_data_is_looked_at_anew(
+    trained: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    """As two pods of one job do that start at once."""
+    folder, driver, opened = tmp_path / "run", sys.modules["cluster.run.driver"], list[bool]()
+    if not begun:
+        run(*RECIPE, "--run", folder)
+        trained.clear()
+    original, kept = driver.train, (folder / "run.json").read_text() if not begun else None
+
+    def train(config: Any, folder: Path, resume: bool) -> Any:
+        if not opened:  # while its data was opened the other did
+            if kept is not None:
+                (folder / "run.json").unlink()
+            else:
+                original(config, folder, False)
+        opened.append(resume)
+        return original(config, folder, resume)
+
+    monkeypatch.setattr(driver, "train", train)
+    monkeypatch.setattr(resuming, "LOOK_S", 0.0)
+    result = run(*RECIPE, "--run", folder)
+    assert result.exit_code == 0, result.output
+    assert opened == [not begun, begun]
+
+
+def test_a_folder_in_use_is_not_opened_and_checked_in_vain(
+    trained: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, asked = tmp_path / "run", list[float]()
+    driver = sys.modules["cluster.run.driver"]
+    original = driver.train
+    monkeypatch.setattr(driver, "train", lambda *of: (asked.append(time.monotonic()), original(*of))[1])
+    with locked(folder) as lock:
+        looks = iter((lambda: None, lambda: None, lock._file.close))
+        clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda s: next(looks)())
+        monkeypatch.setattr(resuming, "time", clock)
+        result = run(*RECIPE, "--run", folder)
+    assert result.exit_code == 0 and len(asked) == 1
+    assert "uses the folder; this one waits for that, 100 s at most" in " ".join(result.output.split())
 
 
 @pytest.mark.parametrize(

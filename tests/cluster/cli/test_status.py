@@ -9,6 +9,7 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -131,7 +132,7 @@ def test_watching_looks_again_until_ctrl_c_which_is_no_error(tmp_path: Path, mon
         if len(looks) == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(module.time, "sleep", sleep)
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=sleep))
     watched = call(folder, "--watch", "--every", "0.5", "--json")
     assert watched.exit_code == 0 and looks == [0.5] * 3
     assert [json.loads(line)["iteration"] for line in watched.stdout.splitlines()] == [3, 3, 4]
@@ -141,7 +142,7 @@ def test_watching_looks_again_until_ctrl_c_which_is_no_error(tmp_path: Path, mon
 
 def test_watching_ends_as_sigterm_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_run(tmp_path / "run", images=3, iterations=3)
-    monkeypatch.setattr(module.time, "sleep", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda _: os.kill(os.getpid(), signal.SIGTERM)))
     assert call(folder, "--watch").exit_code == 143
 
 

@@ -141,6 +141,8 @@ def test_a_run_that_has_just_begun_has_a_report_too(tmp_path: Path) -> None:
     text = write_report(tmp_path, tmp_path / "elsewhere.html").read_text()
     assert re.findall("<h2>(.*?)</h2>", text) == ["Configuration"]
     assert facts(read_run(tmp_path)) == []
+    (tmp_path / "run.json").write_text('{"run_id": "new-1", "finished": null}')
+    assert facts(read_run(tmp_path)) == [("run id", "new-1")]
 
 
 def test_a_folder_that_is_no_run_and_damaged_files_are_named(tmp_path: Path) -> None:

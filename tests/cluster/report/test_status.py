@@ -91,15 +91,16 @@ def test_a_finished_run_is_told_with_all_that_its_folder_has(finished: Path) -> 
 
 
 def test_a_running_run_is_told_by_its_lock_and_what_its_driver_says(run: Path) -> None:
-    actor = {"role": "actor", "name": "actor 0", "where": "n1 pid 5", "doing": "rollout 8", "since": time.time() - 3}
+    now = time.time()
+    actor = {"role": "actor", "name": "actor 0", "where": "n1 pid 5", "doing": "rollout 8", "since": now - 3}
     said = {"left": "about 4 min left", "waiting": 6, "waiting_mb": 1.5, "rolling": 2, "failed_calls": {"process": 1}}
-    beat(run, "running", processes=[{**actor, "heard": time.time() - 9}], evaluation="iteration 60 (now)", **said)
+    beat(run, "running", processes=[{**actor, "heard": now - 9}], evaluation="iteration 60 (now)", **said)
     with locked(run):
-        found = read_status(run)
+        found = read_status(run, now)
     assert (found.state, found.left, found.waiting, found.rolling) == ("running", "about 4 min left", 6, 2)
     assert found.failed_calls == {"process": 1} and found.evaluation == "iteration 60 (now)"
     (process,) = found.processes
-    assert process.doing.startswith("rollout 8 for 3.") and process.heard_s == pytest.approx(9, abs=1)
+    assert process.doing == "rollout 8 for 3.0 s" and process.heard_s == pytest.approx(9)
     beat(run, "running")  # one that knows no pace yet
     with locked(run):
         assert read_status(run).left == "about 5 min 48 s left, besides evaluations"
@@ -177,6 +178,18 @@ def test_a_run_of_an_earlier_version_which_says_nothing_of_itself_is_told_by_wha
     assert read_status(run).state == "stopped"  # it was resumed for 100 iterations since
     (run / "config.yaml").write_text("iterations: 60")
     assert read_status(run).state == "finished"
+
+
+def test_a_finished_run_that_was_resumed_for_more_and_killed_before_its_last_evaluation_is_dead(run: Path) -> None:
+    """Its ledger is that of its first end."""
+    (run / "ledger.json").write_text("{}")
+    (run / "config.yaml").write_text("iterations: 60")
+    about = json.loads((run / "run.json").read_text())
+    for finished, state in ((40, "dead"), (None, "dead"), (60, "finished")):
+        (run / "run.json").write_text(json.dumps(about | {"finished": finished}))
+        beat(run, "running", ago_s=300)
+        found = read_status(run)
+        assert found.state == state and ("--resume" in found.why) == (state == "dead")
 
 
 def test_a_run_of_a_single_process_is_finished_by_its_last_file_and_never_resumed(run: Path) -> None:

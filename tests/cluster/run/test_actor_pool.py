@@ -173,10 +173,11 @@ def test_an_actor_whose_constructor_raises_is_told_in_one_line(fake: FakeRay) ->
         pool.wait_ready(5)
 
 
-def test_a_run_begins_with_the_least_and_one_that_waits_for_a_place_gets_no_call_however_long(fake: FakeRay) -> None:
+def test_one_that_waits_for_a_place_gets_no_call_however_long(fake: FakeRay) -> None:
     pool = ActorPool(fake.actor, count=3, slots=1, call_timeout_s=0.0)
     fake.results |= {2: "here"}
-    pool.wait_ready(5.0, least=1)
+    pool.finished(0.0)
+    pool.finished(0.0)
     for member in pool.members.values():
         member.away = None if member.away is None else -1e6
         member.asked = -1e6
@@ -248,6 +249,45 @@ def test_actors_that_are_added_get_work_once_they_are_there(fake: FakeRay) -> No
     assert pool.free() == [] and pool.standing() == Standing(3, 1, 0)
     come(fake, pool, 2)
     assert pool.free() == [2]
+
+
+def test_those_that_wait_for_a_place_give_the_wait_up_until_the_next_look(fake: FakeRay) -> None:
+    pool = pool_of(fake, count=1)
+    pool.resize(2)
+    pool.finished(0.0)
+    here, waits = (member.handle for member in pool.members.values())
+    pool.step_back()
+    assert fake.killed == [(waits, True)] and pool.free() == [0]
+    pool.finished(0.0)
+    assert pool.members[0].handle is here and pool.members[1].handle is not waits
+    come(fake, pool, 1)
+    assert pool.free() == [0, 1]
+
+
+def test_an_actor_that_is_back_and_works_keeps_its_call_however_long_nobody_looked(fake: FakeRay) -> None:
+    """The driver's loop stands for minutes while its learner starts again."""
+    pool = pool_of(fake, count=1, slots=2)
+    fake.results[give(pool, 0, "died with it")] = ray.exceptions.RayActorError()
+    behind = give(pool, 0, "kept")
+    pool.take(pool.finished(0.0)[0])
+    rested(pool).finished(0.0)
+    fake.results[pool.members[0].check] = "0"  # type: ignore[index]
+    pool.members[0].away -= GONE_S + 1  # type: ignore[operator]
+    assert pool.finished(0.0) == [] and behind in pool.calls and pool.standing().there == 1
+
+
+def test_all_are_ended_though_one_of_them_goes_meanwhile(fake: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the thread of a `take` that a run which ends waits for no more."""
+    pool, ended = pool_of(fake, count=3), list[Any]()
+
+    def kill(actor: Any) -> None:
+        ended.append(actor)
+        pool.members.pop(1, None)
+
+    handles = [member.handle for member in pool.members.values()]
+    monkeypatch.setattr(fake, "kill", kill)
+    pool.kill()
+    assert ended == handles
 
 
 def test_surplus_actors_end_after_the_call_they_have_and_its_result_counts(fake: FakeRay) -> None:

@@ -15,7 +15,7 @@ import torch
 from cluster.run.failures import POLICY, Failure, Fatal, Kind, Patience, classify
 from learner.batch import BatchError
 from learner.checkpoint import CheckpointOvertaken
-from learner.group import LearnerDied, LearnerFailed, LearnerStuck
+from learner.group import LearnerDied, LearnerFailed, LearnerStuck, LearnerUnplaced
 from learner.source import BatchTimeout
 from restoration.images import ImageError
 from reward_service.errors import InvalidReward, RewardTimeout, RewardUnavailable
@@ -41,6 +41,7 @@ def in_an_actor(error: Exception) -> Exception:
         (StoreFull("no memory"), Kind.FATAL, "store"),
         (StaleEpoch("epoch 1 is over"), Kind.TRANSIENT, "epoch"),
         (LearnerDied(1, "SIGKILL"), Kind.TRANSIENT, "learner"),
+        (LearnerUnplaced("no room"), Kind.TRANSIENT, "place"),
         (CheckpointOvertaken("epoch 1 is over"), Kind.FATAL, "epoch"),
         (BatchTimeout("0 of 8 groups came"), Kind.FATAL, "batch"),
         (TimeoutError("late"), Kind.FATAL, "timeout"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,11 +64,7 @@ def test_a_second_resume_of_a_running_run_is_refused_and_has_written_nothing(run
 def test_a_second_start_in_the_folder_of_one_that_has_not_written_yet_is_refused_and_has_written_nothing(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(single.torch, "set_num_threads", lambda n: None)
-    monkeypatch.setattr(DataSettings, "open", lambda *_: SimpleNamespace(image_ids=["a"]))
-    monkeypatch.setattr(single, "scores_of", lambda config: ({}, {}))
-    for name in ("before_start", "method_of", "load", "Reference", "judges", "WorkSequence"):
-        monkeypatch.setattr(single, name, lambda *_: {})
+    light_single(monkeypatch)
     with locked(tmp_path):
         before = content(tmp_path)
         with pytest.raises(FolderInUse), RunFolder(config, tmp_path, False, ForLooking(print)):
@@ -75,6 +72,34 @@ def test_a_second_start_in_the_folder_of_one_that_has_not_written_yet_is_refused
         with pytest.raises(FolderInUse):
             single.train_single(config, tmp_path)
         assert content(tmp_path) == before
+
+
+def test_two_runs_of_a_single_process_are_two_for_trackers_too(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def trackers_of(config: RunConfig, folder: Path, run_id: str, looking: ForLooking) -> None:
+        told.append(run_id)
+        raise RuntimeError("far enough")
+
+    light_single(monkeypatch)
+    monkeypatch.setattr(single, "trackers_of", trackers_of)
+    named = config.model_copy(update={"name": "rain's/first try"})
+    for name in ("a", "b"):
+        with pytest.raises(RuntimeError, match="far enough"):
+            single.train_single(named, tmp_path / name)
+    assert len(set(told)) == 2
+    assert all(re.fullmatch("rain-s-first-try-[0-9a-f]{8}-single", run_id) for run_id in told), told
+
+
+def light_single(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`train_single` comes to its folder without a model."""
+    monkeypatch.setattr(single.torch, "set_num_threads", lambda n: None)
+    monkeypatch.setattr(DataSettings, "open", lambda *_: SimpleNamespace(image_ids=["a"]))
+    monkeypatch.setattr(single, "scores_of", lambda config: ({}, {}))
+    for name in ("before_start", "method_of", "load", "Reference", "judges", "WorkSequence"):
+        monkeypatch.setattr(single, name, lambda *_: {})
 
 
 def test_a_run_that_another_process_began_meanwhile_is_not_written_over(

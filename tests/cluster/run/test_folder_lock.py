@@ -6,14 +6,14 @@ import errno
 import fcntl
 import os
 import socket
-import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cluster.config.configure import ConfigError
 from cluster.config.recipe import RunConfig
-from cluster.run import folder
+from cluster.run import folder, folder_lock
 from cluster.run.folder_lock import LOCK_FILE, FolderInUse, Holder, holder_of, locked, only_here
 from cluster.run.looking import ForLooking
 
@@ -87,14 +87,20 @@ def test_a_file_system_without_locks_leaves_the_holder_untold(tmp_path: Path, mo
     assert holder_of(tmp_path) == Holder(None)
 
 
-def test_one_who_looks_keeps_no_run_from_starting(tmp_path: Path) -> None:
-    """A look holds the lock, shared, for an instant; here for a tenth of a second."""
+def test_one_who_looks_keeps_no_run_from_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look holds the lock, shared, for an instant; here until the first pause between two tries."""
     (tmp_path / LOCK_FILE).touch()
+    pauses: list[float] = []
     with (tmp_path / LOCK_FILE).open("rb") as looked_at:
         fcntl.flock(looked_at, fcntl.LOCK_SH)
-        threading.Timer(0.1, lambda: fcntl.flock(looked_at, fcntl.LOCK_UN)).start()
+
+        def pause(seconds: float) -> None:
+            pauses.append(seconds)
+            fcntl.flock(looked_at, fcntl.LOCK_UN)
+
+        monkeypatch.setattr(folder_lock, "time", SimpleNamespace(sleep=pause))
         with locked(tmp_path) as lock:
-            assert lock.guards()
+            assert lock.guards() and len(pauses) == 1
 
 
 MOUNTED = """\

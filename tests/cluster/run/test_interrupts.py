@@ -144,7 +144,7 @@ def test_a_signal_is_noticed_in_every_wait_and_what_is_done_first_is_given() -> 
             began = time.monotonic()
             with pytest.raises(Asked) as asked:
                 wait()
-            assert time.monotonic() - began < 2 and asked.value.signal == signal.SIGTERM
+            assert time.monotonic() - began < 10 and asked.value.signal == signal.SIGTERM
         done: list[int] = []
         with pytest.raises(Asked):
             interrupts.beside(lambda: done.append(1))  # nothing more begins

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from cluster.run.failures import Kind, classify
+from cluster.run.failures import Fatal, Kind, Patience, classify
 from cluster.run.learning import Learning
 from learner.batch import BatchError
 from learner.checkpoint import CheckpointError
-from learner.group import LearnerDied
+from learner.group import LearnerDied, LearnerUnplaced
 from learner.source import Batch, Stopped
 from restoration.spans import SpanLog
 from trajectories.errors import StoreUnreachable
@@ -93,6 +93,34 @@ def test_ending_a_run_whose_learner_waits_for_its_next_try_to_start_takes_no_tim
     assert time.monotonic() - began < 5 and tries == [False]
     with pytest.raises(LearnerDied):
         starting.result(timeout=0)
+
+
+NO_ROOM = LearnerUnplaced("the cluster has no room for 1 learner ranks")
+SAID = "no room for 1 learner ranks; add nodes, lower actors.count .* then go on with --resume"
+
+
+def test_ranks_that_find_no_place_at_the_start_end_it_with_what_to_do() -> None:
+    learning: Any = Learning.__new__(Learning)
+    learning.pool, learning._closing, learning.start = ThreadPoolExecutor(1), threading.Event(), unplaced
+    with pytest.raises(Fatal, match=f"^the learner: the cluster has {SAID}"):
+        learning.begin(resume=False).result(timeout=10)
+
+
+def test_ranks_that_lost_their_place_are_waited_for_and_not_for_ever() -> None:
+    learning: Any = Learning.__new__(Learning)
+    learning._closing, learning._quiesce, tries = threading.Event(), lambda: None, []
+    learning.patience = Patience("the learner", 2, pause_s=0.0)
+    learning.start = lambda resume: (tries.append(resume), len(tries) < 3 and unplaced(resume))
+    learning.recover()  # a node came
+    assert len(tries) == 3
+    learning.patience.progressed()
+    learning.start = unplaced
+    with pytest.raises(Fatal, match=f"^the learner failed 3 times without progress, the last time: .*{SAID}"):
+        learning.recover()
+
+
+def unplaced(resume: bool) -> None:
+    raise NO_ROOM
 
 
 class Group:

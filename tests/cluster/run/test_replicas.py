@@ -43,6 +43,15 @@ def test_replicas_of_the_run_are_found_and_no_others() -> None:
     assert row["heard"] == pytest.approx(time.time(), abs=5)
 
 
+@pytest.mark.parametrize("strange", [{"Name": ALIVE[0]["Name"]}, {**ALIVE[0], "Address": "10.0.0.2"}, None], ids=str)
+def test_an_answer_of_another_shape_than_the_pinned_ray_gives_leaves_what_was_known(strange: Any) -> None:
+    asked: list[int] = []
+    replicas = Replicas(lambda: (asked.append(1), [strange])[1], every_s=0.0)
+    replicas._rows = before = [{"role": "replica"}]
+    until(lambda: (replicas.look(OURS), len(asked) > 2)[1])
+    assert replicas.look(OURS) == before
+
+
 def test_a_head_that_does_not_answer_or_fails_leaves_what_was_known_and_is_asked_once_at_a_time() -> None:
     asked: list[int] = []
     answer, fails = threading.Event(), threading.Event()

@@ -11,108 +11,44 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from actors.work import Quarantined, WorkItem, WorkReport, WorkSequence
+from actors.work import Quarantined, WorkItem, WorkReport
 from cluster.cli.output import summary_text
 from cluster.config.configure import save_config
 from cluster.config.recipe import RunConfig
 from cluster.report.records import read_metrics
 from cluster.run.actor_pool import Call
 from cluster.run.driver_stream import DriverStream
-from cluster.run.evaluations import EvaluationPart, Evaluations
+from cluster.run.evaluations import EvaluationPart
 from cluster.run.expected import Expected, Here
-from cluster.run.failures import Failure, Fatal, Kind, Patience, classify
+from cluster.run.failures import Failure, Fatal, Kind
 from cluster.run.interrupts import Asked, Interrupts
 from cluster.run.learning import StepResult
 from cluster.run.machine import Machine
 from cluster.run.pace import Pace
-from cluster.run.state import MAX_FAILURES, MOST_DEATHS, Interrupted, RunState
-from cluster.run.work_queue import WorkQueue
+from cluster.run.state import MAX_FAILURES, MOST_DEATHS, RunState
 from learner import checkpoint
 from learner.batch import Refused
 from learner.group import LearnerDied, LearnerFailed
 from restoration.evaluate import Row
-from restoration.spans import SpanLog
+from tests.cluster.run.stand_ins import ended_with, with_stand_ins
 from trajectories.errors import StaleEpoch
-
-
-class Metrics:
-    """Takes every figure."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *_: None
-
-
-class Learning:
-    epoch = 0
-
-    def __init__(self) -> None:
-        self.patience, self.recovered, self.republished = Patience("the learner", 2, pause_s=0.0), 0, 0
-        self.spans, self.group = SpanLog(), None
-
-    def begin_again(self, pause_s: float) -> Future[None]:
-        self.recovered += 1
-        done: Future[None] = Future()
-        done.set_result(None)
-        return done
-
-    def recorded_metrics(self) -> dict[str, float]:
-        return {"reward_mean": 2.5}
-
-    def publish_again(self) -> None:
-        self.republished += 1
 
 
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunState]:
     monkeypatch.setattr("cluster.run.folder.save_config", lambda *_: None)  # it takes 0.2 s
     with RunState(RunConfig(model=tmp_path), tmp_path, resume=False) as made:
-        yield _with_stand_ins(made)
-
-
-def _with_stand_ins(made: RunState) -> RunState:
-    """As after `begin`."""
-    made.log._tensorboard = False
-    made.iteration_began, made.interrupts = 0.0, Interrupts()
-    made.notes = []  # type: ignore[attr-defined]
-    told = SimpleNamespace(note=made.notes.append, update=lambda *_, **__: None, beside=[])
-    told.note_beside = told.beside.append
-    made.display = told  # type: ignore[assignment]
-    made.pace = Pace(0.0, ahead=True)
-    made.work = WorkQueue(WorkSequence(["a", "b"], 2, seed=0))
-    evaluations = Evaluations(["x", "y"], [["x", "y"]])
-    heldout = SimpleNamespace(evaluations=evaluations, learned=lambda v: None, rewinds=[], parts_left=lambda version: 4)
-    heldout.failed = lambda part, failure: heldout.rewinds.append(("failed", part, failure))
-    heldout.rewind = lambda version: heldout.rewinds.append(version)
-    made.heldout = heldout  # type: ignore[assignment]
-    made.parts = SimpleNamespace(  # type: ignore[assignment]
-        metrics=Metrics(),
-        learning=Learning(),
-        version=1,
-        rolling=set,
-        stream=SimpleNamespace(depth=lambda: SimpleNamespace(entries=0, nbytes=0), memory=lambda: (1, 2)),
-        actors=SimpleNamespace(wanted=1, members={}, calls={}),
-    )
-    return made
+        yield with_stand_ins(made)
 
 
 def late(reason: str = "reward:timeout") -> Failure:
     return Failure(Kind.TRANSIENT, reason, "no reply", "raise reward.deadline_s")
-
-
-def ended_with(error: Exception | None = None, step: StepResult | None = None) -> Future[StepResult | None]:
-    done: Future[StepResult | None] = Future()
-    if error is not None:
-        done.set_exception(error)
-    else:
-        done.set_result(step)
-    return done
 
 
 def test_an_item_whose_actor_died_is_rolled_out_again(state: RunState) -> None:
@@ -220,6 +156,15 @@ def test_a_dead_rank_brings_the_learner_back_and_a_step_renews_the_patience(stat
             state.learned(ended_with(LearnerDied(0, "SIGKILL")))
 
 
+def test_actors_that_wait_for_a_place_step_back_before_the_ranks_of_a_dead_learner_ask_for_one(state: RunState) -> None:
+    seen: list[str] = []
+    begin_again = state.parts.learning.begin_again
+    state.parts.actors.step_back = lambda: seen.append("actors step back")  # type: ignore[method-assign]
+    state.parts.learning.begin_again = lambda pause_s: (seen.append("ranks"), begin_again(pause_s))[1]  # type: ignore
+    state.learned(ended_with(LearnerDied(0, "SIGKILL")))
+    assert seen == ["actors step back", "ranks"]
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [
@@ -309,90 +254,6 @@ def test_a_run_that_will_take_far_longer_than_its_recipe_says_is_told_once_on_th
     assert told.startswith("WARNING: the whole run will take about 30 min, and its recipe says about 60 s")
 
 
-def test_a_start_that_failed_leaves_no_run_behind_so_that_the_same_command_may_try_again(tmp_path: Path) -> None:
-    config = RunConfig(model=tmp_path)
-    for _ in range(2):
-        with pytest.raises(OSError, match="no Ray"), RunState(config, tmp_path / "run", resume=False):
-            raise OSError("no Ray")
-    with pytest.raises(KeyboardInterrupt), RunState(config, tmp_path / "run", resume=False):
-        raise KeyboardInterrupt  # which says how to go on
-    with RunState(config, tmp_path / "run", resume=True):
-        pass
-
-
-class Full:
-    """A file on a full disk."""
-
-    def __init__(self, file: Any) -> None:
-        self.file = file
-
-    def write(self, data: memoryview) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.file, name)
-
-
-def test_metrics_that_a_full_disk_refuses_end_the_run_with_the_file_the_cause_and_what_to_do(tmp_path: Path) -> None:
-    said = r"^the driver: .*No space left on device: '.*metrics\.jsonl'; free space there, then go on with --resume$"
-    with pytest.raises(Fatal, match=said), RunState(RunConfig(model=tmp_path), tmp_path / "run", resume=False) as state:
-        _with_stand_ins(state)
-        state.log._lines._file = Full(state.log._lines._file)  # type: ignore[assignment]
-        state.learned(ended_with(step=StepResult(1, {"reward_mean": 1.0})))
-    with RunState(RunConfig(model=tmp_path), tmp_path / "run", resume=True):  # its lock is free
-        pass
-
-
-def test_a_quarantine_that_a_read_only_file_system_refuses_ends_the_run_in_the_same_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "run" / "quarantine.jsonl").mkdir(parents=True)
-    with (
-        pytest.raises(Fatal, match=r"the driver: .*Is a directory: '.*quarantine\.jsonl'; put it right, then go on"),
-        RunState(RunConfig(model=tmp_path), tmp_path / "run", resume=False) as state,
-    ):
-        _with_stand_ins(state)._quarantine([Quarantined("g1", "picture", "cut off")])
-
-
-def test_a_full_disk_at_the_end_does_not_hide_why_a_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with pytest.raises(Fatal, match="loss is nan"), RunState(RunConfig(model=tmp_path), tmp_path, False) as state:
-        _with_stand_ins(state)
-        monkeypatch.setattr(state.disk, "save", full)
-        raise Fatal("the learner", Failure(Kind.FATAL, "diverged", "loss is nan"))
-    with pytest.raises(Fatal, match="No space left"), RunState(RunConfig(model=tmp_path), tmp_path, True) as state:
-        _with_stand_ins(state)
-        monkeypatch.setattr(state.disk, "save", full)
-
-
-def test_a_system_s_error_before_anything_has_begun_advises_to_try_again_and_not_to_resume(tmp_path: Path) -> None:
-    with (
-        pytest.raises(Fatal, match="free space there, then give the same command again$"),
-        RunState(RunConfig(model=tmp_path), tmp_path / "run", resume=False),
-    ):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "ray_token")
-    with RunState(RunConfig(model=tmp_path), tmp_path / "run", resume=False):
-        pass
-
-
-def test_what_ends_a_start_advises_to_start_again_too(tmp_path: Path) -> None:
-    """Where --resume would say that there is no run."""
-    short = classify(MemoryError("no room"))
-    with (
-        pytest.raises(Fatal, match="^the learner: no room; lower .* then give the same command again$"),
-        RunState(RunConfig(model=tmp_path), tmp_path / "run", resume=False),
-    ):
-        raise Fatal("the learner", short)
-    with (
-        pytest.raises(Fatal, match="go on with --resume$"),
-        RunState(RunConfig(model=tmp_path), tmp_path / "run", resume=False) as state,
-    ):
-        _with_stand_ins(state)
-        raise Fatal("the learner", short)
-
-
 def test_run_json_tells_what_a_run_has_counted_and_cost_also_when_its_driver_is_killed(
     state: RunState, tmp_path: Path
 ) -> None:
@@ -442,44 +303,6 @@ def test_what_the_loop_sees_is_told_to_whoever_looks_at_the_folder(state: RunSta
     assert state.pulse.state == "evaluating"
 
 
-@pytest.mark.parametrize(
-    ("error", "ending"),
-    [(None, "finished"), (Interrupted(Path("runs/a"), 3, signal.SIGINT), "stopped"), (RuntimeError("x"), "failed")],
-)
-def test_how_a_run_ended_is_told_in_its_folder_and_to_its_trackers(
-    error: BaseException | None, ending: str, tmp_path: Path
-) -> None:
-    with suppress(Interrupted, RuntimeError), RunState(RunConfig(model=tmp_path), tmp_path, resume=False) as state:
-        _with_stand_ins(state)
-        if error is not None:
-            raise error
-    assert json.loads((tmp_path / "live.json").read_text())["state"] == ending
-    assert state.disk.trackers.how == ending
-
-
-def test_a_driver_that_does_not_know_yet_that_it_was_taken_over_does_not_beat_over_its_successor(
-    state: RunState, tmp_path: Path
-) -> None:
-    state.parts.learning.epoch = 1
-    state.pulse._beat()
-    (tmp_path / "live.json").write_text('{"state": "running", "pid": 1}')
-    checkpoint.take_over(tmp_path / "checkpoints", lambda: 2)
-    state.pulse._beat()
-    assert json.loads((tmp_path / "live.json").read_text())["pid"] == 1
-    state.parts.learning.epoch = 2
-    state.pulse._beat()
-    assert json.loads((tmp_path / "live.json").read_text())["pid"] == os.getpid()
-
-
-def test_a_run_that_was_taken_over_leaves_the_sign_of_life_to_its_successor(tmp_path: Path) -> None:
-    taken = classify(StaleEpoch("this process was replaced"))
-    with pytest.raises(Fatal), RunState(RunConfig(model=tmp_path), tmp_path, resume=False) as state:
-        _with_stand_ins(state)
-        (tmp_path / "live.json").write_text('{"state": "running", "pid": 1}')
-        raise Fatal("the learner", taken)
-    assert json.loads((tmp_path / "live.json").read_text()) == {"state": "running", "pid": 1}
-
-
 def test_a_step_that_ended_after_it_had_been_given_up_has_its_line_of_metrics(state: RunState, tmp_path: Path) -> None:
     """What failed beside it was told first; the learner starts again from its checkpoint."""
     state.parts.version = 4
@@ -495,19 +318,6 @@ def test_a_full_disk_under_the_ledger_is_told_as_the_file_s_and_not_as_the_store
     state.parts.stream = DriverStream(cast(Any, SimpleNamespace(export_ledger=full)), Interrupts())
     with pytest.raises(OSError, match=r"No space left on device: '.*ledger\.json'"):
         state.finish()
-
-
-def test_what_was_not_written_in_earlier_parts_of_a_run_is_told_too(state: RunState, tmp_path: Path) -> None:
-    state.identity["not_written"] = {"a strip": 2}
-    state.looking.lack("a strip", OSError("full"))
-    assert state._totals(state.began)["not_written"] == {"a strip": 3}
-
-
-def test_a_driver_that_was_replaced_leaves_its_successors_run_json(tmp_path: Path) -> None:
-    with pytest.raises(Fatal), RunState(RunConfig(model=tmp_path), tmp_path, resume=False):
-        (tmp_path / "run.json").write_text("{}")
-        raise Fatal("the driver", Failure(Kind.FATAL, "epoch", "the run goes on in another process"))
-    assert (tmp_path / "run.json").read_text() == "{}"
 
 
 def test_a_step_of_a_driver_that_was_replaced_is_not_recorded(state: RunState, tmp_path: Path) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import Future
+from contextlib import ExitStack
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from cluster.config.recipe import ActorSettings, RunConfig
 from cluster.run import topology
 from cluster.run.actor_pool import Standing
 from cluster.run.topology import Stalled, StoreWatch, Topology
@@ -93,3 +96,59 @@ def test_a_run_without_an_actor_waits_for_one_as_long_as_it_may_and_one_that_com
     actors.joined -= 40
     with pytest.raises(Stalled, match="for stall_timeout_s=60 s: 0 of 4 actors are there, 0 calls of theirs are out"):
         made.wait(None)
+
+
+class Step:
+    """Whatever a start enters; what is asked of it is noted."""
+
+    def __init__(self, noted: list[str], name: str) -> None:
+        self.noted, self.name = noted, name
+
+    def __enter__(self) -> Step:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def __getattr__(self, asked: str) -> Any:
+        def note(*of: Any, **_: Any) -> Any:
+            self.noted.append(
+                f"{self.name}.{asked} {of[0]}" if of and isinstance(of[0], int) else f"{self.name}.{asked}"
+            )
+            return Future()
+
+        return note
+
+
+def test_what_a_run_cannot_begin_without_has_its_place_before_the_actors_that_may_come_later(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Else they take that of ranks and replicas on a cluster which has room for `actors.min`."""
+    noted: list[str] = []
+    learner = Future[None]()
+    learner.set_result(None)
+
+    def pool(make: Any, count: int, *_: Any) -> Step:
+        noted.append(f"{count} actors")
+        return Step(noted, "actors")
+
+    def learning(*_: Any) -> Any:
+        return SimpleNamespace(begin=lambda resume: (noted.append("learner"), learner)[1], close=lambda: None)
+
+    for name in ("RunMetrics", "NodeWatch", "Desk"):
+        monkeypatch.setattr(topology, name, lambda *_: Step([], ""))
+    monkeypatch.setattr(topology, "connect", lambda *_: Step([], ""))
+    monkeypatch.setattr(topology, "fits_cluster", lambda *_, **__: ())
+    monkeypatch.setattr(topology, "remote_actor", lambda options: SimpleNamespace(remote=print))
+    monkeypatch.setattr(topology.ray, "nodes", lambda: [])
+    for name in ("cluster_resources", "available_resources"):
+        monkeypatch.setattr(topology.ray, name, lambda: {})
+    monkeypatch.setattr(topology, "ActorPool", pool)
+    monkeypatch.setattr(topology, "Learning", learning)
+    made: Any = Topology.__new__(Topology)
+    made.config = RunConfig(model=tmp_path, actors=ActorSettings(count=8, min=2))
+    made.folder, made.run_id, made.resume, made.train, made.warnings = tmp_path, "run", False, None, ()
+    made.exits, made._ends, made._deployed = ExitStack(), [], Future()
+    made._open_store = made._actor_spec = lambda *_: None
+    made._deploy_beside = lambda learner: noted.append("rewards") or {}
+    made._start()
+    assert noted == ["2 actors", "learner", "rewards", "actors.wait_ready", "actors.resize 8"]

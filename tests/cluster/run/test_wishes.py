@@ -90,6 +90,50 @@ def test_a_driver_that_does_not_answer_is_not_waited_for_and_the_wish_is_taken_b
         assert not any(b"wish" in key for key in store)
 
 
+def test_a_wish_that_was_taken_back_while_the_driver_was_busy_is_not_carried_out_later(
+    store: dict[bytes, bytes],
+) -> None:
+    """Its thread looks all the time, though its loop stands while its learner starts again."""
+    refused: list[str] = []
+
+    def somebody() -> None:
+        with pytest.raises(ClusterError) as error:
+            ask("one", 8, timeout_s=20, look_s=0.01)
+        refused.append(str(error.value))
+
+    with Desk("one", every_s=0.01) as desk:
+        desk.show(2, 2, 0)
+        until(lambda: desk._shown is not None)
+        (waiting := threading.Thread(target=somebody)).start()
+        until(lambda: desk._wish is not None)
+        crew = store.pop(b"run-actors:one")  # so that nobody waits any longer
+        waiting.join(20)
+        assert "nothing was changed" in refused[0]
+        until(lambda: desk._wish is None)
+        assert desk.wish() is None
+        store |= {b"run-actors:one": crew, b"run-actors-wish:one": b'{"id": "next", "count": 4}'}
+        until(lambda: desk._wish is not None)
+        wish = desk.wish()
+        assert wish is not None and wish.count == 4
+        time.sleep(0.05)  # some looks at the same wish
+        assert desk.wish() is None
+
+
+def test_while_the_cluster_does_not_answer_no_wish_is_known_to_stand(
+    store: dict[bytes, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise RuntimeError("no head")
+
+    with Desk("one", every_s=0.01) as desk:
+        desk.show(2, 2, 0)
+        store[b"run-actors-wish:one"] = b'{"id": "some", "count": 4}'
+        until(lambda: desk._wish is not None)
+        monkeypatch.setattr(wishes.internal_kv, "_internal_kv_get", away)
+        until(lambda: desk._wish is None)
+        assert desk.wish() is None
+
+
 def test_a_wish_that_somebody_left_is_not_the_next_drivers(store: dict[bytes, bytes]) -> None:
     store[b"run-actors-wish:one"] = b'{"id": "old", "count": 9}'
     with driver("one") as asked:
@@ -97,11 +141,18 @@ def test_a_wish_that_somebody_left_is_not_the_next_drivers(store: dict[bytes, by
 
 
 def test_of_two_that_ask_at_once_the_first_is_told_that_it_was_not_heard(store: dict[bytes, bytes]) -> None:
+    key = b"run-actors-wish:one"
+
+    def other() -> None:
+        until(lambda: key in store)
+        store[key] = b'{"id": "other", "count": 9}'
+
     with driver("one", answers=False):
-        threading.Timer(0.1, lambda: store.update({b"run-actors-wish:one": b'{"id": "other", "count": 9}'})).start()
+        (second := threading.Thread(target=other)).start()
         with pytest.raises(ClusterError, match="somebody else asked run one for 9 actors"):
             ask("one", 5, timeout_s=10, look_s=0.01)
-        assert b"other" in store[b"run-actors-wish:one"]
+        second.join()
+        assert b"other" in store[key]
 
 
 def test_a_run_whose_driver_died_is_not_there(store: dict[bytes, bytes]) -> None:
