@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -186,13 +187,13 @@ def test_two_heads_on_one_node_share_no_port() -> None:
     assert len(offsets) == len(set(offsets)) == 4 and "4" not in offsets  # the store has that
 
 
-@pytest.mark.parametrize(("signal", "status", "again"), [("USR1", 0, True), ("TERM", 143, False)])
+@pytest.mark.parametrize(("name", "status", "again"), [("USR1", 0, True), ("TERM", 143, False)])
 def test_at_its_end_the_driver_writes_a_checkpoint_and_only_a_job_without_time_queues_itself_again(
-    clone: Path, signal: str, status: int, again: bool
+    clone: Path, name: str, status: int, again: bool
 ) -> None:
     process = begin(clone)
     calls_until(clone, "--resume-if-there")
-    subprocess.run(["kill", f"-{signal}", str(process.pid)], check=True)
+    subprocess.run(["kill", f"-{name}", str(process.pid)], check=True)
     assert process.wait(60) == status
     calls = calls_until(clone, "checkpoint")
     assert ("scontrol requeue 4001" in calls) == again
@@ -203,6 +204,8 @@ def test_a_driver_that_hangs_in_leaving_is_killed_so_that_the_job_is_queued_agai
     calls_until(clone, "--resume-if-there")
     began = time.monotonic()
     subprocess.run(["kill", "-USR1", str(process.pid)], check=True)
-    assert process.wait(60) == 0 and time.monotonic() - began < 30
-    calls = calls_until(clone, "checkpoint")
-    assert "scontrol requeue 4001" in calls
+    try:
+        assert process.wait(60) == 0 and time.monotonic() - began < 30
+        assert "scontrol requeue 4001" in calls_until(clone, "checkpoint")
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # what the driver had started, which Slurm would end

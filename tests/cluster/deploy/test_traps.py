@@ -174,7 +174,6 @@ OF_OTHER_TYPES: dict[str, Callable[[Documents], object]] = {
     "retries in quotation marks": change(spec, backoffLimit="5"),
     "seconds in quotation marks": change(spec, ttlSecondsAfterFinished="600"),
     "a list of labels": change(actors, labels=["a"]),
-    "a list of resources": change(learner, resources=["CPU"]),
     "a text for a template": change(actors, template="pod"),
     "a number for a list of groups": change(cluster, workerGroupSpecs=3),
     "a list for a name": lambda d: job(d).update(metadata=["a"]),
