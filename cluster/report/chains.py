@@ -133,7 +133,8 @@ def animate(
 ) -> list[Path]:
     """Write the animation that the report shows, and the same as a strip, of some held-out pictures of the run.
 
-    By its last weights and with an evaluation's noise: chains end in the pictures that the report has elsewhere.
+    By its last weights and with an evaluation's noise, in float32: chains end in the pictures that the report has
+    elsewhere, but for rounding where its evaluations compute in another number type.
 
     Args:
         score: in place of the run's own.
