@@ -51,6 +51,11 @@ def plan(
     from cluster.config.configure import load_config
     from cluster.config.recipe import RunConfig
 
+    if from_run is not None and score_ms:
+        raise UserMistake(
+            f"--score-ms {' '.join(score_ms)}: is for an estimate, and --from {from_run} has measured the scorer; leave "
+            "one of them out"
+        )
     given = [*(overrides or []), *([f"model={shape}"] if shape else [])]
     loaded = load_config(RunConfig, config, given)
     print(plan_text(loaded, gpus, gpu_kind, from_run, dict(map(_named_ms, score_ms or [])), shape, str(config)))
