@@ -57,8 +57,8 @@ def data_make(
     layout: Annotated[str | None, typer.Option(help="One of the set's layouts; default its first.")] = None,
     photos: Annotated[Path, typer.Option(help="Folder with train/ and heldout/ photographs.")] = PHOTOS,
     side: Annotated[int, typer.Option(help="Side of a tile.")] = 128,
-    train: Annotated[int, typer.Option(help="Training tiles.")] = 8,
-    test: Annotated[int, typer.Option(help="Tiles of each other split.")] = 4,
+    train: Annotated[int, typer.Option(help="Training tiles; of arrays at most as many as the set has scenes.")] = 8,
+    test: Annotated[int, typer.Option(help="Tiles of each other split, likewise.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of places and degradations.")] = 0,
 ) -> None:
     """Write a small stand-in for a public set, of photographs, in exactly its layout.

@@ -120,9 +120,16 @@ def with_results(data: PairedFolder, folder: Path) -> PairedFolder:
 
     Raises:
         FileNotFoundError: no such folder.
-        DataError: a picture has no result there; the message lists the first and what is there instead.
+        DataError: a picture has no result there, or several; the message lists the first and what is there instead.
     """
-    found = dict(Side.of(Path(folder)).files)
+    files = Side.of(Path(folder)).files
+    found = dict(files)
+    if len(found) < len(files):
+        twice = [path.name for name, path in files if path != found[name]] + [found[n].name for n, p in files if p != found[n]]
+        raise DataError(
+            f"{folder} has several results of {len(files) - len(found)} names ({some(sorted(twice))}), of which one "
+            "would be measured; keep one of each"
+        )
     lacking = [pair.image_id for pair in data.pairs if pair.image_id not in found]
     if lacking:
         others = sorted(found.keys() - {*data.image_ids})
