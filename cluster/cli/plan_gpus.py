@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -87,7 +88,15 @@ def plan_text(
     from cluster.plan.estimate import PLUMBING, estimated
     from cluster.plan.gpus import gpu_kind as kind_of
     from cluster.plan.model import PlanError
-    from cluster.plan.recipe import beside, chain_of, counts_of, loop_of, services_of, shares_of
+    from cluster.plan.recipe import (
+        beside,
+        chain_of,
+        counts_of,
+        evaluation_share,
+        loop_of,
+        services_of,
+        shares_of,
+    )
     from cluster.plan.search import best, one_more
     from cluster.run.checks.model import facts_of
     from cluster.run.checks.roles import as_here
@@ -121,6 +130,9 @@ def plan_text(
             costs = estimated(work, chain, kind, _asked(score_ms, missing, list(services_of(here))), PLUMBING)
         else:
             run = _measured(here, facts, pictures, from_run, moved, PLUMBING)
+            # Its own evaluations may be others.
+            each = evaluation_share(chain) * run.costs.rollout_s
+            run = replace(run, costs=replace(run.costs, evaluation_s=each))
             costs = run.costs
         roles = {role.role: role for role in counting.memory_of(here, facts, moved, pictures.heldout)}
         keys = {"actor": ("actors", here.actors.num_gpus)}
@@ -161,7 +173,7 @@ def _require_gpus(config: RunConfig) -> None:
 def _measured(
     config: RunConfig, facts: ModelFacts, pictures: Pictures, folder: Path, moved: Flow, plumbing: Plumbing
 ) -> Measured:
-    """`moved`: of the recipe, whose rollouts are those of the run; its evaluations may be others."""
+    """`moved`: of the recipe, whose rollouts are those of the run. Evaluations are the run's own."""
     from cluster.models import load_run_config
     from cluster.plan.estimate import moving
     from cluster.plan.measured import measured

@@ -209,11 +209,12 @@ def _sliders(folder: Path) -> str:
 
 
 def _slider(name: str, files: dict[str, Path]) -> str:
+    choices = {"left": SIDES["base"], "right": SIDES["rl"]}
+    classes = {label: f' class="{side}"' for side, label in choices.items()}  # shown where no script runs, too
     images = "".join(
-        f'<img alt="{name}, {label}" data-side="{label}" src="{_data_url(path.read_bytes())}">'
+        f'<img{classes.get(label, "")} alt="{name}, {label}" data-side="{label}" src="{_data_url(path.read_bytes())}">'
         for label, path in files.items()
     )
-    choices = {"left": SIDES["base"], "right": SIDES["rl"]}
     buttons = [
         f'<span class="{side}">'
         + "".join(f'<button type="button"{" class=on" * (one == chosen)}>{one}</button>' for one in files)

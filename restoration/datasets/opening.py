@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -125,10 +126,11 @@ def with_results(data: PairedFolder, folder: Path) -> PairedFolder:
     files = Side.of(Path(folder)).files
     found = dict(files)
     if len(found) < len(files):
-        twice = [path.name for name, path in files if path != found[name]] + [found[n].name for n, p in files if p != found[n]]
+        several = Counter(name for name, _ in files)
+        twice = sorted(path.relative_to(folder).as_posix() for name, path in files if several[name] > 1)
         raise DataError(
-            f"{folder} has several results of {len(files) - len(found)} names ({some(sorted(twice))}), of which one "
-            "would be measured; keep one of each"
+            f"{folder} holds several results of one name ({some(twice)}), and only one of them can be measured; keep one "
+            "of each"
         )
     lacking = [pair.image_id for pair in data.pairs if pair.image_id not in found]
     if lacking:

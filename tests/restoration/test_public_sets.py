@@ -422,6 +422,12 @@ def test_results_of_others_take_the_place_of_the_inputs_by_their_names(small_pho
     assert [r.image_id for r in rows] == data.image_ids
     better = [r.values["psnr"] - i.values["psnr"] for r, i in zip(rows, inputs, strict=True)]
     assert better == pytest.approx([20 * np.log10(2)] * 4, abs=0.1)  # half the error
+    write_image(tmp_path / "results" / "sub" / "x.png", results["1P0A0690_L"])
+    shutil.copy(tmp_path / "results" / "1P0A0690_L.png", tmp_path / "results" / "1P0A0690_L.PNG")
+    with pytest.raises(DataError, match=r"several results of one name \(1P0A0690_L.PNG, 1P0A0690_L.png\)"):
+        with_results(data, tmp_path / "results")
+    (tmp_path / "results" / "1P0A0690_L.PNG").unlink()
+    shutil.rmtree(tmp_path / "results" / "sub")
     (tmp_path / "results" / "1P0A0690_L.png").rename(tmp_path / "results" / "0690.png")
     with pytest.raises(
         DataError, match=r"no result of 1 of 4 pictures \(1P0A0690_L\); it holds 4 pictures, such as 0690"

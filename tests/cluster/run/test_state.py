@@ -32,7 +32,7 @@ from cluster.run.interrupts import Asked, Interrupts
 from cluster.run.learning import StepResult
 from cluster.run.machine import Machine
 from cluster.run.pace import Pace
-from cluster.run.state import MAX_FAILURES, MOST_DEATHS, Interrupted, RunState
+from cluster.run.state import MAX_FAILURES, MEASURE_S, MOST_DEATHS, Interrupted, RunState
 from cluster.run.work_queue import WorkQueue
 from learner import checkpoint
 from learner.batch import Refused
@@ -260,6 +260,29 @@ def test_a_step_and_work_that_ended_well_are_exported_and_a_failure_is_no_progre
     assert queue == ("queue", 0, 0, state.config.store.max_bytes) and store == ("store", 1, 2) and alive == ("alive",)
     assert record["reward_mean"] == 1.0 and record["iteration_s"] == pytest.approx(4.0, abs=0.5)
     assert overlap == pytest.approx(0.5, abs=0.25)  # 3 and 2 s within 4
+
+
+def test_what_the_store_holds_is_measured_while_a_step_takes_long_now_and_then(
+    state: RunState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fills up just then, and an alert looks at the figure."""
+    now, used, told = [1000.0], iter([10, 90, 95]), list[tuple[int, int]]()
+    monkeypatch.setattr("cluster.run.state.time", SimpleNamespace(monotonic=lambda: now[0], sleep=lambda s: None))
+    monkeypatch.setattr(state, "_seen", dict)
+    state.parts.stream.memory = lambda: (next(used), 100)  # type: ignore[method-assign]
+    state.parts.stream.depth = lambda: SimpleNamespace(entries=1, nbytes=7e6)  # type: ignore[method-assign,assignment,return-value]
+    metrics = SimpleNamespace(queue=lambda *_: None, in_flight=lambda _: None, store=lambda *of: told.append(of))
+    state.parts.metrics = metrics  # type: ignore[assignment]
+    for _ in range(3):
+        state.turn()
+        now[0] += MEASURE_S / 3
+    assert told == [(10, 100)] and state.stored_mb == 7.0
+    state.turn()
+    assert told == [(10, 100), (90, 100)]
+    state.parts.version = state.config.iterations  # type: ignore[misc]
+    now[0] += MEASURE_S
+    state.turn()  # nothing is learned any more: nobody waits for the store
+    assert len(told) == 2
 
 
 def test_replays_outside_the_clip_before_any_update_are_told_once_and_logged(state: RunState, tmp_path: Path) -> None:
