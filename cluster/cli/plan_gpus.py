@@ -149,7 +149,14 @@ def plan_text(
             )
         most = int(free / here.ranks.num_gpus) if here.ranks.num_gpus else 1
         ranks = counting.ranks_that_fit(here, facts, roles["rank"], room, most, kind.name)
-        split = best(loop, costs, shares, free, counts, ranks)
+        try:
+            split = best(loop, costs, shares, free, counts, ranks)
+        except PlanError as error:
+            if not others:
+                raise
+            raise PlanError(
+                f"{error} ({gpus - free:g} of the {gpus} are those of terms with weight 0: {', '.join(others)})"
+            ) from None
         more = one_more(loop, costs, shares, split, [*ranks, ranks[-1] + 1] if len(ranks) > 1 else ranks)
         wider = plan_page.wider(loop, costs, shares, free, counts, ranks, split)
     roles["rank"] = counting.with_ranks(here, facts, roles["rank"], split.counts.ranks)
