@@ -177,6 +177,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("name: a\nlearner: {lr: 1\nstore: 2\n", "recipe.yaml:3: not YAML"),
+        ("name: 2026-13-01\n", "recipe.yaml: not YAML: month must be in 1..12"),
         ("name: a\nname: b\n", "name (recipe.yaml:2): written twice, first at recipe.yaml:1"),
         ("- a\n", "holds a list"),
         ("extends: gone.yaml\nname: a\n", "gone.yaml: no such file (extended by recipe.yaml)"),
