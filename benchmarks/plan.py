@@ -124,7 +124,9 @@ def main() -> None:
     result = {"limit": LIMIT, "worst": worst, "layouts": rows, "load_average": [load, os.getloadavg()[0]]}
     write(options.output, result)
     print(f"furthest from what was measured: {worst:.1%}, limit {LIMIT:.0%}: {verdict}")
-    others = [f"{name}: {found['bottleneck']}, meant {found['meant']}" for name, found in rows.items() if is_other(found)]
+    others = [
+        f"{name}: {found['bottleneck']}, meant {found['meant']}" for name, found in rows.items() if is_other(found)
+    ]
     print(f"layouts whose bottleneck is another than meant: {'; '.join(others) or 'none'}")
     sys.exit(0 if worst <= LIMIT and not others else 1)
 

@@ -166,7 +166,7 @@ def one(part: str, actors: int, folder: Path) -> dict[str, Any]:
 
 
 def turn(actors: int) -> dict[str, Any]:
-    """Milliseconds of the processor in a turn of the driver's loop with all actors at work, without Ray and the store."""
+    """Processor's milliseconds in a turn of the driver's loop with all actors at work, without Ray and the store."""
     pool = ActorPool.__new__(ActorPool)
     pool.calls = {f"call {a}": Call(a, WorkItem(a, (str(a),)), 0.0) for a in range(actors)}  # type: ignore[misc]
     parts = Topology.__new__(Topology)

@@ -55,7 +55,9 @@ def load_policy(
     folder = Path(run_or_folder)
     if (folder / MODEL_FILE).is_file():
         if checkpoint not in ("latest", "base"):
-            raise ConfigError.of(f"checkpoint {checkpoint}: {folder} is a model, not a run; it has no other, leave it out")
+            raise ConfigError.of(
+                f"checkpoint {checkpoint}: {folder} is a model, not a run; it has no other, leave it out"
+            )
         model = load(folder, embeddings)
         return model, sampler_of(folder, model)
     if not is_run(folder):

@@ -224,9 +224,7 @@ def evaluate(
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write one line an image here.")] = None,
     seed: Annotated[int | None, typer.Option(help="With --model: seed of the sampling noise; default 0.")] = None,
-    batch: Annotated[
-        int | None, typer.Option(help="With --model: images restored together; default 8.", min=1)
-    ] = None,
+    batch: Annotated[int | None, typer.Option(help="With --model: images restored together; default 8.", min=1)] = None,
     device: Annotated[str | None, typer.Option(help="With --model: auto (default), cpu, cuda, cuda:1, ...")] = None,
 ) -> None:
     """PSNR, SSIM and no-reference scores of restored images against their originals.

@@ -55,8 +55,8 @@ def plan(
 
     if from_run is not None and score_ms:
         raise UserMistake(
-            f"--score-ms {' '.join(score_ms)}: is for an estimate, and --from {from_run} has measured the scorer; leave "
-            "one of them out"
+            f"--score-ms {' '.join(score_ms)}: is for an estimate, and --from {from_run} has measured the scorer; "
+            "leave one of them out"
         )
     given = [*(overrides or []), *([f"model={shape}"] if shape else [])]
     loaded = load_config(RunConfig, config, given)

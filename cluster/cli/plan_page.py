@@ -103,7 +103,11 @@ def page(
             f"{recipe} on {gpus} GPUs: {overrides(config, split.counts)}",
             f"  {split.gpus + others:g} of {gpus} GPUs are used, {found.seconds:.3g} s an iteration: "
             f"{found.per_hour:.3g} iterations and {found.per_hour * groups:.3g} groups an hour",
-            *([f"  {others:g} of them by terms with weight 0 ({', '.join(beside)}), for evaluations"] if others else []),
+            *(
+                [f"  {others:g} of them by terms with weight 0 ({', '.join(beside)}), for evaluations"]
+                if others
+                else []
+            ),
             f"  {config.iterations} iterations: about {_time(found.run_s(config.iterations))}, without the start and "
             "evaluations at the ends",
             f"  it waits for {WAYS.get(found.bottleneck, 'scoring')}",

@@ -129,8 +129,8 @@ def with_results(data: PairedFolder, folder: Path) -> PairedFolder:
         several = Counter(name for name, _ in files)
         twice = sorted(path.relative_to(folder).as_posix() for name, path in files if several[name] > 1)
         raise DataError(
-            f"{folder} holds several results of one name ({some(twice)}), and only one of them can be measured; keep one "
-            "of each"
+            f"{folder} holds several results of one name ({some(twice)}), and only one of them can be measured; keep "
+            "one of each"
         )
     lacking = [pair.image_id for pair in data.pairs if pair.image_id not in found]
     if lacking:

@@ -1,7 +1,7 @@
 """Folders of degraded images beside folders of their clean originals.
 
-What can be wrong with the names of such folders is found at construction, and from headers, of more than `HEADERS` pairs
-of so many, whether sizes and files are whole: a run leaves a training picture out that turns out otherwise.
+What can be wrong with the names of such folders is found at construction, and from headers, of more than `HEADERS`
+pairs of so many, whether sizes are equal and files whole; a run leaves a training picture out that turns out otherwise.
 """
 
 from __future__ import annotations

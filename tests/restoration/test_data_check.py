@@ -90,7 +90,9 @@ def test_a_wrong_folder_of_others_is_told_before_anything_is_decoded(
 
 
 def test_a_file_of_several_splits_is_decoded_once_and_told_in_each(tmp_path: Path) -> None:
-    make_set("dpdd_single", photos(tmp_path / "photos"), tmp_path / "set", layout="restormer", side=SIDE, train=2, test=4)
+    make_set(
+        "dpdd_single", photos(tmp_path / "photos"), tmp_path / "set", layout="restormer", side=SIDE, train=2, test=4
+    )
     done = list[tuple[str, int]]()
     report = check_set("dpdd_single", tmp_path / "set", progress=lambda what, n, _: done.append((what, n)))
     assert {split.split: split.pairs for split in report.splits}["test/indoor"] == 2

@@ -402,7 +402,9 @@ def test_the_page_has_the_table_of_the_registry() -> None:
 def test_photographs_with_too_few_tiles_for_a_stand_in_are_one_line(
     small_photos: Path, tmp_path: Path, name: str
 ) -> None:
-    with pytest.raises(DataError, match=r"train has \d+ tiles of 32 px with texture, and \d+ are asked for; ask for fewer"):
+    with pytest.raises(
+        DataError, match=r"train has \d+ tiles of 32 px with texture, and \d+ are asked for; ask for fewer"
+    ):
         made(small_photos, tmp_path / "set", name, train=500)
     assert not (tmp_path / "set").exists()
 

@@ -98,10 +98,6 @@ def test_held_out_pictures_of_a_run_are_restored_and_measured_as_its_evaluations
     psnr = {name: protocol(name).psnr(lq, gt)[0] for name in ("derain_y", "lowlight_rgb")}
     assert caption_of(lq.mean(), psnr["derain_y"]) in written
     assert caption_of(lq.mean(), psnr["lowlight_rgb"]) not in written
-    animated = list(written)
-    run("report", run_of, "--animate")
-    assert {text for text in animated if "dB" in text} <= set(written[len(animated) :])
-
     given: list[dict[str, Any]] = []
     monkeypatch.setattr("cluster.report.chains.chains_of", lambda *_, **of: given.append(of) or [])
     monkeypatch.setattr("cluster.report.chain_picture.save_chains", lambda path, _: path)

@@ -76,6 +76,11 @@ def test_the_overrides_that_it_prints_are_a_recipe_that_takes_no_more_gpus_than_
     assert re.search(r"actor +13\.0 +74\.5", result.stdout)
 
 
+def parts_of(text: str) -> str:
+    """The table of an iteration's parts."""
+    return text.partition("s an iteration")[2].partition("one more process of")[0]
+
+
 SCORER = "tests.cluster.cli.test_cli:Brightness"
 
 
@@ -106,7 +111,7 @@ def test_terms_that_want_other_numbers_are_written_as_an_override_that_a_recipe_
     result = plan(RECIPE, "--gpus", 32, "--score-ms", "a=40", "--score-ms", "b=4", *given, terms)
     assert result.exit_code == 0, result.output
     config = load_config(RunConfig, RECIPE, [*given, terms, *written(result.stdout)])
-    table = {name: int(count) for name, count in re.findall(r"^reward (\w) +(\d+) ", result.stdout, flags=re.MULTILINE)}
+    table = {name: int(count) for name, count in re.findall(r"reward (\w) +(\d+) ", parts_of(result.stdout))}
     most = {name: of.max_replicas or of.replicas for name, of in config.reward.services.items()}
     assert most == table and table["a"] > table["b"] >= 1
     assert config.reward.resolved.terms[0].name == "a"
@@ -147,7 +152,7 @@ def test_how_well_the_model_tells_a_run_does_not_hang_on_the_new_recipes_evaluat
         result = plan(RECIPE, "--gpus", 8, "--from", folder, *given, f"evaluation.every={every}")
         assert result.exit_code == 0, result.output
         told |= {*re.findall("the model says .*", result.stdout)}
-        plans += re.findall(r"^actors +\d+ +(\S+)", result.stdout, flags=re.MULTILINE)
+        plans += re.findall(r"actors +\d+ +(\S+)", parts_of(result.stdout))
     assert len(told) == 1 and len(set(plans)) == 2  # of what is planned they are a part
 
 

@@ -175,9 +175,13 @@ def test_secrets_are_the_users_only_and_what_a_run_writes_is_as_the_user_has_it(
 def test_ports_of_a_job_are_none_that_a_connection_gets_from_linux(number: int) -> None:
     (line,) = re.findall(r"^port=.*$", job(), flags=re.MULTILINE)
     done = subprocess.run(
-        ["bash", "-c", f"{line}; echo $port"], env={"SLURM_JOB_ID": str(number)}, capture_output=True, text=True, check=True
+        ["bash", "-c", f"{line}; echo $port"],
+        env={"SLURM_JOB_ID": str(number)},
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert 20000 <= int(done.stdout) and int(done.stdout) + 9 < 32768
+    assert int(done.stdout) >= 20000 and int(done.stdout) + 9 < 32768
 
 
 def test_two_heads_on_one_node_share_no_port() -> None:

@@ -104,9 +104,9 @@ def test_of_a_chain_of_many_steps_some_are_left_out_evenly_and_each_says_which_i
     tmp_path: Path, written: list[str]
 ) -> None:
     """As `restorl report --animate` of a model of fifty steps, whose noise no format makes small."""
-    both = [shown(0, side=24, steps=50), shown(1, side=24, steps=50)]
+    one = shown(side=24, steps=50)
     for suffix, limit in ((".png", 60_000), (".webp", 30_000)):
-        path = save_chains(tmp_path / f"chain{suffix}", both, limit=limit, widths=(48, 24))
+        path = save_chains(tmp_path / f"chain{suffix}", [one], limit=limit, widths=(48, 24))
         assert path.stat().st_size <= limit
     with Image.open(tmp_path / "chain.png") as still, Image.open(tmp_path / "chain.webp") as moving:
         assert 3 <= (still.width - 6) // (24 + 6) < 51

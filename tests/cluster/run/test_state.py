@@ -449,7 +449,7 @@ def test_what_the_loop_sees_is_told_to_whoever_looks_at_the_folder(state: RunSta
     call = Call(0, WorkItem(8, ("a", "b")), time.monotonic())
     state.parts.actors = SimpleNamespace(calls={"ref": call}, members={0: None})  # type: ignore[assignment]
     state.parts.rewards = {}
-    state.parts.stream = SimpleNamespace(waiting=6)  # type: ignore[assignment]
+    state.parts.stream.waiting = 6
     state.heldout.evaluations.begin(3, "now", None)
     state.timeline.failed["process"] = 2
     state.pace.learned(1.0)
