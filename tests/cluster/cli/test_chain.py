@@ -90,7 +90,7 @@ def test_held_out_pictures_of_a_run_are_restored_and_measured_as_its_evaluations
     run_of = tmp_path / "run"
     shutil.copytree(tuned, run_of)
     config = yaml.safe_load((run_of / "config.yaml").read_text())
-    config |= {"evaluation": {"protocol": "derain_y", "seed": 7, "tile": 32}}
+    config |= {"evaluation": {"protocol": "derain_y"}}
     (run_of / "config.yaml").write_text(yaml.safe_dump(config))
     result = run("chain", run_of, "--count", 1, "--out", tmp_path / "c.png")
     assert result.exit_code == 0, result.output
@@ -102,6 +102,7 @@ def test_held_out_pictures_of_a_run_are_restored_and_measured_as_its_evaluations
     monkeypatch.setattr("cluster.report.chains.chains_of", lambda *_, **of: given.append(of) or [])
     monkeypatch.setattr("cluster.report.chain_picture.save_chains", lambda path, _: path)
     config |= {"data": config["data"] | {"embeddings": "/own"}}
+    config["evaluation"] |= {"seed": 7, "tile": 32}
     (run_of / "config.yaml").write_text(yaml.safe_dump(config))
     source = tuned / "data" / "test" / "input" / "b.png"
     calls: tuple[tuple[object, ...], ...] = ((), ("--embeddings", "/e", "--seed", 3, "--tile", 0), (source,))
