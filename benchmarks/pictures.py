@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import io
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cluster.models import load_policy, load_run_config
 from cluster.report.chain_picture import save_chains
-from cluster.report.chains import chains_of, heldout_pictures, score_of
+from cluster.report.chains import as_evaluated, chains_of, heldout_pictures, score_of
 from cluster.report.strips import BOX, FAINT, INK, LABELS, PAPER, Box, choose_box, fit, zoom
 from restoration.degradations import KINDS, Kind, degrade, seeded_rng
 from restoration.figures import ScoreFunction
@@ -64,6 +65,7 @@ def make(run: Path, task: Kind, severity: float, tile: int, names: Sequence[str]
     """Degrade, restore and measure the held-out photographs."""
     config = load_run_config(run)
     work, score = run / "pictures", score_of(config)
+    shutil.rmtree(work / "input", ignore_errors=True)  # of an earlier call, with other photographs or another task
     files = [file for file in list_images(PHOTOS / "heldout") if not names or file.stem in names]
     if not files:
         raise SystemExit(f"{PHOTOS / 'heldout'} holds none of {', '.join(names)}")
@@ -198,7 +200,9 @@ def main() -> None:
     given.strip.parent.mkdir(parents=True, exist_ok=True)
     strip([p for p in photos if p.name in STRIP] or photos[:3]).save(given.strip, optimize=True)
     config = load_run_config(given.run)
-    shown = chains_of(given.run, heldout_pictures(config), score_of(config), checkpoint=checkpoint_of(given.run))
+    checkpoint = checkpoint_of(given.run)
+    score = score_of(config)
+    shown = chains_of(given.run, heldout_pictures(config), score, checkpoint=checkpoint, **as_evaluated(config))
     for name in ("chain.webp", "chain.png"):
         print(save_chains(given.out / name, shown))
     (given.out / "README.md").write_text(index(photos, given.task, given.severity), encoding="utf-8")

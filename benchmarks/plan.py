@@ -16,6 +16,8 @@ import json
 import os
 import shutil
 import statistics
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,6 +124,16 @@ def main() -> None:
     result = {"limit": LIMIT, "worst": worst, "layouts": rows, "load_average": [load, os.getloadavg()[0]]}
     write(options.output, result)
     print(f"furthest from what was measured: {worst:.1%}, limit {LIMIT:.0%}: {verdict}")
+    others = [
+        f"{name}: {found['bottleneck']}, meant {found['meant']}" for name, found in rows.items() if is_other(found)
+    ]
+    print(f"layouts whose bottleneck is another than meant: {'; '.join(others) or 'none'}")
+    sys.exit(0 if worst <= LIMIT and not others else 1)
+
+
+def is_other(found: Mapping[str, Any]) -> bool:
+    """Whether the model takes another part for the slowest than the layout was made for."""
+    return bool(found["bottleneck"] != found["meant"])
 
 
 def row(layout: Layout, counts: Counts, took: float, by_sleeps: Any, by_run: Any) -> dict[str, Any]:

@@ -166,17 +166,13 @@ def one(part: str, actors: int, folder: Path) -> dict[str, Any]:
 
 
 def turn(actors: int) -> dict[str, Any]:
-    """Milliseconds of the processor in a turn of the driver's loop with all actors at work, without Ray and the store.
-
-    `who evaluates, before`: looked up for each free slot, as the loop did.
-    """
+    """Processor's milliseconds in a turn of the driver's loop with all actors at work, without Ray and the store."""
     pool = ActorPool.__new__(ActorPool)
     pool.calls = {f"call {a}": Call(a, WorkItem(a, (str(a),)), 0.0) for a in range(actors)}  # type: ignore[misc]
     parts = Topology.__new__(Topology)
     parts.actors = pool
     unsettled = {f"{i:08d}-000": "1-1" for i in range(2 * actors)}
     ways: dict[str, Callable[[], object]] = {
-        "who evaluates, before": lambda: [parts.evaluating() for _ in range(actors)],
         "who evaluates": parts.evaluating,
         "what is rolling": parts.rolling,
         "admission": lambda: driver.capacity(actors, 1, 9, unsettled, set(), parts.rolling()),

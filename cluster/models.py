@@ -43,17 +43,21 @@ def load_policy(
         run_or_folder: a run (its base model with the tensors it has trained) or the folder of a model, whose sampler
             is the one of the recipe it was trained with, or else its authors'.
         checkpoint: of a run: "latest", "average" (of the weights, with optimiser.ema), "base" (as before training) or
-            the number of an iteration.
+            the number of an iteration; a model has the first and the third only, which are itself.
         embeddings: folder with those of single pictures, see `restoration.base_models.load`; not those of a run's data.
 
     Raises:
-        ConfigError: neither a run nor a model.
+        ConfigError: neither a run nor a model, or a checkpoint of a model.
         CheckpointError: the run has no such checkpoint, or files that are damaged or don't fit.
     """
     from restoration.base_models import load, sampler_of
 
     folder = Path(run_or_folder)
     if (folder / MODEL_FILE).is_file():
+        if checkpoint not in ("latest", "base"):
+            raise ConfigError.of(
+                f"checkpoint {checkpoint}: {folder} is a model, not a run; it has no other, leave it out"
+            )
         model = load(folder, embeddings)
         return model, sampler_of(folder, model)
     if not is_run(folder):

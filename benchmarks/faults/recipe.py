@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ ITERATIONS, GROUPS = 12, 4
 
 def write_workplace(folder: Path) -> None:
     """model/ and pairs/, which every row shares."""
-    if (folder / "pairs").is_dir():
+    if (whole := folder / "whole").is_file():
         return
+    for part in ("model", "pairs"):  # of a row that was interrupted
+        shutil.rmtree(folder / part, ignore_errors=True)
     torch.manual_seed(0)
     vae = build_vae(VaeRecipe(channels=(8, 16), latent_channels=4, crop=32)).eval()
     cleaner = Restormer(RestormerConfig(dim=8, num_blocks=(1, 1, 1, 1), num_refinement_blocks=1))
     build_small(vae, cleaner, channels=(16, 32), head_channels=16).save(folder / "model")
     write_pairs(folder / "pairs")
+    whole.touch()
 
 
 def write_recipe(path: Path, workplace: Path, token: Path, store_url: str, name: str) -> None:

@@ -16,7 +16,7 @@ from cluster.cli.compare import compare
 from cluster.cli.convert import convert
 from cluster.cli.data import compared, data_app
 from cluster.cli.deploy import deploy_app
-from cluster.cli.errors import UserMistake, argv, as_mistake, guarded, say
+from cluster.cli.errors import UserMistake, argv, as_mistake, guarded, only_with, say
 from cluster.cli.export import export
 from cluster.cli.leaving import leaving
 from cluster.cli.output import Counter, partial_csv, print_rows, summary_text
@@ -204,12 +204,14 @@ def evaluate(
     ],
     gt: Annotated[Path | None, typer.Argument(help="Folder of the originals; not with --set.")] = None,
     model: Annotated[Path | None, typer.Option(help="Run or model that restores LQ first.")] = None,
-    checkpoint: Annotated[str, typer.Option(help="Of a run: latest, average, base, or an iteration.")] = "latest",
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Of a run: latest (default), average, base, or an iteration.")
+    ] = None,
     embeddings: Annotated[Path | None, typer.Option(help="With --model: as of `restorl restore`.")] = None,
     set_name: Annotated[
         str | None, typer.Option("--set", help="A public set by name (docs/data.md) in the folder LQ.")
     ] = None,
-    split: Annotated[str, typer.Option(help="With --set: which part of it.")] = "test",
+    split: Annotated[str | None, typer.Option(help="With --set: which part of it; default test.")] = None,
     results: Annotated[
         Path | None, typer.Option(help="With --set: measure these results, named as the set's inputs.")
     ] = None,
@@ -225,11 +227,13 @@ def evaluate(
         list[str] | None, typer.Option(help="clean, legacy or patchN (tiles of N pixels); may be repeated.")
     ] = None,
     dists: Annotated[Path | None, typer.Option(help="Folder with DISTS's weights, see docs/models.md.")] = None,
-    match: Annotated[str, typer.Option(help="How files are paired: stem, digits, sorted or group.")] = "stem",
+    match: Annotated[
+        str | None, typer.Option(help="Without --set: how files are paired: stem (default), digits, sorted or group.")
+    ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write one line an image here.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling noise.")] = 0,
-    batch: Annotated[int, typer.Option(help="Images restored together.", min=1)] = 8,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    seed: Annotated[int | None, typer.Option(help="With --model: seed of the sampling noise; default 0.")] = None,
+    batch: Annotated[int | None, typer.Option(help="With --model: images restored together; default 8.", min=1)] = None,
+    device: Annotated[str | None, typer.Option(help="With --model: auto (default), cpu, cuda, cuda:1, ...")] = None,
 ) -> None:
     """PSNR, SSIM and no-reference scores of restored images against their originals.
 
@@ -243,6 +247,10 @@ def evaluate(
     from restoration.metrics import protocol as find_protocol
     from restoration.metrics.published import Published
 
+    only_with("--lpips FOLDER", lpips is not None, lpips_net=lpips_net)
+    only_with("--fid FOLDER", fid is not None, fid_kind=fid_kind)
+    of_model = {"checkpoint": checkpoint, "embeddings": embeddings, "seed": seed, "batch": batch, "device": device}
+    only_with("--model RUN_OR_FOLDER", model is not None, **of_model)
     with as_mistake(ValueError):
         published = Published(lpips, fid, lpips_net or ["alex"], fid_kind or ["clean"], dists)
     scorers = {name: judge.score for name, _, judge in map(named_scorer, scorer or [])}
@@ -258,8 +266,8 @@ def evaluate(
             from restoration.devices import device_of
 
             with as_mistake(ValueError):
-                place = device_of(device)
-            policy, sampler = load_policy(model, checkpoint, embeddings)
+                place = device_of(device or "auto")
+            policy, sampler = load_policy(model, checkpoint or "latest", embeddings)
             with as_mistake(ValueError):
                 require(policy, sampler)
             rows = evaluate_pairs(
@@ -268,8 +276,8 @@ def evaluate(
                 sampler,
                 scorers,
                 of.protocol,
-                seed,
-                batch,
+                seed or 0,
+                batch or 8,
                 device=place,
                 on_image=published.see,
                 progress=lambda done, total: shown("evaluate", done, total),

@@ -9,7 +9,7 @@ import typer
 
 from cluster.cli.errors import UserMistake, as_mistake, guarded
 from cluster.cli.output import Counter
-from cluster.cli.restore import require
+from cluster.cli.restore import require, tiling_of
 from cluster.cli.scorer_text import named_scorer
 
 if TYPE_CHECKING:
@@ -37,17 +37,29 @@ def chain(
     embeddings: Annotated[
         Path | None, typer.Option(help="Folder of <image>.safetensors, what the model sees besides (docs/models.md).")
     ] = None,
-    count: Annotated[int, typer.Option(help="Held-out pictures, without INPUT.", min=1)] = 3,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling noise.")] = 0,
+    count: Annotated[int | None, typer.Option(help="Held-out pictures, without INPUT; default 3.", min=1)] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the sampling noise; default 0, of held-out pictures evaluation.seed.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps, in place of the model's.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale, in place of the model's; 1 is none.")] = None,
-    tile: Annotated[int, typer.Option(help="Side in pixels of what the networks see at once; 0 is all.", min=0)] = 0,
-    tile_overlap: Annotated[int, typer.Option(help="Pixels that neighbouring tiles share.", min=0)] = 64,
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            help="Side in pixels of what the networks see at once; 0 is all, the default; of held-out pictures "
+            "evaluation.tile.",
+            min=0,
+        ),
+    ] = None,
+    tile_overlap: Annotated[
+        int | None, typer.Option(help="With --tile: pixels that neighbouring tiles share; default 64.", min=0)
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
 ) -> None:
     """Show how a picture becomes clean: the input, then the model's estimate after each step, with its score.
 
-    Of a run the base model stands above the tuned one. With originals, PSNR stands beside the score.
+    Of a run the base model stands above the tuned one. With originals, PSNR stands beside the score, of a run by its
+    evaluations' protocol; its held-out pictures are restored as there.
 
     restorl chain runs/demo --out chain.webp --out chain.png
 
@@ -55,9 +67,8 @@ def chain(
     """
     from cluster.models import is_run, load_run_config
     from cluster.report.chain_picture import ANIMATED, STILL, save_chains
-    from cluster.report.chains import chains_of, heldout_pictures, score_of
+    from cluster.report.chains import PICTURES, as_evaluated, chains_of, heldout_pictures, score_of
     from restoration.devices import device_of
-    from restoration.tiling import Tiling
 
     if not out:
         raise UserMistake("--out FILE: where to? FILE.webp or .gif for an animation, FILE.png or .jpg for a strip")
@@ -68,12 +79,21 @@ def chain(
         raise UserMistake("--gt: held-out pictures have theirs; give INPUT, or leave it out")
     if not input and run is None:
         raise UserMistake("which picture? give INPUT: only a run has held-out pictures of its own")
+    if input and count is not None:
+        raise UserMistake(f"--count {count}: is of held-out pictures; leave it out, or INPUT")
     own = run if scorer is None else None
     score = score_of(own) if own is not None else named_scorer(scorer or DEFAULT_SCORER)[2].score
     with as_mistake(ValueError, RuntimeError):
         place = device_of(device)
-        tiling = Tiling(tile, tile_overlap) if tile else None
-    pictures = _given(input, gt) if input else heldout_pictures(run, count) if run is not None else []
+        tiling = tiling_of(tile, tile_overlap)
+    ways = as_evaluated(run) if run is not None else {}
+    if input:
+        pictures, ways = _given(input, gt), {name: way for name, way in ways.items() if name == "protocol"}
+    else:
+        pictures = heldout_pictures(run, count or PICTURES) if run is not None else []
+    ways |= {"seed": seed} if seed is not None else {}
+    ways |= {"tiling": tiling} if tile is not None else {}
+    ways |= {"embeddings": embeddings} if embeddings is not None else {}
     changes: dict[str, Any] = {"steps": steps, "guidance_scale": guidance}
     with as_mistake(ValueError), Counter() as shown:
         found = chains_of(
@@ -82,12 +102,10 @@ def chain(
             score,
             checkpoint=checkpoint,
             changes={name: value for name, value in changes.items() if value is not None},
-            seed=seed,
             device=str(place),
-            tiling=tiling,
-            embeddings=embeddings,
             check=require,
             progress=shown,
+            **ways,
         )
         for path in out:
             print(save_chains(path, found))

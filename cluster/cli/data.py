@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster.cli.errors import UserMistake, as_mistake, guarded
+from cluster.cli.errors import UserMistake, as_mistake, guarded, only_with
 from cluster.cli.output import Counter
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ def data_make(
     layout: Annotated[str | None, typer.Option(help="One of the set's layouts; default its first.")] = None,
     photos: Annotated[Path, typer.Option(help="Folder with train/ and heldout/ photographs.")] = PHOTOS,
     side: Annotated[int, typer.Option(help="Side of a tile.")] = 128,
-    train: Annotated[int, typer.Option(help="Training tiles.")] = 8,
-    test: Annotated[int, typer.Option(help="Tiles of each other split.")] = 4,
+    train: Annotated[int, typer.Option(help="Training tiles; of arrays at most as many as the set has scenes.")] = 8,
+    test: Annotated[int, typer.Option(help="Tiles of each other split, likewise.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of places and degradations.")] = 0,
 ) -> None:
     """Write a small stand-in for a public set, of photographs, in exactly its layout.
@@ -115,9 +115,9 @@ class Compared:
 def compared(
     root: Path,
     gt: Path | None,
-    match: str,
+    match: str | None,
     name: str | None,
-    split: str,
+    split: str | None,
     results: Path | None,
     protocol: str | None,
 ) -> Compared:
@@ -126,7 +126,7 @@ def compared(
     `results` is a folder of pictures that are measured in the place of the set's degraded ones.
 
     Raises:
-        UserMistake: neither or both are given; an unknown set, split or protocol.
+        UserMistake: neither or both are given; an unknown set, split or protocol; `split` of folders, `match` of a set.
         FileNotFoundError, DataError: pairs that can't be opened; a set without originals.
     """
     from restoration.datasets.opening import open_set, public_set, with_results
@@ -136,11 +136,14 @@ def compared(
 
     if (gt is None) == (name is None) or (results is not None and name is None):
         raise UserMistake("give the folders LQ and GT, or the root of a set with --set NAME")
+    only_with("--set NAME", name is not None, split=split)
+    if name is not None and match is not None:
+        raise UserMistake(f"--match {match} with --set {name}: a set knows its pairs; leave --match out")
     with as_mistake(ValueError):
         of = public_set(name) if name is not None else None
         chosen = find_protocol(protocol or (of.protocol if of else None) or DEFAULT_PROTOCOL).name
         if of is not None:
-            data = open_set(of.name, root, split, check=False)
+            data = open_set(of.name, root, split or "test", check=False)
             return Compared(with_results(data, results) if results else data, chosen, of.per_scene)
     assert gt is not None
-    return Compared(PairedFolder(root, gt, match, check=False), chosen)  # type: ignore[arg-type]
+    return Compared(PairedFolder(root, gt, match or "stem", check=False), chosen)  # type: ignore[arg-type]

@@ -55,8 +55,10 @@ def render(
     from cluster.deploy.deployed import name_of
     from cluster.deploy.layout import Hosts
     from cluster.deploy.order import Order
-    from cluster.deploy.render import KUBERAY, files_of, write
+    from cluster.deploy.render import KUBERAY, TARGETS, files_of, write
 
+    if image is not None and target in TARGETS and target != KUBERAY:
+        raise UserMistake(f"--image {image}: {target} runs no containers; leave it out, or choose {KUBERAY}")
     recipe = load_config(RunConfig, config, overrides or [])
     hosts = Hosts(gpus, gpus_per_node, whole=target != KUBERAY)
     order = Order(

@@ -46,6 +46,19 @@ class UserMistake(ValueError):
     """Something on the command line that can't be done; the message says what can."""
 
 
+def only_with(what: str, there: bool, **options: object) -> None:
+    """Refuse options (None where not given) that would do nothing without another.
+
+    Raises:
+        UserMistake: `what` isn't `there`, and one of them is given.
+    """
+    for name, value in options.items():
+        if value is not None and not there:
+            option = f"--{name.replace('_', '-')}"
+            told = " ".join(value) if isinstance(value, list) else value
+            raise UserMistake(f"{option} {told}: without {what} it does nothing; give that, too, or leave {option} out")
+
+
 def is_expected(error: BaseException) -> bool:
     """Whether the error speaks to the user. (Ray's errors derive from the class of what an actor raised.)"""
     return _file_remedy(error) != "" or any(cls.__name__ in EXPECTED for cls in type(error).__mro__)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,10 +15,11 @@ from cluster.cli.errors import UserMistake, as_mistake, guarded
 
 if TYPE_CHECKING:
     from cluster.config.recipe import RunConfig
-    from cluster.plan.estimate import Chain, Plumbing
+    from cluster.plan.estimate import Plumbing
     from cluster.plan.measured import Measured
     from cluster.plan.model import Counts
     from cluster.run.checks.pictures import Pictures
+    from cluster.run.flow import Flow
     from restoration.base_models import ModelFacts
 
 DEFAULT_KIND = "h100"
@@ -51,6 +53,11 @@ def plan(
     from cluster.config.configure import load_config
     from cluster.config.recipe import RunConfig
 
+    if from_run is not None and score_ms:
+        raise UserMistake(
+            f"--score-ms {' '.join(score_ms)}: is for an estimate, and --from {from_run} has measured the scorer; "
+            "leave one of them out"
+        )
     given = [*(overrides or []), *([f"model={shape}"] if shape else [])]
     loaded = load_config(RunConfig, config, given)
     print(plan_text(loaded, gpus, gpu_kind, from_run, dict(map(_named_ms, score_ms or [])), shape, str(config)))
@@ -81,7 +88,15 @@ def plan_text(
     from cluster.plan.estimate import PLUMBING, estimated
     from cluster.plan.gpus import gpu_kind as kind_of
     from cluster.plan.model import PlanError
-    from cluster.plan.recipe import chain_of, counts_of, loop_of, services_of, shares_of
+    from cluster.plan.recipe import (
+        beside,
+        chain_of,
+        counts_of,
+        evaluation_share,
+        loop_of,
+        services_of,
+        shares_of,
+    )
     from cluster.plan.search import best, one_more
     from cluster.run.checks.model import facts_of
     from cluster.run.checks.roles import as_here
@@ -114,7 +129,10 @@ def plan_text(
             missing = [name for name in services_of(here) if name not in work.score]
             costs = estimated(work, chain, kind, _asked(score_ms, missing, list(services_of(here))), PLUMBING)
         else:
-            run = _measured(here, facts, pictures, from_run, chain, PLUMBING)
+            run = _measured(here, facts, pictures, from_run, moved, PLUMBING)
+            # Its own evaluations may be others.
+            each = evaluation_share(chain) * run.costs.rollout_s
+            run = replace(run, costs=replace(run.costs, evaluation_s=each))
             costs = run.costs
         roles = {role.role: role for role in counting.memory_of(here, facts, moved, pictures.heldout)}
         keys = {"actor": ("actors", here.actors.num_gpus)}
@@ -123,15 +141,28 @@ def plan_text(
             if name in roles:
                 counting.require_room(roles[name], share, kind.memory, key, kind.name)
         room = min(here.ranks.num_gpus, 1.0) * kind.memory
-        most = int(gpus / here.ranks.num_gpus) if here.ranks.num_gpus else 1
+        others = beside(here)
+        if (free := gpus - sum(others.values())) <= 0:
+            raise PlanError(
+                f"{gpus} GPUs: the services of terms with weight 0 ({', '.join(others)}) reserve "
+                f"{sum(others.values()):g}, and none is left; give more, or lower their num_gpus or replicas"
+            )
+        most = int(free / here.ranks.num_gpus) if here.ranks.num_gpus else 1
         ranks = counting.ranks_that_fit(here, facts, roles["rank"], room, most, kind.name)
-        split = best(loop, costs, shares, gpus, counts, ranks)
+        try:
+            split = best(loop, costs, shares, free, counts, ranks)
+        except PlanError as error:
+            if not others:
+                raise
+            raise PlanError(
+                f"{error} ({gpus - free:g} of the {gpus} are those of terms with weight 0: {', '.join(others)})"
+            ) from None
         more = one_more(loop, costs, shares, split, [*ranks, ranks[-1] + 1] if len(ranks) > 1 else ranks)
-        wider = plan_page.wider(loop, costs, shares, gpus, counts, ranks, split)
+        wider = plan_page.wider(loop, costs, shares, free, counts, ranks, split)
     roles["rank"] = counting.with_ranks(here, facts, roles["rank"], split.counts.ranks)
     return plan_page.page(
         recipe=recipe, config=here, gpus=gpus, kind=kind, run=run, where=from_run, split=split, more=more, wider=wider,
-        shares=shares, roles=list(roles.values()), group_bytes=moved.group_bytes,
+        beside=others, shares=shares, roles=list(roles.values()), group_bytes=moved.group_bytes,
     )  # fmt: skip
 
 
@@ -147,13 +178,14 @@ def _require_gpus(config: RunConfig) -> None:
 
 
 def _measured(
-    config: RunConfig, facts: ModelFacts, pictures: Pictures, folder: Path, chain: Chain, plumbing: Plumbing
+    config: RunConfig, facts: ModelFacts, pictures: Pictures, folder: Path, moved: Flow, plumbing: Plumbing
 ) -> Measured:
+    """`moved`: of the recipe, whose rollouts are those of the run. Evaluations are the run's own."""
     from cluster.models import load_run_config
     from cluster.plan.estimate import moving
     from cluster.plan.measured import measured
     from cluster.plan.model import PlanError
-    from cluster.plan.recipe import counts_of, evaluation_share, loop_of, other_costs
+    from cluster.plan.recipe import chain_of, counts_of, evaluation_share, loop_of, other_costs
     from cluster.report.records import read_metrics
     from cluster.run.checks.roles import as_here
     from cluster.run.machine import this_machine
@@ -165,7 +197,8 @@ def _measured(
     with as_mistake(ValueError, FileNotFoundError):
         records = read_metrics(folder, "train")
     counts: Counts = counts_of(was)
-    loop = loop_of(was, len(facts.schedule(was.sampler).decisions))
+    schedule = facts.schedule(was.sampler)
+    loop, chain = loop_of(was, len(schedule.decisions)), chain_of(was, moved, len(schedule), pictures.heldout)
     services, share = list(counts.replicas), evaluation_share(chain)
     return measured(
         records, loop, counts, services, chain.decoded, share, moving(chain.group_bytes, plumbing), str(folder)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import yaml
+
 from cluster.cli.output import table_lines
+from cluster.config.configure import plain
 from cluster.config.recipe import RunConfig
 from cluster.plan.gpus import FACTOR, NETWORKS, GpuKind
 from cluster.plan.measured import Measured
@@ -25,6 +29,7 @@ from cluster.plan.model import (
 )
 from cluster.plan.search import Shares, Split, best
 from cluster.run.memory_plan import CONTEXT, RoleMemory
+from reward_service.settings import RewardSettings
 
 GIB = 2**30
 WAYS = {
@@ -38,6 +43,7 @@ WAYS = {
     CHECKPOINTS: "writing checkpoints: raise checkpoint_every",
 }
 """What one waits for, and what helps where no GPU does."""
+REPLICAS = ("replicas", "min_replicas", "max_replicas")
 MOST_WIDER = 64  # times as many groups, at most, that another batch is looked at with
 
 
@@ -50,7 +56,7 @@ class Wider:
 
 
 def wider(
-    loop: Loop, costs: Costs, shares: Shares, gpus: int, given: Counts, ranks: Sequence[int], split: Split
+    loop: Loop, costs: Costs, shares: Shares, gpus: float, given: Counts, ranks: Sequence[int], split: Split
 ) -> Wider | None:
     """The smallest larger batch that uses nine tenths of the GPUs, or else the one that uses most.
 
@@ -80,42 +86,66 @@ def page(
     split: Split,
     more: Mapping[str, float],
     wider: Wider | None,
+    beside: Mapping[str, float],
     shares: Shares,
     roles: Sequence[RoleMemory],
     group_bytes: int,
 ) -> str:
-    """All of it, for a person."""
-    found, groups = split.found, config.source.groups_per_step
+    """All of it, for a person.
+
+    Args:
+        beside: GPUs of services that the split knows nothing of, as only evaluations ask them; by term.
+    """
+    found, groups, others = split.found, config.source.groups_per_step, sum(beside.values())
     parts = [
         _source(kind, run, where),
         [
             f"{recipe} on {gpus} GPUs: {overrides(config, split.counts)}",
-            f"  {split.gpus:g} of {gpus} GPUs are used, {found.seconds:.3g} s an iteration: {found.per_hour:.3g} "
-            f"iterations and {found.per_hour * groups:.3g} groups an hour",
+            f"  {split.gpus + others:g} of {gpus} GPUs are used, {found.seconds:.3g} s an iteration: "
+            f"{found.per_hour:.3g} iterations and {found.per_hour * groups:.3g} groups an hour",
+            *(
+                [f"  {others:g} of them by terms with weight 0 ({', '.join(beside)}), for evaluations"]
+                if others
+                else []
+            ),
             f"  {config.iterations} iterations: about {_time(found.run_s(config.iterations))}, without the start and "
             "evaluations at the ends",
             f"  it waits for {WAYS.get(found.bottleneck, 'scoring')}",
         ],
         _parts(config, split, group_bytes),
         _more(split, more, shares),
-        _wider(gpus, wider),
+        _wider(gpus, wider, others),
         _memory(kind, roles, shares),
     ]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
 def overrides(config: RunConfig, counts: Counts) -> str:
-    """What to write behind the recipe."""
-    words = [f"actors.count={counts.actors}", f"ranks.count={counts.ranks}"]
-    replicas, auto = set(counts.replicas.values()), config.reward.autoscales
-    if len(replicas) == 1:
-        (count,) = replicas
-        low = config.reward.min_replicas or 1
-        words.append(
-            f"reward.min_replicas={min(low, count)} reward.max_replicas={count}" if auto else f"reward.replicas={count}"
-        )
-    words += [f"(replicas of term {name}: {count})" for name, count in counts.replicas.items() if len(replicas) > 1]
+    """What to write behind the recipe, in words of a shell."""
+    reward, words = config.reward, [f"actors.count={counts.actors}", f"ranks.count={counts.ranks}"]
+    own = [name for name, of in reward.services.items() if of.app is None]
+    different = len(set(counts.replicas.values())) > 1 or any(name not in counts.replicas for name in own)
+    if not reward.terms or not (different or any(key in term for term in reward.terms for key in REPLICAS)):
+        for count in set(counts.replicas.values()) if own else ():
+            words += [f"reward.{key}={value}" for key, value in _replicas(reward, count).items()]
+    else:
+        # What the section says is of terms, too, that have another number, or say theirs themselves.
+        terms = [
+            {**given, **_replicas(reward.services[term.name], counts.replicas[term.name])}
+            if term.name in counts.replicas and term.name in own
+            else given
+            for term, given in zip(reward.resolved.terms, reward.terms, strict=True)
+        ]
+        flow = yaml.safe_dump(plain(terms), default_flow_style=True, sort_keys=False, width=10**6)
+        words.append(shlex.quote(f"reward.terms={flow.strip()}"))
     return " ".join(words)
+
+
+def _replicas(of: RewardSettings, count: int) -> dict[str, int]:
+    """The settings by which a service has so many."""
+    if of.min_replicas is None:
+        return {"replicas": count}
+    return {"min_replicas": min(of.min_replicas, count), "max_replicas": count}
 
 
 def _source(kind: GpuKind, run: Measured | None, where: Path | None) -> list[str]:
@@ -164,7 +194,7 @@ def _more(split: Split, more: Mapping[str, float], shares: Shares) -> list[str]:
     return table_lines(["one more process of", "GPUs", "iterations an hour"], rows) if rows else []
 
 
-def _wider(gpus: int, wider: Wider | None) -> list[str]:
+def _wider(gpus: int, wider: Wider | None, others: float) -> list[str]:
     if wider is None:
         return []
     found = wider.split.found
@@ -172,7 +202,7 @@ def _wider(gpus: int, wider: Wider | None) -> list[str]:
     replicas = "".join(f", {count} of {reward_part(name)}" for name, count in counts.replicas.items())
     return [
         f"a batch of this recipe feeds no more; with source.groups_per_step={wider.groups}, which is another training, "
-        f"{wider.split.gpus:g} of {gpus} GPUs are",
+        f"{wider.split.gpus + others:g} of {gpus} GPUs are",
         f"used ({counts.actors} actors, {counts.ranks} ranks{replicas}): {found.per_hour:.3g} iterations and "
         f"{found.per_hour * wider.groups:.3g} groups an hour",
     ]

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster.cli.errors import as_mistake, guarded, say
+from cluster.cli.errors import as_mistake, guarded, only_with, say
 from cluster.cli.output import Counter
 
 if TYPE_CHECKING:
     from restoration.base_models.interface import BaseModel, SamplerSettings
+    from restoration.tiling import Tiling
 
 
 @guarded
@@ -26,7 +27,9 @@ def restore(
     overwrite: Annotated[bool, typer.Option(help="Restore again what exists.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the sampling noise.")] = 0,
     tile: Annotated[int, typer.Option(help="Side in pixels of what the networks see at once; 0 is all.", min=0)] = 0,
-    tile_overlap: Annotated[int, typer.Option(help="Pixels that neighbouring tiles share.", min=0)] = 64,
+    tile_overlap: Annotated[
+        int | None, typer.Option(help="With --tile: pixels that neighbouring tiles share; default 64.", min=0)
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps, in place of the model's.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale, in place of the model's; 1 is none.")] = None,
     colour_fix: Annotated[str | None, typer.Option(help="none, adain or wavelet, in place of the model's.")] = None,
@@ -51,13 +54,13 @@ def restore(
     from restoration.devices import device_of
     from restoration.precision import AUTO, DTYPES, resolve, set_precision, slow_here
     from restoration.restore import restore_folder
-    from restoration.tiling import Grid, Tiling
+    from restoration.tiling import Grid
 
     given: dict[str, Any] = {"steps": steps, "guidance_scale": guidance, "colour_fix": colour_fix}
     with as_mistake(ValueError):
         if dtype not in (AUTO, *DTYPES) or bits not in (8, 16):
             raise ValueError(f"--dtype {dtype} --bits {bits}: choose float32, bfloat16, float16 or auto, and 8 or 16")
-        tiling = Tiling(tile, tile_overlap) if tile else None
+        tiling = tiling_of(tile, tile_overlap)
     with as_mistake(ValueError, RuntimeError):  # a device that torch can't ask
         place = device_of(device, elsewhere=devices > 1)
         compute = resolve(dtype, place)
@@ -95,6 +98,21 @@ def restore(
             )
     print(summary)
     raise typer.Exit(summary.exit_status)
+
+
+def tiling_of(tile: int | None, overlap: int | None) -> Tiling | None:
+    """Of `--tile` and `--tile-overlap`; None: whole pictures.
+
+    Raises:
+        UserMistake: an overlap without tiles.
+        ValueError: sizes that don't go together.
+    """
+    from restoration.tiling import Tiling
+
+    only_with("--tile SIDE", bool(tile), tile_overlap=overlap)
+    if not tile:
+        return None
+    return Tiling(tile) if overlap is None else Tiling(tile, overlap)
 
 
 def require(model: BaseModel, sampler: SamplerSettings) -> None:

@@ -133,7 +133,7 @@ def parse_override(text: str) -> tuple[Key, Any]:
         raise ConfigError([Problem(repr(text), "is no override", "write key=value, such as sampler.steps=4")])
     try:
         return key, yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # the latter of a date that is none
         action = "quote it for YAML, such as 'name=\"a: b\"'"
         raise ConfigError([Problem(".".join(key), f"{value!r} is no YAML value", action, COMMAND_LINE)]) from None
 
@@ -186,7 +186,9 @@ def _read(path: Path, origins: dict[Key, str], children: tuple[Path, ...]) -> di
         if node is not None:
             _note_lines(node, path, (), here)
         data = {} if node is None else loader.construct_document(node)
-    except yaml.YAMLError as error:
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:  # the latter of a date that is none
         mark = getattr(error, "problem_mark", None)
         line = f"{path}:{mark.line + 1}" if mark else str(path)
         what = getattr(error, "problem", None) or str(error).splitlines()[0]

@@ -110,12 +110,15 @@ class DataSettings:
             raise ValueError(problem)
 
     def open(self, split: str) -> PairedFolder:
-        """The pairs of `train` or `heldout`.
+        """The pairs of `train` or `heldout`, of the latter with all sizes, which every part of an evaluation asks for.
 
         Raises:
             FileNotFoundError, DataError, ImageError: as `open_split`.
         """
-        return open_split(self.root, split, self.match, self.set)
+        pairs = open_split(self.root, split, self.match, self.set)
+        if split == self.heldout and split != self.train:
+            pairs.read_sizes()
+        return pairs
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,14 @@ from cluster.run.checks.scorer_files import BESIDE, BROUGHT
 
 PATIENCE_S = 1800.0  # a node with GPUs is ordered, boots and fetches an image of several gigabytes
 PASSWORD = "STORE_PASSWORD"
+# Parameters that name files, of scorers and terms that have files of ours else, or nothing to be checked.
+FILES: Mapping[str, tuple[str, ...]] = {
+    "brisque": ("model",),
+    "lite0_levels": ("weights", "backbone"),
+    "lpips": ("weights",),
+    "niqe": ("model",),
+}
+FILES_OF_FAMILIES = {"pyiqa:": "_path", "http://": "token_file", "https://": "token_file"}  # ends of their names
 
 
 def on_shared_storage(config: RunConfig, work: str) -> RunConfig:
@@ -40,8 +48,10 @@ def on_shared_storage(config: RunConfig, work: str) -> RunConfig:
 
 def _with_weights(reward: RunReward, below: Any) -> RunReward:
     def placed(scorer: str, params: Mapping[str, Any]) -> dict[str, Any]:
-        paths = {*BROUGHT.get(scorer, ()), *(BESIDE if scorer in BROUGHT else ())}
-        return {name: below(value) if name in paths and value else value for name, value in params.items()}
+        paths = {*BROUGHT.get(scorer, ()), *(BESIDE if scorer in BROUGHT else ()), *FILES.get(scorer, ())}
+        ends = tuple(end for beginning, end in FILES_OF_FAMILIES.items() if scorer.startswith(beginning))
+        named = {name for name in params if name in paths or name.endswith(ends)}
+        return {name: below(value) if name in named and value else value for name, value in params.items()}
 
     terms = tuple(
         {**term, "params": placed(term.get("scorer", reward.scorer), term["params"])} if "params" in term else term

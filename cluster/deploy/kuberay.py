@@ -19,6 +19,7 @@ from cluster.deploy.pods import (
     METRICS,
     RECIPE_FILE,
     RECIPE_FOLDER,
+    SERVE,
     Names,
     container_security,
     head_template,
@@ -211,9 +212,12 @@ def _recipe(config: RunConfig, names: Names) -> dict[str, Any]:
 
 
 def _network(names: Names) -> dict[str, Any]:
-    """Pods of the deployment reach one another; others its dashboard, which asks for the token, and its metrics."""
+    """Pods of the deployment reach one another; others the dashboard, which asks for the token, metrics and health.
+
+    KubeRay asks the head's proxy of Ray Serve for its health, without which a RayService is never ready.
+    """
     own = {"matchLabels": names.labels}
-    ports = [{"protocol": "TCP", "port": port} for port in (DASHBOARD, METRICS)]
+    ports = [{"protocol": "TCP", "port": port} for port in (DASHBOARD, METRICS, SERVE)]
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",

@@ -13,12 +13,12 @@ from cluster.deploy.noted import Noted
 USER = 1000  # as in the Dockerfile
 RECIPE_FOLDER, RECIPE_FILE = "/etc/restorl", "recipe.yaml"
 HEALTH = {"path": "/api/healthz", "port": 52365}  # of the dashboard's agent on every node; it asks for no token
-DASHBOARD, METRICS, GCS, CLIENT = 8265, 8080, 6379, 10001
+DASHBOARD, METRICS, GCS, CLIENT, SERVE = 8265, 8080, 6379, 10001, 8000
 SHM_SHARE = 0.4  # of a pod's memory: Ray's object store takes 0.3 of it
 HEAD_CPUS, HEAD_GIB = 4, 16
 GIB_OF_GPU = {ACTOR: 24, REWARD: 32, LEARNER: 48}
 GIB_OF_CPU = {ACTOR: 6, REWARD: 4, LEARNER: 6}
-STOP_WAIT_S = 300  # for a step and its checkpoint, after which a driver that is stopped is killed
+STOP_WAIT_S = 300  # for a checkpoint that is being written, after which a driver that is stopped is killed
 
 
 @dataclass(frozen=True)

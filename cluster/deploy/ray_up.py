@@ -65,7 +65,10 @@ def cloud(config: RunConfig, order: Order) -> dict[str, Any]:
         "head_node_type": "head",
         "available_node_types": types,
         "initialization_commands": Noted(
-            [f"sudo mkdir -p {order.work} && sudo mount -t nfs4 FILE_SERVER:/ {order.work}"],
+            [
+                f"mountpoint -q {order.work} || {{ sudo mkdir -p {order.work} && sudo mount -t nfs4 FILE_SERVER:/ "
+                f"{order.work}; }}"
+            ],
             "Change: storage that all machines share, with data, models and runs.",
         ),
         **_common(config, order),

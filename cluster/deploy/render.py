@@ -68,7 +68,7 @@ def documents_in(folder: Path) -> list[dict[str, Any]]:
     for file in files:
         try:
             documents = list(yaml.safe_load_all(file.read_text(encoding="utf-8")))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError) as error:  # the latter of bytes that aren't UTF-8, or of a 13th month
             raise ConfigError.of(f"{file}: not YAML ({' '.join(str(error).split())}); correct it") from None
         wrong = next((d for d in documents if d is not None and not isinstance(d, dict)), None)
         if wrong is not None:

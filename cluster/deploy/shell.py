@@ -10,13 +10,18 @@ PASSWORD_FILE, TOKEN_FILE = "store_password", "ray_token"
 
 
 def draw_secrets(folder: str) -> list[str]:
-    """Files that only their user reads, drawn once. `folder` is a word of shell as it stands."""
+    """Files that only their user reads, drawn once; what the script writes besides is as its user has it.
+
+    `folder` is a word of shell as it stands.
+    """
     return [
-        "umask 077",
-        f"mkdir -p {folder}",
-        f"for secret in {TOKEN_FILE} {PASSWORD_FILE}; do",
-        f"    [ -s {folder}/$secret ] || openssl rand -hex 32 > {folder}/$secret",
-        "done",
+        "(",
+        "    umask 077",
+        f"    mkdir -p {folder}",
+        f"    for secret in {TOKEN_FILE} {PASSWORD_FILE}; do",
+        f"        [ -s {folder}/$secret ] || openssl rand -hex 32 > {folder}/$secret",
+        "    done",
+        ")",
     ]
 
 

@@ -15,9 +15,10 @@ from cluster.deploy.noted import text_of
 from cluster.deploy.order import Order
 from cluster.deploy.shell import draw_secrets, environment, password, resources_flag, script
 from cluster.deploy.store_manifest import memory_mib
-from cluster.run.checks.resources import Demand, demands
+from cluster.run.checks.resources import Demand, demands, packs
 
-STOP_S = 300  # before the time limit, for a step and its checkpoint
+STOP_S = 300  # before the time limit the driver is told to end
+LEAVE_S = 240  # that it may take for it, so that the job is queued again before its time is over
 HEAD_CPUS = 2  # for the driver, the store and Ray's own processes
 JOIN_S = 600
 SECRETS = '"$secrets"'
@@ -60,22 +61,47 @@ def nodes_of(config: RunConfig, hosts: Hosts) -> Nodes:
     """Enough for all roles, with as many GPUs as `hosts` has, if that is known.
 
     Raises:
-        ConfigError: the roles ask for more GPUs than there are.
+        ConfigError: the roles ask for more GPUs than there are, or a process for more than a node has.
     """
     roles = _demands(config)
     gpus = sum(role.count * role.each.get("GPU", 0.0) for role in roles)
     there = hosts.gpus if hosts.gpus is not None else math.ceil(gpus / hosts.host - 1e-9) * hosts.host
+    for role in roles:
+        if (share := role.each.get("GPU", 0.0)) > hosts.host:
+            raise ConfigError.of(
+                f"{role.key}.num_gpus={share:g} on hosts of {hosts.host} GPUs; give a larger --gpus-per-node"
+            )
     if gpus > there + 1e-9:
         told = ", ".join(f"{role.key} {role.count * role.each['GPU']:g}" for role in roles if role.each.get("GPU"))
         raise ConfigError.of(
             f"--gpus {there}: the roles ask for {gpus:g} ({told}); give more GPUs, or lower ranks.count or the rewards"
         )
-    if hosts.gpus is not None and hosts.gpus % hosts.host:
-        raise ConfigError.of(f"--gpus {hosts.gpus} on nodes of {hosts.host}; give a multiple of {hosts.host}")
-    count = max(there // hosts.host, 1)
-    cpus = sum(role.count * role.each.get("CPU", 0.0) for role in roles)
+    shares = [role.each.get("GPU", 0.0) for role in roles for _ in range(role.count)]
+    while not packs(shares, there):
+        if hosts.gpus is not None:
+            raise ConfigError.of(
+                f"--gpus {there}: a process uses one GPU, and the roles' shares don't fill {there} of them without a "
+                "rest; give more GPUs, or shares that add up to whole ones"
+            )
+        there += hosts.host
+    count, each = max(there // hosts.host, 1), hosts.host if there else 0
     offers = {name: math.ceil(amount) for name, amount in _sums(roles).items()}
-    return Nodes(count, math.ceil(cpus / count) + HEAD_CPUS, hosts.host if there else 0, offers)
+    return Nodes(count, cpus_of(roles, count, each), each, offers)
+
+
+def cpus_of(roles: list[Demand], nodes: int, gpus: int) -> int:
+    """CPUs of a node with so many GPUs, so that wherever Ray puts a process, it finds its CPUs beside its GPU.
+
+    A mean over the nodes would fit in sum only: ranks, which ask for most, are put together, rewards apart.
+    """
+    each_gpu = max((role.each.get("CPU", 0.0) / role.each["GPU"] for role in roles if role.each.get("GPU")), default=0)
+    without = 0.0
+    for role in roles:
+        if not role.each.get("GPU"):
+            # Ray Serve spreads replicas over the nodes; actors and ranks may all be on one.
+            together = role.count if role.key in ("actors", "ranks") else math.ceil(role.count / nodes)
+            without += together * role.each.get("CPU", 0.0)
+    return math.ceil(gpus * each_gpu + without - 1e-9) + HEAD_CPUS
 
 
 def _demands(config: RunConfig) -> list[Demand]:
@@ -133,7 +159,8 @@ def _ready(order: Order) -> list[str]:
         *draw_secrets(SECRETS),
         *environment(SECRETS),
         "# The ports of this job, so that two on one node don't meet; in a file, for who looks at the run.",
-        "port=$((20000 + SLURM_JOB_ID % 4000 * 10))",
+        "# They are below those that Linux gives to connections from 32768 on.",
+        "port=$((20000 + SLURM_JOB_ID % 1200 * 10))",
         'echo "$port" > "$secrets/port"',
         '. "$SLURM_SUBMIT_DIR/.venv/bin/activate"',
         f"cd {shlex.quote(order.work)}",
@@ -152,14 +179,22 @@ def _cluster(config: RunConfig, order: Order, nodes: Nodes, own_store: bool) -> 
         f"--memory-mib {memory_mib(config)} &",
     ]
     others = [
-        f'srun --nodes={nodes.count - 1} --ntasks={nodes.count - 1} --exclude="$(hostname -s)" \\',
+        # A step doesn't take over the CPUs that its job asked for.
+        f"srun --nodes={nodes.count - 1} --ntasks={nodes.count - 1} --cpus-per-task={nodes.cpus} "
+        '--exclude="${SLURMD_NODENAME:-$(hostname -s)}" \\',
         f'    ray start --address="$head:$port" {flags} &',
     ]
     return [
-        "# Whatever still runs when the script ends, ends with it. The driver writes a checkpoint when it is told to.",
+        "# Whatever still runs when the script ends, ends with it. A driver that is told to end finishes a checkpoint",
+        f"# that it is writing; one that hangs is killed after {LEAVE_S} s.",
         "# At the end of its time the job is queued again, and goes on with what run folder and store hold.",
         "driver=",
-        'end() { [ -z "$driver" ] || { kill -TERM "$driver" 2> /dev/null || true; wait "$driver" || true; }; }',
+        "end() {",
+        '    [ -n "$driver" ] || return 0',
+        '    kill -TERM "$driver" 2> /dev/null || true',
+        f'    timeout {LEAVE_S} tail --pid="$driver" -s 0.2 -f /dev/null || kill -KILL "$driver" 2> /dev/null || true',
+        '    wait "$driver" || true',
+        "}",
         "trap 'kill $(jobs -p) 2> /dev/null || true' EXIT",
         "trap 'end; scontrol requeue \"$SLURM_JOB_ID\"; exit 0' USR1",
         "trap 'end; exit 143' TERM",
@@ -167,7 +202,8 @@ def _cluster(config: RunConfig, order: Order, nodes: Nodes, own_store: bool) -> 
         "head=\"$(hostname -I | cut -d' ' -f1)\"",
         *(store if own_store else []),
         "ulimit -n 65536 2> /dev/null || true",
-        f'ray start --head --node-ip-address="$head" --port="$port" --dashboard-port=$((port + 1)) {flags} &',
+        'ray start --head --node-ip-address="$head" --port="$port" --dashboard-port=$((port + 1)) '
+        f"--ray-client-server-port=$((port + 5)) {flags} &",
         *(others if nodes.count > 1 else []),
         f'restorl deploy wait {nodes.count} --address "$head:$port" --timeout-s {JOIN_S} &',
         "wait $!",

@@ -69,7 +69,7 @@ def become(server: StoreServer, folder: Path, binary: Path) -> None:
         ConfigError: another server has the folder.
         OSError: the folder can't be written to, or the server not be run.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(0o700, parents=True, exist_ok=True)  # trajectories are nobody else's to read
     os.chdir(folder)
     lock = os.open(LOCK, os.O_WRONLY | os.O_CREAT, 0o600)
     try:

@@ -28,9 +28,28 @@ def traps(documents: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     found = []
     for document in documents:
-        name = f"{document.get('kind')} {(document.get('metadata') or {}).get('name')}"
-        found += [f"{name}: {what}" for what in (*refusals(document), *_of_house(document, documents))]
+        found += [f"{name_of(document)}: {what}" for what in _all_of(document, documents)]
     return list(dict.fromkeys(found))
+
+
+def name_of(document: Mapping[str, Any]) -> str:
+    """Kind and name, for people."""
+    metadata = document.get("metadata")
+    return f"{document.get('kind')} {metadata.get('name') if isinstance(metadata, Mapping) else None}"
+
+
+OTHER_TYPE = (TypeError, ValueError, AttributeError, KeyError)  # of looking into what isn't of the schema's types
+
+
+def _all_of(document: Mapping[str, Any], documents: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for look in (refusals(document), _of_house(document, documents)):
+        try:
+            yield from look
+        except OTHER_TYPE as error:
+            yield (
+                f"something in it is of another type than the schema wants, such as a number in quotation marks or a "
+                f"list for a mapping ({error}), so that it can't be judged; `kubectl apply --dry-run=server` says which"
+            )
 
 
 def _of_house(document: Mapping[str, Any], documents: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -118,7 +137,11 @@ def bytes_of(quantity: object) -> float:
 
 
 def _job(spec: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    words = shlex.split(str(spec.get("entrypoint") or ""))
+    try:
+        words = shlex.split(str(spec.get("entrypoint") or ""))
+    except ValueError as error:
+        yield f"entrypoint={spec.get('entrypoint')!r} is no command of a shell ({error}); correct it"
+        return
     if "train" not in words:
         return
     options = dict(zip(words, words[1:], strict=False))
@@ -155,7 +178,11 @@ def _recipes(document: Mapping[str, Any], documents: Sequence[Mapping[str, Any]]
         if config.store.is_embedded:
             yield f"{file}: store.url=embedded dies with the pod of the driver; give the store's address"
         for other in documents:
-            yield from (f"{file}: {what}" for what in _room(config, other, name))
+            try:
+                found = list(_room(config, other, name))
+            except OTHER_TYPE as error:
+                found = [f"it can't be held against {name_of(other)}, which isn't of the schema's types ({error})"]
+            yield from (f"{file}: {what}" for what in found)
 
 
 def _room(config: RunConfig, document: Mapping[str, Any], recipe: object) -> Iterator[str]:

@@ -48,6 +48,14 @@ def shares_of(config: RunConfig) -> Shares:
     return Shares(config.actors.num_gpus, config.ranks.num_gpus, replicas)
 
 
+def beside(config: RunConfig) -> dict[str, float]:
+    """GPUs of the services of terms without a weight, which only evaluations ask and a run starts all the same."""
+    trained = services_of(config)
+    services = config.reward.services if config.reward.terms else {}
+    found = {n: of.at_first * of.num_gpus for n, of in services.items() if of.app is None and n not in trained}
+    return {name: gpus for name, gpus in found.items() if gpus}
+
+
 def chain_of(config: RunConfig, moved: Flow, steps: int, heldout: Sequence[Size]) -> Chain:
     """How much a recipe computes, whose number types were resolved (`checks.roles.as_here`).
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -20,6 +20,9 @@ ANIMATED, STILL = (".webp", ".gif"), (".png", ".jpg", ".jpeg")
 LIMIT = 1_000_000  # bytes of a file
 WIDTHS = (256, 224, 192, 160, 128, 96)  # of a picture; one is enlarged by whole factors only
 QUALITIES, COLOURS = (88, 78, 66, 52), (256, 128, 64)  # of WebP and JPEG; of GIF
+MOST_STEPS = 64  # that are shown
+LONGEST = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # side in pixels that a format, or its library, can have
+PACKED = 16  # times smaller than its pixels a PNG may become; what would need more isn't tried
 FIRST_MS, STEP_MS, LAST_MS = 900, 1000, 2600
 COLOURS_OF_ROWS = (BASE, TUNED)
 SMOOTH = 3  # lines are drawn so many times as large and reduced
@@ -43,7 +46,8 @@ class Shown:
 def save_chains(path: Path, shown: Sequence[Shown], limit: int = LIMIT, widths: Sequence[int] = WIDTHS) -> Path:
     """Write an animation (.webp, .gif) or a strip (.png, .jpg) of at most `limit` bytes; the folder is made.
 
-    Quality is lowered first, then the size of the pictures.
+    Quality is lowered first, then the size of the pictures; then steps are left out, evenly between input and result,
+    as they are of more than `MOST_STEPS`. Each picture says of which step it is.
 
     Raises:
         ValueError: another suffix, nothing to show, chains that don't match, or a file that is too large at its
@@ -53,28 +57,50 @@ def save_chains(path: Path, shown: Sequence[Shown], limit: int = LIMIT, widths: 
     path, suffix = Path(path), Path(path).suffix.lower()
     if suffix not in ANIMATED + STILL:
         raise ValueError(f"{path}: choose a name that ends in {', '.join(ANIMATED)} (animated), or {', '.join(STILL)}")
-    _check(shown)
+    steps = _check(shown)
     encode = {".webp": _webp, ".gif": _gif, ".png": _png}.get(suffix, _jpeg)
     settings: Sequence[int] = {".gif": COLOURS, ".png": (0,)}.get(suffix, QUALITIES)
-
-    def draw(width: int) -> list[Image.Image]:
-        return draw_animation(shown, width) if suffix in ANIMATED else [draw_still(shown, width)]
-
     own = [_width(one) for one in shown]
     whole = [width for width in widths if all(width <= side or width % side == 0 for side in own)]
-    for width in whole or widths[-1:]:
-        pages = draw(width)
-        for setting in settings:
+    for width, kept in _looks(whole or widths[-1:], steps):
+        some = [_thinned(one, kept) for one in shown]
+        pages = draw_animation(some, width) if suffix in ANIMATED else [draw_still(some, width)]
+        told = " x ".join(map(str, pages[0].size)) + " px"
+        for setting in settings if _is_possible(pages[0].size, suffix, limit) else ():
             if len(data := encode(pages, setting)) <= limit:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with written_whole(path) as temporary:
                     temporary.write_bytes(data)
                 return path
-    raise ValueError(f"{path}: {len(data)} bytes with pictures {width} px wide; show fewer pictures, or fewer steps")
+            told = f"{len(data)} bytes"
+    raise ValueError(f"{path}: {told} with pictures {width} px wide; show fewer pictures")
+
+
+def _looks(widths: Sequence[int], steps: int) -> Iterator[tuple[int, int]]:
+    """(width of a picture, steps that are shown): all widths, then the smallest with ever fewer steps."""
+    steps = min(steps, MOST_STEPS)
+    yield from ((width, steps) for width in widths)
+    while steps > 1:
+        steps = -(-steps // 2)
+        yield widths[-1], steps
+
+
+def _is_possible(size: tuple[int, int], suffix: str, limit: int) -> bool:
+    """Whether a page of that size may be encoded in so many bytes."""
+    return max(size) <= LONGEST.get(suffix, 2**31) and (suffix != ".png" or 3 * math.prod(size) <= PACKED * limit)
+
+
+def _thinned(one: Shown, kept: int) -> Shown:
+    """With the input and `kept` of the steps, the result always among them."""
+    last = len(next(iter(one.chains.values()))) - 1
+    if kept >= last:
+        return one
+    places = [-(-i * last // kept) for i in range(kept + 1)]
+    return replace(one, chains={label: [frames[i] for i in places] for label, frames in one.chains.items()})
 
 
 def draw_animation(shown: Sequence[Shown], width: int) -> list[Image.Image]:
-    """A page for the input and each step: pictures beside each other, models below each other, scores so far below.
+    """A page for each frame: pictures beside each other, models below each other, scores so far below.
 
     Raises:
         ValueError: see `save_chains`.
@@ -86,7 +112,7 @@ def draw_animation(shown: Sequence[Shown], width: int) -> list[Image.Image]:
         look.gap + len(shown) * (width + look.gap),
         look.head + sum(height + look.line + look.gap for height in heights) + look.plot + look.gap,
     )
-    return [_page(shown, step, steps, heights, size, look) for step in range(steps + 1)]
+    return [_page(shown, place, steps, heights, size, look) for place in range(_frames(shown))]
 
 
 def draw_still(shown: Sequence[Shown], width: int) -> Image.Image:
@@ -134,16 +160,18 @@ class _Look:
 
 
 def _page(
-    shown: Sequence[Shown], step: int, steps: int, heights: Sequence[int], size: tuple[int, int], look: _Look
+    shown: Sequence[Shown], place: int, steps: int, heights: Sequence[int], size: tuple[int, int], look: _Look
 ) -> Image.Image:
+    """`place`: of the frames, which may not be of all steps."""
     page = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(page)
+    step = next(iter(shown[0].chains.values()))[place].step
     title = "input" if step == 0 else f"clean estimate after step {step} of {steps}"
     draw.text((look.gap, look.gap), title, INK, look.font)
     for column, one in enumerate(shown):
         left, top = look.gap + column * (look.width + look.gap), look.head
         for row, (label, frames) in enumerate(one.chains.items()):
-            frame = frames[step]
+            frame = frames[place]
             height = round(frame.image.shape[0] * look.width / frame.image.shape[1])
             page.paste(fit(Image.fromarray(frame.image), look.width, height), (left, top))
             below = top + heights[row] + look.gap // 4
@@ -151,12 +179,12 @@ def _page(
             right = (left + look.width, below)
             draw.text(right, caption_of(frame.score, frame.psnr), FAINT, look.font, anchor="ra")
             top += heights[row] + look.line + look.gap
-        page.paste(_plot(one, step, look), (left, top))
+        page.paste(_plot(one, place, look), (left, top))
     return page
 
 
-def _plot(one: Shown, step: int, look: _Look) -> Image.Image:
-    """Scores up to `step`, one line a model, and the ground truth's as a line across."""
+def _plot(one: Shown, place: int, look: _Look) -> Image.Image:
+    """Scores up to the frame at `place`, one line a model, and the ground truth's as a line across."""
     width, height, pad = look.width * SMOOTH, look.plot * SMOOTH, 5 * SMOOTH
     plot = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(plot)
@@ -164,14 +192,15 @@ def _plot(one: Shown, step: int, look: _Look) -> Image.Image:
     finite = [value for value in known if math.isfinite(value)]
     if finite:
         low, high = min(finite), max(finite)
-        last = len(next(iter(one.chains.values()))) - 1
+        all_of_them = next(iter(one.chains.values()))
+        last = all_of_them[-1].step
 
         def at(index: float, value: float) -> tuple[float, float]:
             share = (value - low) / (high - low) if high > low else 0.5
             return pad + index / max(1, last) * (width - 2 * pad), height - pad - share * (height - 2 * pad)
 
-        for index in range(last + 1):
-            draw.line((*at(index, low), *at(index, high)), "#eceff4", SMOOTH)
+        for frame in all_of_them:
+            draw.line((*at(frame.step, low), *at(frame.step, high)), "#eceff4", SMOOTH)
         small = ImageFont.load_default(look.text * SMOOTH * 2 // 3)
         draw.text((pad, height - pad), "score", FAINT, small, anchor="lb")
         if math.isfinite(one.truth_score):
@@ -180,7 +209,7 @@ def _plot(one: Shown, step: int, look: _Look) -> Image.Image:
             above = y > height / 2
             draw.text((x, y - pad if above else y + pad), "truth", TRUTH, small, anchor="rb" if above else "rt")
         for row, frames in enumerate(one.chains.values()):
-            points = [at(f.step, f.score) for f in frames[: step + 1] if math.isfinite(f.score)]
+            points = [at(f.step, f.score) for f in frames[: place + 1] if math.isfinite(f.score)]
             if len(points) > 1:
                 draw.line(points, _colour(row), 2 * SMOOTH, joint="curve")
             for x, y in points:
@@ -206,7 +235,7 @@ def _rows(one: Shown) -> list[list[tuple[str, Pixels, str]]]:
 
 
 def _check(shown: Sequence[Shown]) -> int:
-    """The number of steps.
+    """The number of steps, of which not all may have a frame.
 
     Raises:
         ValueError: nothing to show, or chains that are not equally long.
@@ -214,7 +243,12 @@ def _check(shown: Sequence[Shown]) -> int:
     lengths = {len(frames) for one in shown for frames in one.chains.values()}
     if len(lengths) != 1 or any(not one.chains for one in shown) or 0 in lengths:
         raise ValueError(f"chains to show need equally many steps, got {sorted(lengths) or 'none'}")
-    return lengths.pop() - 1
+    return next(iter(shown[0].chains.values()))[-1].step
+
+
+def _frames(shown: Sequence[Shown]) -> int:
+    """Of a chain."""
+    return len(next(iter(shown[0].chains.values())))
 
 
 def _height(one: Shown) -> int:

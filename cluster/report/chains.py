@@ -109,6 +109,17 @@ def heldout_pictures(config: RunConfig, count: int = PICTURES) -> list[Picture]:
     return [Picture(pair.image_id, *pairs.load(pair.image_id)) for pair in chosen]
 
 
+def as_evaluated(config: RunConfig) -> dict[str, Any]:
+    """Arguments of `chains_of` by which a run's held-out pictures are restored and measured as its evaluations do."""
+    of = config.evaluation
+    return {
+        "seed": of.seed,
+        "tiling": of.tiling,
+        "embeddings": config.data.embeddings,
+        "protocol": of.protocol,
+    }
+
+
 def score_of(config: RunConfig) -> ScoreFunction:
     """What a run's evaluations call its reward.
 
@@ -133,7 +144,8 @@ def animate(
 ) -> list[Path]:
     """Write the animation that the report shows, and the same as a strip, of some held-out pictures of the run.
 
-    By its last weights and with an evaluation's noise: chains end in the pictures that the report has elsewhere.
+    By its last weights and with an evaluation's noise, in float32: chains end in the pictures that the report has
+    elsewhere, but for rounding where its evaluations compute in another number type.
 
     Args:
         score: in place of the run's own.
@@ -143,15 +155,6 @@ def animate(
             `heldout_pictures`.
     """
     config = load_run_config(run)
-    of = config.evaluation
-    shown = chains_of(
-        run,
-        heldout_pictures(config),
-        score or score_of(config),
-        seed=of.seed,
-        tiling=of.tiling,
-        embeddings=config.data.embeddings,
-        protocol=of.protocol,
-        progress=progress,
-    )
+    scored = score or score_of(config)
+    shown = chains_of(run, heldout_pictures(config), scored, progress=progress, **as_evaluated(config))
     return [save_chains(run / ANIMATION, shown), save_chains(run / STRIP, shown)]

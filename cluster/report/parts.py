@@ -43,11 +43,13 @@ def slider(name: str, pictures: Mapping[str, bytes], left: str, right: str) -> s
         pictures: label -> a PNG; all of one size.
         left, right: the labels it begins with.
     """
+    choices = {"left": left, "right": right}
+    classes = {label: f' class="{side}"' for side, label in choices.items()}  # shown where no script runs, too
     images = "".join(
-        f'<img alt="{html.escape(f"{name}, {label}")}" data-side="{html.escape(label)}" src="{data_url(png)}">'
+        f'<img{classes.get(label, "")} alt="{html.escape(f"{name}, {label}")}" data-side="{html.escape(label)}"'
+        f' src="{data_url(png)}">'
         for label, png in pictures.items()
     )
-    choices = {"left": left, "right": right}
     buttons = [
         f'<span class="{side}">'
         + "".join(

@@ -45,6 +45,7 @@ MAX_FAILURES = 20  # of rollouts or of parts of evaluations, in a row; more wher
 LOST = ("process", "node")  # of what an actor had when it went: others do it at once
 DEADLY = ("process", "timeout", "memory")
 MOST_DEATHS = 5  # of the actors that an item was given to, one after the other
+MEASURE_S = 15.0  # between two looks at what the store holds
 
 
 class Interrupted(Stopped):
@@ -73,7 +74,8 @@ class RunState(OpenRun):
     def __init__(self, config: RunConfig, folder: Path, resume: bool) -> None:
         super().__init__(config, folder, resume)
         self.told_ratio = False
-        self.stored_mb: float | None = None  # of trajectories, when the last iteration ended
+        self.measured_at = float("-inf")
+        self.stored_mb: float | None = None  # of trajectories, when that was measured last
         self.expected: Expected | None = None  # of a new run whose recipe says how long it takes
         self.reporting = False  # whether the report's libraries are being loaded
         self.replicas = Replicas()
@@ -143,8 +145,10 @@ class RunState(OpenRun):
     def turn(self) -> None:
         """The driver's loop goes round: for `restorl status`."""
         self.timeline.look()
-        self.pulse.turned(self._seen)
         trained = self.parts.version >= self.config.iterations
+        if not trained and (now := time.monotonic()) - self.measured_at >= MEASURE_S:
+            self._measure(now)
+        self.pulse.turned(self._seen)
         self.pulse.state = EVALUATING if trained and self._evaluating else RUNNING
 
     def _seen(self) -> dict[str, Any]:
@@ -164,6 +168,19 @@ class RunState(OpenRun):
                 *self.replicas.look({app.name: term for term, app in parts.rewards.items()}),
             ],
         }
+
+    def _measure(self, now: float) -> None:
+        """Export what the store holds, which fills up also while a step takes long.
+
+        Raises:
+            Fatal, Asked: see `DriverStream`.
+        """
+        self.measured_at = now
+        depth, metrics = self.parts.stream.depth(), self.parts.metrics
+        self.stored_mb = depth.nbytes / 1e6
+        metrics.queue(depth.entries, depth.nbytes, self.config.store.max_bytes)
+        metrics.store(*self.parts.stream.memory())
+        metrics.in_flight(len(self.parts.rolling()))
 
     def tend_actors(self) -> None:
         """Have as many actors as somebody wants, and tell who of them lacks."""
@@ -288,11 +305,8 @@ class RunState(OpenRun):
             if not self.told_ratio:
                 self.display.note(f"ALARM: {sign}")
             self.told_ratio = True
-        depth, metrics = self.parts.stream.depth(), self.parts.metrics
-        self.stored_mb = depth.nbytes / 1e6
-        metrics.queue(depth.entries, depth.nbytes, self.config.store.max_bytes)
-        metrics.store(*self.parts.stream.memory())
-        metrics.in_flight(len(self.parts.rolling()))
+        self._measure(now)
+        metrics = self.parts.metrics
         rolling_s = record.get("rollout_s", 0.0) / self.parts.actors.wanted
         metrics.step(record, overlap(rolling_s, step.metrics.get("learn_s"), record["iteration_s"]))
         metrics.alive()

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+import stat
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ from cluster.local_ray import folder_of_sessions
 from cluster.watch import kubernetes, rules
 from cluster.watch.kubernetes import DASHBOARD_FILE
 from cluster.watch.panels import DASHBOARD
+from restoration.whole_files import written_whole
 
 RULES_FILE = "restorl_rules.yml"
 PROMETHEUS_FILE = "prometheus.yml"
 KUBERNETES_FILE, CONFIG_MAP_FILE = "kuberay_prometheus.yaml", "kuberay_grafana.yaml"
+NEW_MODE = 0o644  # of what another user, Prometheus' or Grafana's, has to read, whatever the umask
 # Of Ray's own, which its dashboard reads (2.60).
 METRICS_ROOT, DASHBOARDS = "RAY_METRICS_OUTPUT_ROOT", "RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR"
 
@@ -94,18 +97,21 @@ def install_dashboard(folder: Path) -> list[Written]:
     """Put the dashboard into a folder that a provider of Grafana reads.
 
     Raises:
-        WatchError: no such folder.
+        WatchError: no such folder, or a file there that is another user's.
         OSError: it can't be written to.
     """
     _require_folder(folder, "--grafana", "the folder that `path` of a provider in Grafana's provisioning names")
-    return [_write(folder / DASHBOARD_FILE, dashboard_text())]
+    return [_write(folder / DASHBOARD_FILE, dashboard_text(), _for_another_user)]
 
 
 def install_rules(folder: Path, page: str = rules.PAGE) -> list[Written]:
     """Put the rules beside a prometheus.yml, and name them in it, if nothing there does so.
 
+    A file that is there keeps its owner, group and mode.
+
     Raises:
-        WatchError: no such folder or file, or one that can't be changed without knowing it: then nothing is.
+        WatchError: no such folder or file, or one that can't be changed without knowing it: then nothing is. A file
+            that is another user's.
         OSError: it can't be written to.
     """
     _require_folder(folder, "--prometheus", f"the folder with {PROMETHEUS_FILE}")
@@ -117,7 +123,7 @@ def install_rules(folder: Path, page: str = rules.PAGE) -> list[Written]:
         after = with_rules(before, folder.resolve())
     except ValueError as error:
         raise WatchError(f"{path}: {error}") from None
-    return [_write(folder / RULES_FILE, rules_text(page)), _write(path, after)]
+    return [_write(folder / RULES_FILE, rules_text(page), _for_another_user), _write(path, after, _for_another_user)]
 
 
 def with_rules(text: str, folder: Path = Path("/")) -> str:
@@ -178,13 +184,35 @@ def _yaml(*found: dict[str, Any]) -> str:
     return yaml.safe_dump_all(found, sort_keys=False, width=1000, allow_unicode=True)
 
 
-def _write(path: Path, text: str) -> Written:
+def _write(path: Path, text: str, write: Callable[[Path, str], None] = write_text) -> Written:
     """Leaves a file alone that is as it should be, for what watches it."""
     path = path.resolve()  # of a link the file, not the link
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return Written(path, changed=False)
-    write_text(path, text)
+    write(path, text)
     return Written(path, changed=True)
+
+
+def _for_another_user(path: Path, text: str) -> None:
+    """Write what a program of another user reads: with owner, group and mode of the file that is replaced.
+
+    Raises:
+        WatchError: that is another user's, and this one may not give a file away.
+    """
+    before = path.stat() if path.exists() else None
+    with written_whole(path) as temporary:
+        temporary.touch(0o600)  # passwords in it are read by nobody else meanwhile
+        temporary.write_text(text, encoding="utf-8")
+        made = temporary.stat()
+        if before is not None and (before.st_uid, before.st_gid) != (made.st_uid, made.st_gid):
+            try:
+                os.chown(temporary, before.st_uid, before.st_gid)
+            except PermissionError:
+                raise WatchError(
+                    f"{path}: belongs to user {before.st_uid} and group {before.st_gid}, who would lose it; give this "
+                    "command as that user, or as root (sudo)"
+                ) from None
+        temporary.chmod(NEW_MODE if before is None else stat.S_IMODE(before.st_mode))
 
 
 def _require_folder(folder: Path, option: str, what: str) -> None:

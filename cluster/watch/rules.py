@@ -10,7 +10,7 @@ from cluster.watch.names import watched
 GROUP = "restorl"
 PAGE = "docs/watching.md"
 SEVERITIES = ("critical", "warning", "info")
-STALLED_ITERATIONS, STALLED_S = 10, 300
+STALLED_ITERATIONS, STALLED_S = 10, 300  # half of stall_timeout_s, if that is less: then the run is still there
 FULL = 0.85
 RECENT = "10m"  # failures are told for so long
 REMEMBERED = "1h"  # so is a run that is gone
@@ -67,22 +67,25 @@ def _remembered(name: str) -> str:
 
 
 _FAILED = watched("reward_request_failures")
+_GIVEN_UP = f"{_by_run('stall_timeout_seconds')} / 2"
 ALERTS = (
     Alert(
         "RestorlRunStalled",
         f"time() - {_by_run('progress_timestamp_seconds')}",
-        f"> (clamp_min({STALLED_ITERATIONS} * {_by_run('iteration_seconds')}, {STALLED_S}) "
-        f"or {_by_run('stall_timeout_seconds')} / 2)",
+        # The comparison leaves runs out whose iterations are longer; they, and those without one yet, get the half.
+        f"> ((clamp_min({STALLED_ITERATIONS} * {_by_run('iteration_seconds')}, {STALLED_S}) < {_GIVEN_UP}) "
+        f"or {_GIVEN_UP})",
         "1m",
         "critical",
         "Run {{ $labels.run }} has not moved for {{ $value | humanizeDuration }}",
-        "Neither a step nor a call of an actor has ended well for ten times as long as an iteration takes. The run "
-        "ends itself after stall_timeout_s.",
+        "Neither a step nor a call of an actor has ended well for ten times as long as an iteration takes, or for half "
+        "of stall_timeout_s, after which the run ends itself.",
     ),
     Alert(
         "RestorlRunGone",
         _remembered("iteration"),
-        f"< {_remembered('iterations_wanted')} unless on (run) {_by_run('iteration')}",
+        # Of a run that ends well its last iteration may never have been scraped.
+        f"< {_remembered('iterations_wanted')} - 1 unless on (run) {_by_run('iteration')}",
         "2m",
         "warning",
         "Run {{ $labels.run }} ended after {{ $value }} iterations, before its last",
@@ -90,8 +93,9 @@ ALERTS = (
     ),
     Alert(
         "RestorlRewardFailures",
-        # A counter that did not exist before has no increase; what it lacks counts as 0.
-        f"sum by (run) ({_FAILED}) - (sum by (run) ({_FAILED} offset {RECENT}) or 0 * sum by (run) ({_FAILED}))",
+        # A counter that did not exist before has no increase; what it lacks counts as 0. By process, as those of one
+        # that is gone are in no sum any more.
+        f"sum by (run) (clamp_min({_FAILED} - ({_FAILED} offset {RECENT} or 0 * {_FAILED}), 0))",
         "> 0",
         "0m",
         "warning",

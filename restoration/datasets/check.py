@@ -6,7 +6,7 @@ import hashlib
 import os
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from restoration.images import ImageError, Pixels
 from restoration.metrics import protocol
 
 Progress = Callable[[str, int, int], None]
+File = tuple[Path, Reader]
 TRAIN = "train"
 
 
@@ -95,20 +96,26 @@ def check_set(
     """Decode every file of the set once and tell what is wrong with it.
 
     Args:
-        also: folders of other pictures that are trained on, held against the test splits, too.
+        also: folders of other pictures that are trained on, held against the test splits, too; one of theirs that
+            can't be read is a problem, as it may be one of the test.
         progress: called with (what, files done, files in all).
         shown: pairs of each split that the report names for a contact sheet.
 
     Raises:
         ValueError: no set of that name.
         FileNotFoundError: no such folder, or no split of the set in it.
+        DataError: a folder of `also` without pictures.
     """
     of, root = public_set(name), Path(root)
+    others = {folder: list_images(folder) for folder in map(Path, also)}  # first: the rest may take an hour
+    if empty := [folder for folder, files in others.items() if not files]:
+        raise DataError(f"{empty[0]} holds no image; give the folder of the pictures that you train on besides")
+    held = dict[File, Content]()
     splits, contents, absent = list[SplitReport](), dict[str, dict[Path, Content]](), dict[str, str]()
     nothing: FileNotFoundError | None = None
     for split in of.splits:
         try:
-            report, contents[split] = _check_split(name, root, split, progress, shown)
+            report, contents[split] = _check_split(name, root, split, held, progress, shown)
             splits.append(report)
         except FileNotFoundError as error:
             nothing = nothing or error
@@ -117,10 +124,12 @@ def check_set(
             splits.append(SplitReport(split, "-", root, 0, of.published(split), problems=(str(error),)))
     if not splits and nothing is not None:
         raise nothing
-    trained = dict(contents.get(TRAIN, {}))
-    for folder in also:
-        trained |= _contents(((path, IMAGES) for path in list_images(folder)), str(folder), progress)[0]
-    problems = [
+    trained, problems = dict(contents.get(TRAIN, {})), list[str]()
+    for folder, files in others.items():
+        found, errors = _contents([(path, IMAGES) for path in files], str(folder), held, progress)
+        trained |= found
+        problems += errors
+    problems += [
         text
         for split in contents
         if split != TRAIN and "/" not in split and (text := _overlap(split, contents[split], trained))
@@ -131,7 +140,7 @@ def check_set(
 
 
 def _check_split(
-    name: str, root: Path, split: str, progress: Progress | None, shown: int
+    name: str, root: Path, split: str, held: dict[File, Content], progress: Progress | None, shown: int
 ) -> tuple[SplitReport, dict[Path, Content]]:
     found = locate(name, root, split)
     source, told = found.source, list[str]()
@@ -143,7 +152,7 @@ def _check_split(
             pairs = list(source.open(found.base, 0, check=False).pairs)
     told += [str(w.message) for w in caught if w.category is UserWarning]
     files = dict.fromkeys(file for pair in pairs for file in pair.files)
-    contents, problems = _contents(files, f"{name} {split}", progress)
+    contents, problems = _contents(files, f"{name} {split}", held, progress)
     if count := other_count(name, split, source.pairs, len(pairs)):
         told.append(count)
     if not isinstance(source, Loose):
@@ -169,12 +178,16 @@ def _check_split(
 
 
 def _contents(
-    files: Iterable[tuple[Path, Reader]], what: str, progress: Progress | None
+    files: Collection[File], what: str, held: dict[File, Content], progress: Progress | None
 ) -> tuple[dict[Path, Content], list[str]]:
-    """What each file holds, several decoded at once, and the errors of those that can't be."""
-    todo = list(files)
+    """What each file holds, several decoded at once, and the errors of those that can't be.
 
-    def look(item: tuple[Path, Reader]) -> Content | ImageError:
+    Args:
+        held: of files that were decoded already, of splits that are parts of others; it gets the new ones.
+    """
+    todo = [file for file in files if file not in held]
+
+    def look(item: File) -> Content | ImageError:
         path, reader = item
         try:
             # 8 bits of 16 are taken later: what is asked here is the file's own depth.
@@ -182,18 +195,18 @@ def _contents(
         except ImageError as error:
             return error
 
-    contents, errors = dict[Path, Content](), list[str]()
+    errors = list[str]()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for done, ((path, _), seen) in enumerate(zip(todo, pool.map(look, todo), strict=True), 1):
+        for done, (file, seen) in enumerate(zip(todo, pool.map(look, todo), strict=True), 1):
             if isinstance(seen, Content):
-                contents[path] = seen
+                held[file] = seen
             else:
                 errors.append(str(seen))
             if progress is not None:
                 progress(what, done, len(todo))
     if len(errors) > 5:
         errors = [*errors[:5], f"and {len(errors) - 5} more files that can't be read"]
-    return contents, errors
+    return {file[0]: held[file] for file in files if file in held}, errors
 
 
 def _content(pixels: Pixels) -> Content:

@@ -110,7 +110,7 @@ class FirstDigit:
 class Among:
     """Scenes that are among `published`, or, with `others`, all but those.
 
-    A list file of the user's in or above the folder takes the place of `published`; what it has less is told.
+    A list file of the user's, one of `files` in the folder, takes the place of `published`; what it lacks is told.
     """
 
     published: tuple[str, ...]

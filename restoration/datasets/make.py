@@ -21,7 +21,7 @@ from PIL import Image
 
 from restoration import degradations
 from restoration.datasets.layouts import Among, Folders, Listed, Loose, Scenes, Source
-from restoration.datasets.matching import EACH
+from restoration.datasets.matching import EACH, DataError
 from restoration.datasets.opening import public_set
 from restoration.datasets.registry import Layout, PublicSet
 from restoration.degradations import GAMMA, degrade, seeded_rng
@@ -68,12 +68,13 @@ def make_set(
         photos: folder with train/ and heldout/ photographs.
         layout: one of the set's; None for its first.
         side: of a tile, in pixels.
-        train, test: tiles of the training split, and of each other one; the scenes of a set of arrays have two inputs.
+        train, test: tiles of the training split, and of each other one; a set of arrays has at most as many scenes as
+            its stand-in names, of two inputs each.
 
     Raises:
         ValueError: an unknown set or layout, counts or side out of range.
         FileNotFoundError: no folder of photographs.
-        DataError: no tile, or a folder of something else.
+        DataError: fewer tiles than asked for, or a folder of something else.
         ImageError: a photograph that can't be read, a file that can't be written.
     """
     of, photos, out = public_set(name), Path(photos), Path(out)
@@ -96,12 +97,17 @@ def make_set(
         return held
     splits = {split: source for split, source in chosen.splits.items() if "/" not in split}
     counts = {split: train if split == "train" else test for split in splits}
-    cut = {
-        folder: cut_tiles(
-            photos / folder, sum(counts[s] for s in splits if _PHOTOS[s] == folder), side, min_gradient, seed
-        )
-        for folder in {_PHOTOS[split] for split in splits}
-    }
+    for split, source in splits.items():
+        counts[split] = min(counts[split], len(source.numbers)) if isinstance(source, Scenes) else counts[split]
+    cut = {}
+    for folder in {_PHOTOS[split] for split in splits}:
+        wanted = sum(counts[s] for s in splits if _PHOTOS[s] == folder)
+        cut[folder] = cut_tiles(photos / folder, wanted, side, min_gradient, seed)
+        if (there := len(cut[folder])) < wanted:
+            raise DataError(
+                f"{photos / folder} has {there} tiles of {side} px with texture, and {wanted} are asked for; ask for "
+                "fewer, or smaller ones, or give more photographs"
+            )
     fresh = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
     pairs, tiles = {}, []
     try:
@@ -189,7 +195,7 @@ def _write_folders(base: Path, source: Folders, split: str, made: Sequence[Made]
 
 def _write_scenes(base: Path, source: Scenes, made: Sequence[Made]) -> int:
     count = 0
-    for place, (scene, m) in enumerate(zip(source.numbers, made, strict=False)):
+    for place, (scene, m) in enumerate(zip(source.numbers[: len(made)], made, strict=True)):
         inputs = source.frames + 1 if source.frames and not place else INPUTS
         for i in range(inputs):
             dimmer = (m.degraded * np.float32(1 - 0.5 * i / inputs)).clip(0, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -120,9 +121,17 @@ def with_results(data: PairedFolder, folder: Path) -> PairedFolder:
 
     Raises:
         FileNotFoundError: no such folder.
-        DataError: a picture has no result there; the message lists the first and what is there instead.
+        DataError: a picture has no result there, or several; the message lists the first and what is there instead.
     """
-    found = dict(Side.of(Path(folder)).files)
+    files = Side.of(Path(folder)).files
+    found = dict(files)
+    if len(found) < len(files):
+        several = Counter(name for name, _ in files)
+        twice = sorted(path.relative_to(folder).as_posix() for name, path in files if several[name] > 1)
+        raise DataError(
+            f"{folder} holds several results of one name ({some(twice)}), and only one of them can be measured; keep "
+            "one of each"
+        )
     lacking = [pair.image_id for pair in data.pairs if pair.image_id not in found]
     if lacking:
         others = sorted(found.keys() - {*data.image_ids})

@@ -1,7 +1,7 @@
 """Folders of degraded images beside folders of their clean originals.
 
-Everything that can be wrong with such folders is found at construction, from names and headers, so that a
-run of hours never ends in a missing file.
+What can be wrong with the names of such folders is found at construction, and from headers, of more than `HEADERS`
+pairs of so many, whether sizes are equal and files whole; a run leaves a training picture out that turns out otherwise.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class PairedFolder:
 
     def _hold(self, lq: Path, gt: Path, match: Match, pairs: Sequence[Pair], cache_bytes: int, check: bool) -> None:
         self.lq, self.gt, self.match = lq, gt, match
-        self.pairs = _checked(pairs) if check else [replace(p, known_size=_size_or_least(p)) for p in pairs]
+        self.pairs = _checked(pairs, HEADERS) if check else [replace(p, known_size=_size_or_least(p)) for p in pairs]
         self._by_id = {pair.image_id: pair for pair in self.pairs}
         self._cache = _PixelCache(cache_bytes)
 
@@ -157,6 +157,15 @@ class PairedFolder:
     @property
     def image_ids(self) -> list[str]:
         return [pair.image_id for pair in self.pairs]
+
+    def read_sizes(self) -> None:
+        """Read the headers that were left out, for a set whose sizes are asked for again and again, in any process.
+
+        Raises:
+            ImageError, DataError: as the constructor.
+        """
+        self.pairs = _checked(self.pairs, len(self.pairs))
+        self._by_id = {pair.image_id: pair for pair in self.pairs}
 
     @property
     def known_sizes(self) -> list[Size]:
@@ -341,12 +350,14 @@ class _PixelCache:
         return pixels
 
 
-def _checked(pairs: Sequence[Pair]) -> list[Pair]:
-    """The pairs with their sizes; of more than `HEADERS` only so many, evenly spread, have one."""
+def _checked(pairs: Sequence[Pair], most: int) -> list[Pair]:
+    """The pairs with their sizes; of more than `most` only so many, evenly spread, get one."""
     held, wrong = list(pairs), []
-    count = min(len(pairs), HEADERS)
+    count = min(len(pairs), most)
     for place in (i * len(pairs) // count for i in range(count)):
         pair = pairs[place]
+        if pair.known_size is not None:
+            continue
         sizes = [reader.size(path) for path, reader in pair.files]
         for path, reader in pair.files:
             reader.check(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -100,7 +101,7 @@ def test_gauges_are_exported_again_and_again_until_the_run_ends_and_counters_onc
     metrics.progress(4, 4)
     assert until(lambda: exported.values[("iteration",)] == 4)
     metrics.close()
-    time.sleep(0.03)
+    assert until(lambda: not any(thread.name == "gauges" for thread in threading.enumerate()))
     times = dict(exported.times)
     metrics.progress(5, 5)  # of a step that ends while the run does
     time.sleep(0.05)

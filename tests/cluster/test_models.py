@@ -155,6 +155,9 @@ def test_what_is_not_there_is_told_with_what_is(run: Path, tmp_path: Path) -> No
         load_policy(tmp_path)
     with pytest.raises(ConfigError, match="is neither a run"):
         load_policy(tmp_path / "nowhere")
+    for wanted in ("average", "7"):
+        with pytest.raises(ConfigError, match=f"checkpoint {wanted}: .* is a model, not a run"):
+            load_policy(run / "base", wanted)
     with pytest.raises(ConfigError, match="is no run"):
         load_run_config(tmp_path / "nowhere")
 

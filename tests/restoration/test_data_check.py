@@ -11,6 +11,7 @@ from PIL import Image
 
 from restoration.datasets.check import check_set
 from restoration.datasets.make import make_set
+from restoration.datasets.matching import DataError
 from restoration.datasets.sheet import contact_sheet
 from tests.restoration.small_sets import SIDE, photos
 
@@ -68,6 +69,35 @@ def test_pictures_of_another_set_that_is_trained_on_are_held_against_the_test(ro
     assert problems(root) == []
     (found,) = problems(root, tmp_path / "lol_v1")
     assert "low00691.png = " in found and "lol_v1/1.png" in found and "prove nothing" in found
+
+
+def test_a_picture_of_another_set_that_can_not_be_read_is_a_problem(root: Path, tmp_path: Path) -> None:
+    """It may be one of the test."""
+    (tmp_path / "lol_v1").mkdir()
+    (tmp_path / "lol_v1" / "1.png").write_bytes(files(root, "Test", "Low")[1].read_bytes()[:100])
+    (found,) = problems(root, tmp_path / "lol_v1")
+    assert "lol_v1/1.png" in found
+
+
+@pytest.mark.parametrize(("made", "said"), [(False, "nowhere"), (True, "nowhere holds no image")])
+def test_a_wrong_folder_of_others_is_told_before_anything_is_decoded(
+    root: Path, tmp_path: Path, made: bool, said: str
+) -> None:
+    if made:
+        (tmp_path / "nowhere").mkdir()
+    with pytest.raises((FileNotFoundError, DataError), match=said):
+        check_set("lol_v2_real", root, [tmp_path / "nowhere"], progress=lambda *_: pytest.fail("something was decoded"))
+
+
+def test_a_file_of_several_splits_is_decoded_once_and_told_in_each(tmp_path: Path) -> None:
+    make_set(
+        "dpdd_single", photos(tmp_path / "photos"), tmp_path / "set", layout="restormer", side=SIDE, train=2, test=4
+    )
+    done = list[tuple[str, int]]()
+    report = check_set("dpdd_single", tmp_path / "set", progress=lambda what, n, _: done.append((what, n)))
+    assert {split.split: split.pairs for split in report.splits}["test/indoor"] == 2
+    assert all(split.sizes.total() == 2 * split.pairs for split in report.splits)
+    assert len(done) == 2 * sum(split.pairs for split in report.splits if "/" not in split.split)
 
 
 def test_pairs_of_other_sizes_damaged_files_and_inputs_that_are_originals_are_told(root: Path) -> None:

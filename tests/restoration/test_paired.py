@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import pickle
 import unicodedata
 import warnings
 from collections import Counter
@@ -15,6 +16,7 @@ from PIL import Image
 
 from restoration.datasets import paired, readers
 from restoration.datasets.paired import DataError, PairedFolder, crop_pair, discover, random_crop
+from restoration.evaluate import blocks
 from restoration.images import ImageError
 
 
@@ -391,6 +393,23 @@ def test_a_large_set_opens_by_its_listing_and_a_bounded_number_of_headers(tmp_pa
         _ = data.pair("0002").size
     moved = copy.deepcopy(data)
     assert moved.pairs == data.pairs and moved.known_sizes == data.known_sizes
+
+
+def test_sizes_that_are_read_once_go_with_the_set_to_every_process(folders, monkeypatch):
+    monkeypatch.setattr(paired, "HEADERS", 1)
+    read = Counter()
+    real = readers.image_size
+    monkeypatch.setattr(readers, "image_size", lambda path: read.update([path.name]) or real(path))
+    data = PairedFolder(*folders)
+    assert len(data.known_sizes) == 1 and read.total() == 2
+    data.read_sizes()
+    assert len(data.known_sizes) == 3 and read.total() == 6 and data.pair("a10").known_size == (10, 12)
+    for there in (data, pickle.loads(pickle.dumps(data))):
+        assert blocks(there) == [["a2", "a10", "sub/b"]]
+    assert read.total() == 6
+    put(folders[1] / "a10.jpg", size=(5, 5))
+    with pytest.raises(DataError, match="size mismatch in 1 pairs"):
+        PairedFolder(*folders).read_sizes()
 
 
 def test_pairs_that_were_found_already_are_held_to_the_same_rules(folders):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -397,6 +398,17 @@ def test_the_page_has_the_table_of_the_registry() -> None:
     assert as_markdown() in (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("name", ["realblur_j", "dpdd_single", "rain100l"])
+def test_photographs_with_too_few_tiles_for_a_stand_in_are_one_line(
+    small_photos: Path, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(
+        DataError, match=r"train has \d+ tiles of 32 px with texture, and \d+ are asked for; ask for fewer"
+    ):
+        made(small_photos, tmp_path / "set", name, train=500)
+    assert not (tmp_path / "set").exists()
+
+
 def test_means_over_scenes_give_every_scene_the_same_weight() -> None:
     rows = [Row("a/1", {"psnr": 10.0}), Row("a/2", {"psnr": 20.0}), Row("b/1", {"psnr": 30.0})]
     assert scene_means(rows) == {"psnr": 22.5} and has_scenes(rows)
@@ -422,6 +434,10 @@ def test_results_of_others_take_the_place_of_the_inputs_by_their_names(small_pho
     assert [r.image_id for r in rows] == data.image_ids
     better = [r.values["psnr"] - i.values["psnr"] for r, i in zip(rows, inputs, strict=True)]
     assert better == pytest.approx([20 * np.log10(2)] * 4, abs=0.1)  # half the error
+    shutil.copy(tmp_path / "results" / "1P0A0690_L.png", tmp_path / "results" / "1P0A0690_L.PNG")
+    with pytest.raises(DataError, match=r"several results of one name \(1P0A0690_L.PNG, 1P0A0690_L.png\)"):
+        with_results(data, tmp_path / "results")
+    (tmp_path / "results" / "1P0A0690_L.PNG").unlink()
     (tmp_path / "results" / "1P0A0690_L.png").rename(tmp_path / "results" / "0690.png")
     with pytest.raises(
         DataError, match=r"no result of 1 of 4 pictures \(1P0A0690_L\); it holds 4 pictures, such as 0690"

@@ -44,7 +44,7 @@ class Cluster:
 
 
 def started(command: list[str], log: Path, environment: dict[str, str]) -> tuple[subprocess.Popen[bytes], str]:
-    """`ray start`, and what it said. It gives itself 30 s, which a busy machine may not have: three tries."""
+    """`ray start`, and what it said. It gives itself 30 s, which a busy machine may not have: `TRIES` tries."""
     for _ in range(TRIES):
         with log.open("wb") as output:
             node = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)

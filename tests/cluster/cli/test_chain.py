@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from cluster.cli.errors import USER_MISTAKE
 from cluster.report.chain_picture import caption_of
 from restoration.images import read_image, to_uint8
 from restoration.metrics import protocol
+from restoration.tiling import Tiling
 from tests.cluster.test_models import write_run
 
 SCORER = "tests.cluster.cli.test_cli:Brightness"
@@ -80,10 +82,46 @@ def test_a_model_has_one_row_and_may_take_other_steps(tuned: Path, tmp_path: Pat
     assert "clean estimate after step 4 of 4" in written and not any("dB" in text for text in written)
 
 
+def test_held_out_pictures_of_a_run_are_restored_and_measured_as_its_evaluations_do(
+    tuned: Path, tmp_path: Path, written: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their protocol, noise, tiles and embeddings, so that a figure is that of the report; other pictures by the
+    protocol only."""
+    run_of = tmp_path / "run"
+    shutil.copytree(tuned, run_of)
+    config = yaml.safe_load((run_of / "config.yaml").read_text())
+    config |= {"evaluation": {"protocol": "derain_y"}}
+    (run_of / "config.yaml").write_text(yaml.safe_dump(config))
+    result = run("chain", run_of, "--count", 1, "--out", tmp_path / "c.png")
+    assert result.exit_code == 0, result.output
+    lq, gt = (to_uint8(read_image(tuned / "data" / "test" / side / "a.png")[None]) for side in ("input", "target"))
+    psnr = {name: protocol(name).psnr(lq, gt)[0] for name in ("derain_y", "lowlight_rgb")}
+    assert caption_of(lq.mean(), psnr["derain_y"]) in written
+    assert caption_of(lq.mean(), psnr["lowlight_rgb"]) not in written
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr("cluster.report.chains.chains_of", lambda *_, **of: given.append(of) or [])
+    monkeypatch.setattr("cluster.report.chain_picture.save_chains", lambda path, _: path)
+    config |= {"data": config["data"] | {"embeddings": "/own"}}
+    config["evaluation"] |= {"seed": 7, "tile": 32}
+    (run_of / "config.yaml").write_text(yaml.safe_dump(config))
+    source = tuned / "data" / "test" / "input" / "b.png"
+    calls: tuple[tuple[object, ...], ...] = ((), ("--embeddings", "/e", "--seed", 3, "--tile", 0), (source,))
+    for more in calls:
+        assert run("chain", run_of, *more, "--out", tmp_path / "c.png").exit_code == 0
+    ways = [{name: of.get(name) for name in ("protocol", "seed", "embeddings", "tiling")} for of in given]
+    own = {"protocol": "derain_y", "seed": 7, "embeddings": Path("/own"), "tiling": Tiling(32, 8)}
+    assert ways[0] == own
+    assert ways[1] == {"protocol": "derain_y", "seed": 3, "embeddings": Path("/e"), "tiling": None}
+    assert ways[2] == {"protocol": "derain_y", "seed": None, "embeddings": None, "tiling": None}
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (("RUN",), "--out FILE: where to?"),
+        (("RUN", "A", "--count", 2, "--out", "c.png"), "--count 2: is of held-out pictures"),
+        (("RUN", "--tile-overlap", 8, "--out", "c.png"), "--tile-overlap 8: without --tile SIDE it does nothing"),
+        (("BASE", "A", "--checkpoint", "average", "--out", "c.png"), "checkpoint average: "),
         (("RUN", "--out", "c.bmp"), "--out c.bmp: choose a name that ends in .webp, .gif, .png, .jpg, .jpeg"),
         (("BASE", "--out", "c.png"), "only a run has held-out pictures of its own"),
         (("RUN", "--gt", "x", "--out", "c.png"), "--gt: held-out pictures have theirs"),

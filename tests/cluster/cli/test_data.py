@@ -72,6 +72,16 @@ def test_a_problem_of_a_set_is_status_1_and_is_told(pictures: Path, tmp_path: Pa
         (["evaluate", "a", "--set", "rain100"], "no public set named 'rain100'"),
         (["evaluate", "/tmp", "--set", "rain100h", "--split", "val"], "has no split 'val'"),
         (["evaluate", "a", "b", "--fid", "/nowhere", "--fid-kind", "swav"], "choose clean, legacy or patchN"),
+        (["evaluate", "a", "b", "--split", "val"], "--split val: without --set NAME it does nothing"),
+        (["evaluate", "a", "--set", "rain100h", "--match", "stem"], "--match stem with --set rain100h: a set knows"),
+        (["evaluate", "a", "b", "--lpips-net", "vgg"], "--lpips-net vgg: without --lpips FOLDER it does nothing"),
+        (["evaluate", "a", "b", "--fid-kind", "clean", "--fid-kind", "legacy"], "--fid-kind clean legacy: without"),
+        (["evaluate", "a", "b", "--checkpoint", "base"], "--checkpoint base: without --model RUN_OR_FOLDER"),
+        (["evaluate", "a", "b", "--seed", "0"], "--seed 0: without --model RUN_OR_FOLDER it does nothing"),
+        (["evaluate", "a", "b", "--batch", "2"], "--batch 2: without --model"),
+        (["evaluate", "a", "b", "--device", "cpu"], "--device cpu: without --model"),
+        (["evaluate", "a", "b", "--embeddings", "e"], "--embeddings e: without --model"),
+        (["data", "check", "rain100h", "/tmp", "--also", "/nowhere"], "/nowhere"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(arguments: list[str], said: str) -> None:

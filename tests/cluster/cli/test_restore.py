@@ -99,6 +99,7 @@ def test_auto_restores_in_what_the_processor_multiplies_and_a_slow_type_by_name_
         (("--steps", 5000), "training steps"),
         (("--colour-fix", "sepia"), "choose none, adain, wavelet"),
         (("--tile", 8, "--tile-overlap", 7), "choose larger tiles"),
+        (("--tile-overlap", 7), "--tile-overlap 7: without --tile SIDE it does nothing"),
         (("--devices", 2, "--device", "cuda:1"), "choose cpu or cuda"),
     ],
 )

@@ -177,6 +177,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("name: a\nlearner: {lr: 1\nstore: 2\n", "recipe.yaml:3: not YAML"),
+        ("name: 2026-13-01\n", "recipe.yaml: not YAML: month must be in 1..12"),
         ("name: a\nname: b\n", "name (recipe.yaml:2): written twice, first at recipe.yaml:1"),
         ("- a\n", "holds a list"),
         ("extends: gone.yaml\nname: a\n", "gone.yaml: no such file (extended by recipe.yaml)"),
@@ -192,7 +193,7 @@ def test_a_broken_file_is_told_with_its_place(tmp_path: Path, text: str, said: s
 def test_a_missing_file_and_a_malformed_override_are_config_errors(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.yaml: no such file; give the path"):
         load_config(Toy, tmp_path / "none.yaml")
-    for text in ("learner", "=3", "learner..lr=3", "learner.lr={"):
+    for text in ("learner", "=3", "learner..lr=3", "learner.lr={", "learner.lr=2026-13-01"):
         with pytest.raises(ConfigError, match="write key=value|no YAML value"):
             parse_override(text)
 

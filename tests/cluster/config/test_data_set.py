@@ -40,6 +40,17 @@ def test_a_recipe_opens_a_public_set_by_its_name(root: Path) -> None:
     assert DataSettings(root, "train", "test/Rain100H").open("test/Rain100H").image_ids == heldout.image_ids
 
 
+def test_of_held_out_pairs_all_sizes_are_known_as_every_part_of_an_evaluation_asks_for_them(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("restoration.datasets.paired.HEADERS", 1)
+    data = config_of("data.set=rain100h", f"data.root={root}").data
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the published counts
+        assert len(data.open(data.train).known_sizes) == 1
+        assert len(data.open(data.heldout).known_sizes) == 2
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

@@ -61,6 +61,8 @@ def test_the_files_of_a_target_are_written_and_told(target: str, files: set[str]
         (("kuberay", "--work", "here"), "--work here: an absolute path"),
         (("kuberay", "rollout.crp=3"), "did you mean rollout.crop?"),
         (("kuberay", "--name", "reward-x"), "reward-x"),
+        (("slurm", "--image", "mine:1"), "--image mine:1: slurm runs no containers; leave it out"),
+        (("ray-up", "--image", "mine:1"), "--image mine:1: ray-up runs no containers; leave it out"),
     ],
 )
 def test_what_can_not_be_rendered_is_one_line_and_writes_nothing(
@@ -95,7 +97,13 @@ def test_an_edited_folder_is_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"), [(None, "holds no YAML file"), ("a: [", "not YAML"), ("- 1", "no object of Kubernetes")]
+    ("text", "told"),
+    [
+        (None, "holds no YAML file"),
+        ("a: [", "not YAML"),
+        ("a: 2026-13-01", "not YAML (month must be"),
+        ("- 1", "no object of Kubernetes"),
+    ],
 )
 def test_a_folder_that_can_not_be_checked_is_one_line(text: str | None, told: str, tmp_path: Path) -> None:
     if text is not None:

@@ -38,6 +38,19 @@ def test_relative_paths_are_in_the_shared_folder_weights_of_scorers_among_them()
     }
 
 
+@pytest.mark.parametrize(
+    ("scorer", "parameter"),
+    [
+        *(("brisque", "model"), ("niqe", "model"), ("lite0_levels", "weights"), ("lite0_levels", "backbone")),
+        *(("lpips", "weights"), ("pyiqa:musiq", "pretrained_model_path"), ("https://judge", "token_file")),
+    ],
+)
+def test_every_file_that_a_term_names_is_in_the_shared_folder(scorer: str, parameter: str) -> None:
+    given = recipe(*GPU, f"reward.terms=[{{scorer: piqe}}, {{scorer: '{scorer}', params: {{{parameter}: its/file}}}}]")
+    _, term = deployed.on_shared_storage(given, "/mnt/restorl").reward.terms
+    assert term["params"] == {parameter: "/mnt/restorl/its/file"}
+
+
 def test_each_role_is_pinned_and_the_recipes_own_resources_stay() -> None:
     config = deployed.pinned(recipe(*GPU, "ranks.resources={big: 1}"))
     assert (config.actors.resources, config.ranks.resources) == ({"actor": 1.0}, {"big": 1.0})

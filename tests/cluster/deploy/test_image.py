@@ -35,9 +35,7 @@ def test_what_is_left_to_run_has_no_tools_to_build_and_a_user_without_rights() -
     assert [argument for instruction, argument in last if instruction == "USER"] == [str(USER)]
     assert last[[i for i, _ in last].index("USER") :][-1][0] == "CMD"  # nothing is installed after it
     assert not re.search(COMPILERS, " ".join(argument for _, argument in last if argument))
-    assert not any(
-        "make" in argument for instruction, argument in last if instruction == "RUN" for argument in [argument]
-    )
+    assert not any("make" in argument for instruction, argument in last if instruction == "RUN")
 
 
 def test_both_stages_have_one_python_and_one_folder() -> None:

@@ -126,6 +126,15 @@ def test_the_store_outlives_the_cluster_of_a_job_and_nothing_holds_a_secret() ->
     assert "stringData" not in json.dumps(documents) and not any(d["kind"] == "Secret" for d in documents)
 
 
+def test_who_is_outside_reaches_what_kuberay_and_prometheus_ask_for() -> None:
+    """KubeRay: the dashboard of jobs and services, and the health of Ray Serve's proxy where it listens by default."""
+    from ray.serve._private.constants import DEFAULT_HTTP_PORT
+
+    inside, outside = of_kind(rendered(), "NetworkPolicy")["spec"]["ingress"]
+    assert "ports" not in inside
+    assert {port["port"] for port in outside["ports"]} == {8265, 8080, DEFAULT_HTTP_PORT}
+
+
 def test_a_job_goes_on_with_its_run_folder_which_is_on_a_claim_of_every_pod() -> None:
     job = of_kind(rendered(), "RayJob")
     assert job["spec"]["entrypoint"].endswith("--run /mnt/restorl/runs/diffbir --resume-if-there")

@@ -94,6 +94,19 @@ def test_the_scripts_are_shell(tmp_path: Path) -> None:
         subprocess.run(["bash", "-n"], input=command, text=True, check=True, timeout=20)
 
 
+def test_storage_that_is_mounted_already_is_left_so_when_a_host_is_set_up_again(tmp_path: Path) -> None:
+    (command,) = yaml.safe_load(files()["cloud.yaml"])["initialization_commands"]
+    calls, folder = tmp_path / "calls", tmp_path / "bin"
+    folder.mkdir()
+    for name, status in (("sudo", 0), ("mountpoint", "${MOUNTED}")):
+        (folder / name).write_text(f'#!/bin/sh\necho "{name} $*" >> {calls}\nexit {status}\n')
+        (folder / name).chmod(0o755)
+    for mounted in (1, 0):  # statuses of mountpoint
+        given = {"PATH": f"{folder}:/usr/bin:/bin", "MOUNTED": str(mounted)}
+        subprocess.run(["sh", "-c", command], env=given, check=True, timeout=20)
+    assert calls.read_text().count("sudo mount") == 1
+
+
 def test_a_role_that_no_host_holds_is_one_line() -> None:
     with pytest.raises(ConfigError, match="actors.num_gpus=2 on hosts of 1 GPUs; give a larger --gpus-per-node"):
         files(*GPU, "actors.num_gpus=2")

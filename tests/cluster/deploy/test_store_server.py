@@ -55,10 +55,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    found = serve(tmp_path_factory.mktemp("store") / "data", port).wait()
-    yield found
-    found.process.kill()
-    found.process.wait(20)
+    found = serve(tmp_path_factory.mktemp("store") / "data", port)
+    try:
+        yield found.wait()
+    finally:
+        found.process.kill()
+        found.process.wait(20)
 
 
 def test_it_asks_for_the_password_which_no_list_of_processes_shows(served: Served) -> None:
@@ -68,6 +70,7 @@ def test_it_asks_for_the_password_which_no_list_of_processes_shows(served: Serve
     shown = Path(f"/proc/{served.process.pid}/cmdline").read_text()
     assert "valkey-server" in shown and "quoted" not in shown
     assert (served.folder / "valkey.conf").stat().st_mode & 0o077 == 0
+    assert served.folder.stat().st_mode & 0o077 == 0  # nor does anybody else read its file
 
 
 def test_a_second_one_on_the_same_file_is_refused_in_one_line(served: Served) -> None:

@@ -154,6 +154,8 @@ TRAPS: dict[str, Callable[[Documents], object]] = {
         spec, entrypoint="restorl train a.yaml --run /mnt/restorl/r"
     ),
     "names no run folder": change(spec, entrypoint="restorl train a.yaml --resume-if-there"),
+    "is no command of a shell (No closing quotation)": change(spec, entrypoint="restorl train 'a.yaml"),
+    "can't be held against RayJob diffbir": change(learner, resources=["CPU"]),
     "the run folder /tmp/r isn't on a volume": change(
         spec, entrypoint="restorl train a.yaml --run /tmp/r --resume-if-there"
     ),
@@ -167,6 +169,18 @@ TRAPS: dict[str, Callable[[Documents], object]] = {
 }
 
 
+OF_OTHER_TYPES: dict[str, Callable[[Documents], object]] = {
+    "a number in quotation marks": change(actors, minReplicas="1"),
+    "retries in quotation marks": change(spec, backoffLimit="5"),
+    "seconds in quotation marks": change(spec, ttlSecondsAfterFinished="600"),
+    "a list of labels": change(actors, labels=["a"]),
+    "a text for a template": change(actors, template="pod"),
+    "a number for a list of groups": change(cluster, workerGroupSpecs=3),
+    "a list for a name": lambda d: job(d).update(metadata=["a"]),
+    "a list for a spec": lambda d: job(d).update(spec=["a"]),
+}
+
+
 @pytest.fixture
 def documents() -> Documents:
     return rendered()
@@ -176,6 +190,18 @@ def documents() -> Documents:
 def test_a_trap_is_found(told: str, documents: Documents) -> None:
     TRAPS[told](documents)
     assert any(told in problem for problem in traps(documents)), traps(documents)
+
+
+@pytest.mark.parametrize("what", OF_OTHER_TYPES)
+def test_a_value_of_another_type_is_told_of_its_object_and_the_others_are_judged(
+    what: str, documents: Documents
+) -> None:
+    OF_OTHER_TYPES[what](documents)
+    env_of_service = cluster_of(of_kind(documents, "RayService"))["headGroupSpec"]["template"]["spec"]["containers"][0]
+    env_of_service["env"].append({"name": "A_TOKEN", "value": "x"})
+    found = traps(documents)
+    assert any(p.startswith("RayJob ") and "of another type than the schema wants" in p for p in found), found
+    assert any(p.startswith("RayService ") and "A_TOKEN stands there in plain text" in p for p in found), found
 
 
 def test_what_was_rendered_has_none(documents: Documents) -> None:

@@ -11,8 +11,11 @@ from PIL import Image, ImageSequence
 
 from cluster.report.chain_picture import (
     LAST_MS,
+    LONGEST,
+    MOST_STEPS,
     STEP_MS,
     Shown,
+    _thinned,
     caption_of,
     draw_animation,
     draw_still,
@@ -95,6 +98,46 @@ def test_a_file_stays_within_its_limit_by_lower_quality_and_then_smaller_picture
     with pytest.raises(ValueError, match="with pictures 16 px wide; show fewer"):
         save_chains(tmp_path / f"none{suffix}", [one], limit=500, widths=widths)
     assert not (tmp_path / f"none{suffix}").exists()
+
+
+def test_of_a_chain_of_many_steps_some_are_left_out_evenly_and_each_says_which_it_is(
+    tmp_path: Path, written: list[str]
+) -> None:
+    """As `restorl report --animate` of a model of fifty steps: noise becomes small in no format."""
+    one = shown(side=16, steps=20)
+    for suffix, limit in ((".png", 16_000), (".webp", 7_000)):
+        path = save_chains(tmp_path / f"chain{suffix}", [one], limit=limit, widths=(32, 16))
+        assert path.stat().st_size <= limit
+    with Image.open(tmp_path / "chain.png") as still, Image.open(tmp_path / "chain.webp") as moving:
+        assert 3 <= (still.width - 6) // (16 + 6) < 21
+        assert 3 <= moving.n_frames < 21  # type: ignore[attr-defined]
+    assert {"RL, 20 of 20", "clean estimate after step 20 of 20"} <= set(written)
+    assert all(text.endswith(" of 20") for text in written if " of " in text)
+
+
+def test_no_more_steps_are_drawn_than_somebody_looks_at(tmp_path: Path) -> None:
+    path = save_chains(tmp_path / "chain.gif", [shown(side=16, steps=300, labels=("a",))], limit=10**8, widths=(16,))
+    with Image.open(path) as file:
+        assert file.n_frames == MOST_STEPS + 1  # type: ignore[attr-defined]
+
+
+def test_a_strip_that_is_longer_than_its_format_can_be_shows_fewer_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LONGEST, ".jpg", 400)
+    with Image.open(save_chains(tmp_path / "a.jpg", [shown(side=32, steps=20)], widths=(32,))) as file:
+        assert file.width <= 400
+
+
+def test_the_line_of_scores_has_its_steps_where_they_are_though_some_are_left_out() -> None:
+    """The last page of a chain has the same lines, but for points, whether its frames are all there or not."""
+    whole = shown(side=16, steps=8)
+    halved = _thinned(whole, 4)
+    assert [f.step for f in halved.chains["base"]] == [0, 2, 4, 6, 8]
+    assert [f.step for f in _thinned(whole, 3).chains["base"]] == [0, 3, 6, 8]
+    full, half = (np.asarray(draw_animation([one], 64)[-1]) for one in (whole, halved))
+    plot = slice(full.shape[0] - 54, None)
+    assert full.shape == half.shape and np.mean(full[plot] != half[plot]) < 0.15
 
 
 def test_small_pictures_are_enlarged_by_whole_factors_only(tmp_path: Path) -> None:

@@ -167,6 +167,8 @@ def test_a_slider_has_every_side_that_is_there_and_begins_with_base_and_rl(tmp_p
     text = _sliders(folder)
     assert re.findall('data-left="([^"]*)" data-right="([^"]*)"', text) == [("base", "RL")] * 2
     assert re.findall('data-side="([^"]*)"', text) == ["base", "RL"] * 2
+    # Both are seen where scripts are blocked, too.
+    assert re.findall('<img class="([^"]*)" alt="[^"]*, ([^"]*)"', text) == [("left", "base"), ("right", "RL")] * 2
     for who in ("input", "gt"):
         (folder / "evaluation" / who).mkdir()
         Image.new("RGB", (96, 96)).save(folder / "evaluation" / who / "coffee.png")

@@ -31,7 +31,7 @@ from cluster.run.interrupts import Asked, Interrupts
 from cluster.run.learning import StepResult
 from cluster.run.machine import Machine
 from cluster.run.pace import Pace
-from cluster.run.state import MAX_FAILURES, MOST_DEATHS, RunState
+from cluster.run.state import MAX_FAILURES, MEASURE_S, MOST_DEATHS, RunState
 from learner import checkpoint
 from learner.batch import Refused
 from learner.group import LearnerDied, LearnerFailed
@@ -207,6 +207,29 @@ def test_a_step_and_work_that_ended_well_are_exported_and_a_failure_is_no_progre
     assert overlap == pytest.approx(0.5, abs=0.25)  # 3 and 2 s within 4
 
 
+def test_what_the_store_holds_is_measured_while_a_step_takes_long_now_and_then(
+    state: RunState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fills up just then, and an alert looks at the figure."""
+    now, used, told = [1000.0], iter([10, 90, 95]), list[tuple[int, int]]()
+    monkeypatch.setattr("cluster.run.state.time", SimpleNamespace(monotonic=lambda: now[0], sleep=lambda s: None))
+    monkeypatch.setattr(state, "_seen", dict)
+    state.parts.stream.memory = lambda: (next(used), 100)  # type: ignore[method-assign]
+    state.parts.stream.depth = lambda: SimpleNamespace(entries=1, nbytes=7e6)  # type: ignore[method-assign,assignment,return-value]
+    metrics = SimpleNamespace(queue=lambda *_: None, in_flight=lambda _: None, store=lambda *of: told.append(of))
+    state.parts.metrics = metrics  # type: ignore[assignment]
+    for _ in range(3):
+        state.turn()
+        now[0] += MEASURE_S / 3
+    assert told == [(10, 100)] and state.stored_mb == 7.0
+    state.turn()
+    assert told == [(10, 100), (90, 100)]
+    state.parts.version = state.config.iterations  # type: ignore[misc]
+    now[0] += MEASURE_S
+    state.turn()  # nothing is learned any more: nobody waits for the store
+    assert len(told) == 2
+
+
 def test_replays_outside_the_clip_before_any_update_are_told_once_and_logged(state: RunState, tmp_path: Path) -> None:
     for version in (1, 2, 3):
         state.learned(ended_with(step=StepResult(version, {"ratio_first": 0.003 if version < 3 else 1e-6})))
@@ -287,7 +310,7 @@ def test_what_the_loop_sees_is_told_to_whoever_looks_at_the_folder(state: RunSta
     call = Call(0, WorkItem(8, ("a", "b")), time.monotonic())
     state.parts.actors = SimpleNamespace(calls={"ref": call}, members={0: None})  # type: ignore[assignment]
     state.parts.rewards = {}
-    state.parts.stream = SimpleNamespace(waiting=6)  # type: ignore[assignment]
+    state.parts.stream.waiting = 6
     state.heldout.evaluations.begin(3, "now", None)
     state.timeline.failed["process"] = 2
     state.pace.learned(1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -142,6 +143,63 @@ def test_a_configuration_that_can_not_be_changed_safely_stays_as_it_is(text: str
         install_rules(tmp_path)
     assert str(path) in str(error.value)
     assert path.read_text() == text and not (tmp_path / RULES_FILE).exists()
+
+
+def test_a_file_that_is_replaced_keeps_its_owner_group_and_mode_and_its_reader(tmp_path: Path) -> None:
+    """As root's `sudo restorl watch install` must leave a configuration with passwords to Prometheus."""
+    path = tmp_path / "prometheus.yml"
+    path.write_text(RAYS)
+    path.chmod(0o640)
+    owner = (1234, 5678) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    os.chown(path, *owner)
+    before = os.umask(0o077)
+    try:
+        assert command("install", "--prometheus", tmp_path).exit_code == 0
+    finally:
+        os.umask(before)
+    made = path.stat()
+    assert RULES_FILE in path.read_text()
+    assert (made.st_mode & 0o777, made.st_uid, made.st_gid) == (0o640, *owner)
+    assert (tmp_path / RULES_FILE).stat().st_mode & 0o777 == 0o644  # which Prometheus reads, whatever the umask
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["prometheus.yml", RULES_FILE]
+
+
+def test_while_it_is_written_nobody_else_reads_what_a_configuration_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, modes = tmp_path / "prometheus.yml", list[int]()
+    path.write_text(RAYS)
+    path.chmod(0o640)
+    written = Path.write_text
+
+    def write(self: Path, text: str, encoding: str | None = None) -> int:
+        done = written(self, text, encoding=encoding)
+        modes.append(self.stat().st_mode & 0o077)
+        return done
+
+    monkeypatch.setattr(Path, "write_text", write)
+    install_rules(tmp_path)
+    assert modes == [0, 0]
+
+
+def test_a_file_that_can_not_be_given_back_to_its_owner_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real = tmp_path / "prometheus.yml", Path.stat
+    path.write_text(RAYS)
+
+    def refused(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    def of_another(self: Path, **given: Any) -> os.stat_result:
+        found = real(self, **given)
+        return os.stat_result((*found[:4], found.st_uid + 1, *found[5:])) if self.name == path.name else found
+
+    monkeypatch.setattr(os, "chown", refused)
+    monkeypatch.setattr(Path, "stat", of_another)
+    done = command("install", "--prometheus", tmp_path)
+    assert done.exit_code == 2 and "as that user, or as root (sudo)" in " ".join(done.stderr.split())
+    assert path.read_text() == RAYS and not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("option", ["--prometheus", "--grafana"])
