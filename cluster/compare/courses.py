@@ -13,11 +13,12 @@ from cluster.report.records import Record, read_metrics, series
 
 @dataclass(frozen=True)
 class Course:
-    """How a run's reward went: the smoothed reward at both ends, and the scatter about it.
+    """How a run's reward went.
 
     Attributes:
-        rise: last smoothed reward minus the first, in standard deviations of the raw reward about the smoothed one;
-            infinite without scatter.
+        first, last: means over the first and the last tenth of its iterations.
+        scatter: standard deviation of the reward about the smoothed one, which lags behind a steady rise.
+        rise: from the first to the last, in units of the scatter; infinite without any.
     """
 
     name: str
@@ -55,6 +56,6 @@ def course(name: str, records: Sequence[Record]) -> Course:
         raise ValueError(f"{name}: no reward_mean in its records")
     smoothed = smooth(rewards)
     scatter = math.sqrt(math.fsum((r - s) ** 2 for r, s in zip(rewards, smoothed, strict=True)) / len(rewards))
-    part = max(1, len(rewards) // 10)  # the first smoothed values are the raw ones: ends are means of a tenth
-    first, last = (math.fsum(values) / part for values in (rewards[:part], smoothed[-part:]))
+    part = max(1, len(rewards) // 10)
+    first, last = (math.fsum(values) / part for values in (rewards[:part], rewards[-part:]))
     return Course(name, iterations[-1], first, last, scatter)

@@ -101,7 +101,7 @@ def test_figure_6_lays_the_rewards_of_runs_beside_each_other(tmp_path: Path) -> 
     ended = run(6, f"IQA={rising}", f"Rec.={restless}", "--out", tmp_path / "fig6.svg")
     assert ended.exit_code == 0, ended.output
     rows = {line.split()[0]: [float(x) for x in line.split()[1:]] for line in ended.stdout.splitlines()[2:-1]}
-    assert rows["IQA"][0] == 100 and rows["IQA"][2] - rows["IQA"][1] == pytest.approx(1.62, abs=0.1)
+    assert rows["IQA"][0] == 100 and rows["IQA"][2] - rows["IQA"][1] == pytest.approx(1.8, abs=0.06)  # 90 iterations of 1/50
     assert rows["IQA"][4] > 5 and abs(rows["Rec."][4]) < 1
     text = (tmp_path / "fig6.svg").read_text()
     assert "IQA" in text and "Rec." in text and "iteration" in text
@@ -113,7 +113,7 @@ def test_a_course_is_its_ends_and_its_scatter(tmp_path: Path) -> None:
     assert (found.iterations, found.first, found.last, found.rise) == (20, 2.0, 2.0, 0.0)
     assert found.scatter == pytest.approx(0, abs=1e-9)
     steps = course("steps", read_runs([Named("s", rewards(tmp_path / "s", [1.0] * 50 + [3.0] * 50))])["s"])
-    assert steps.first == pytest.approx(1) and steps.last == pytest.approx(3, abs=0.05) and steps.rise > 2
+    assert steps.first == pytest.approx(1) and steps.last == pytest.approx(3) and steps.rise > 2
     with pytest.raises(ValueError, match="no reward_mean in its records"):
         course("none", [{"kind": "train", "iteration": 1}])
 
