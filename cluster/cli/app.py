@@ -21,6 +21,7 @@ from cluster.cli.export import export
 from cluster.cli.leaving import leaving
 from cluster.cli.output import Counter, partial_csv, print_rows, summary_text
 from cluster.cli.paper import paper_app
+from cluster.cli.paper_figure import paper_figure
 from cluster.cli.plan_gpus import plan
 from cluster.cli.restore import require, restore
 from cluster.cli.reward import reward_app
@@ -60,6 +61,7 @@ app.add_typer(watch_app, name="watch")
 app.command()(plan)
 app.command()(compare)
 app.add_typer(annotate_app, name="annotate")
+paper_app.command("figure")(paper_figure)
 app.add_typer(paper_app, name="paper")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Such as `sampler.steps=4`.", metavar="[KEY=VALUE]...")]

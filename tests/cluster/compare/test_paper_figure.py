@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from cluster.cli.paper_figure import paper_figure
+from cluster.cli.app import app
 from cluster.compare.courses import course, read_runs
 from cluster.compare.opening import Named
 from cluster.report.records import MetricsLog
@@ -20,9 +19,6 @@ from tests.cluster.compare.folders import BAD, GOOD, GREYS, LEVEL, greys, textur
 
 
 def run(*arguments: object) -> Any:
-    app, paper = typer.Typer(), typer.Typer()
-    paper.command("figure")(paper_figure)
-    app.add_typer(paper, name="paper")
     return CliRunner().invoke(app, ["paper", "figure", *map(str, arguments)])
 
 
