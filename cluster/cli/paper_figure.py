@@ -121,7 +121,9 @@ def _courses(folders: list[str], form: str) -> bytes:
         [c.name, str(c.iterations), f"{c.first:.4f}", f"{c.last:.4f}", f"{c.scatter:.4f}", f"{c.rise:+.1f}"]
         for c in courses
     ]
-    print_table(["", "iterations", "first", "last", "scatter", "rise/scatter"], rows, "rewards, means of the first and the last tenth")
+    print_table(
+        ["", "iterations", "first", "last", "scatter", "rise/scatter"], rows, "rewards; ends are means of a tenth"
+    )
     drawn = reward_courses(runs, form)
     assert drawn is not None  # `read_runs` holds that they have rewards
     return drawn

@@ -97,7 +97,8 @@ def test_figure_6_lays_the_rewards_of_runs_beside_each_other(tmp_path: Path) -> 
     ended = run(6, f"IQA={rising}", f"Rec.={restless}", "--out", tmp_path / "fig6.svg")
     assert ended.exit_code == 0, ended.output
     rows = {line.split()[0]: [float(x) for x in line.split()[1:]] for line in ended.stdout.splitlines()[2:-1]}
-    assert rows["IQA"][0] == 100 and rows["IQA"][2] - rows["IQA"][1] == pytest.approx(1.8, abs=0.06)  # 90 iterations of 1/50
+    rise = rows["IQA"][2] - rows["IQA"][1]
+    assert rows["IQA"][0] == 100 and rise == pytest.approx(1.8, abs=0.06)  # 90 iterations of 1/50
     assert rows["IQA"][4] > 5 and abs(rows["Rec."][4]) < 1
     text = (tmp_path / "fig6.svg").read_text()
     assert "IQA" in text and "Rec." in text and "iteration" in text
