@@ -42,7 +42,7 @@ def against_score(scores: Sequence[float], qualities: Sequence[float], errors: S
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5, 3.4), dpi=130, layout="constrained")
+        figure = Figure(figsize=(10, 3.0), dpi=130, layout="constrained")
         axis = figure.subplots()
         axis.errorbar(scores, qualities, errors, fmt="o", color=TUNED, ecolor="#e6e9ef", markersize=3.5, linewidth=1)
         axis.set(title=title, xlabel="score", ylabel="quality by people")

@@ -22,6 +22,7 @@ from restoration.images import read_pixels, to_float, to_uint8
 from reward_service.annotation.cleaning import Cleaned, Rated
 from reward_service.annotation.manifest import INPUT, OUTPUT, TRUTH, Manifest
 from reward_service.annotation.screening import Rules
+from reward_service.annotation.votes import BEST, LEVELS
 
 REPORT = "report.html"
 WORST = 6
@@ -117,7 +118,8 @@ def worst_ratings(folder: Path, manifest: Manifest, cleaned: Cleaned, most: int 
     strips = []
     for one in worst:
         levels = given[one.picture]
-        counted = "  ".join(f"{level:g}: {levels.count(level)}" for level in sorted(set(levels)))
+        words = [(levels.count(level), LEVELS[BEST - int(level)]) for level in sorted(set(levels))]
+        counted = ", ".join(f"{count} x {word}" for count, word in words)
         names = [manifest.beside(one.picture, INPUT), one.picture, manifest.beside(one.picture, TRUTH)]
         captions = ["", f"{one.quality:.2f}", ""]
         strips.append(_strip(folder, manifest, names, ("input", "rated", "ground truth"), captions, counted))

@@ -75,10 +75,10 @@ def opinions(
     cast = np.bincount(annotator, minlength=people)
 
     def by_picture(values: Values) -> Values:
-        return np.bincount(picture, values, pictures)
+        return np.bincount(picture, values, pictures).astype(np.float64)
 
     def by_annotator(values: Values) -> Values:
-        return np.bincount(annotator, values, people)
+        return np.bincount(annotator, values, people).astype(np.float64)
 
     quality = by_picture(level) / votes
     bias = by_annotator(level - quality[picture]) / cast
