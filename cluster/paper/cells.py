@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-TUNE, MEASURE = "tune", "measure"
+TUNE: Final = "tune"
+MEASURE: Final = "measure"
 
 
 @dataclass(frozen=True)
