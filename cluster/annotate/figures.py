@@ -16,7 +16,7 @@ def histograms(levels: Sequence[float], qualities: Mapping[str, Sequence[float]]
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(10, 3.0), dpi=130, layout="constrained")
         left, right = figure.subplots(1, 2)
         counts = [sum(level == value for level in levels) for value in range(1, BEST + 1)]
@@ -41,7 +41,7 @@ def against_score(scores: Sequence[float], qualities: Sequence[float], errors: S
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(10, 3.0), dpi=130, layout="constrained")
         axis = figure.subplots()
         axis.errorbar(scores, qualities, errors, fmt="o", color=TUNED, ecolor="#e6e9ef", markersize=3.5, linewidth=1)

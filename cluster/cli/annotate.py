@@ -56,7 +56,7 @@ def export(
     from restoration.devices import device_of
     from reward_service.annotation.manifest import KINDS, REPEAT, TRAP
 
-    kinds = {"both": KINDS, **{name: (name,) for name in KINDS}}
+    kinds: dict[str, Any] = {"both": KINDS, **{str(name): (name,) for name in KINDS}}
     if kind not in kinds:
         raise UserMistake(f"--kind {kind}: choose {', '.join(kinds)}")
     config = load_run_config(run)
