@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from cluster.paper.gains import Gain, Images, Place, gains, place_of
 from cluster.paper.results import Result
+from cluster.paper.scales import SCALES
 from cluster.paper.tables import MEAN, Line, Metric, Part, Table, printed, source
 
 BEST, SECOND = 1, 2
@@ -175,7 +176,8 @@ def _head(table: Table, wanted: Mapping[tuple[str, str], Sequence[Result]]) -> I
             yield f"{part.title}: not measured"
     if every:
         yield f"seeds: {_distinct(str(seed) for seed in sorted({r.key.seed for r in every}))}"
-        yield f"scale: {_distinct(r.scale for r in every)}"
+        scales = (f"{r.scale} ({SCALES[r.scale].told})" if r.scale in SCALES else r.scale for r in every)
+        yield f"scale: {_distinct(scales)}"
         yield f"versions: {_distinct(', '.join(f'{k} {v}' for k, v in r.versions.items()) for r in every)}"
         if any(metric.name == "fid" and r.figure("fid") is not None for metric in table.metrics for r in every):
             yield "FID of few pictures is biased: compare it at equal n only"

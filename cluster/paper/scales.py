@@ -19,6 +19,7 @@ class Scale:
         single: train in one process, without Ray.
         steps: at most so many of a chain; None leaves the recipe's.
         limit: pictures of a test that are measured, evenly spread; None for all.
+        tile: larger pictures are restored in tiles of this side, unless another is asked for; 0 restores each whole.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Scale:
     single: bool = False
     steps: int | None = None
     limit: int | None = None
+    tile: int = 0
 
 
 _FLOAT32 = tuple(
@@ -78,6 +80,7 @@ SCALES: Mapping[str, Scale] = {
             single=True,
             steps=2,
             limit=4,
+            tile=128,  # SID and SMID are of 960x512, whose attention takes minutes on a CPU
         ),
     )
 }
