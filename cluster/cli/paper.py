@@ -103,7 +103,15 @@ def paper_run(
             tuple(second or []),
             _absolute(sft),
             recipes.absolute(),
-            Measuring(batch, tile or scale_of(scale).tile, device, tuple(scorer or []), _absolute(lpips), _absolute(fid), pictures),
+            Measuring(
+                batch,
+                tile or scale_of(scale).tile,
+                device,
+                tuple(scorer or []),
+                _absolute(lpips),
+                _absolute(fid),
+                pictures,
+            ),
         )
         _check_scorers(scorer or [])
         published_of(wanted.measuring)  # so that weights that are absent are told before anything runs
