@@ -13,6 +13,9 @@ from restoration.evaluate import Pixels, Row
 from restoration.metrics.dists import Dists
 from restoration.metrics.fid import Fid
 from restoration.metrics.lpips import TRUNKS, Lpips
+from restoration.trouble import free_memory, is_memory, reason_of
+
+LESS_MEMORY = "measure smaller pictures, or leave this figure out"
 
 Distance = Callable[[Tensor, Tensor], Tensor]  # of pictures [B, 3, H, W] in [0, 1] -> [B]
 
@@ -58,12 +61,18 @@ class Published:
         pair = None
         for name, (metric, least) in self.pairwise.items():
             if min(height, width) < least:
-                why = f"LPIPS needs at least {least} px a side, got {width}x{height}"
+                why = f"{name} needs at least {least} px a side, got {width}x{height}"
                 self._missing.setdefault(image_id, {})[name] = why
                 continue
             if pair is None:
                 pair = [torch.from_numpy(image)[None].movedim(-1, 1).float() / 255 for image in (restored, gt)]
-            self._distances[name][image_id] = float(metric(*pair))
+            try:
+                self._distances[name][image_id] = float(metric(*pair))
+            except RuntimeError as error:
+                if not is_memory(error):
+                    raise
+                free_memory(error)
+                self._missing.setdefault(image_id, {})[name] = reason_of(error, LESS_MEMORY)
         for fid in self.fid:
             try:
                 fid.add(restored, gt)

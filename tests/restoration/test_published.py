@@ -110,6 +110,24 @@ def test_both_forms_of_the_frechet_distance_agree() -> None:
     assert shift < few < shift + sum(spread)
 
 
+def test_a_distance_that_finds_no_memory_is_missing_with_its_reason_and_any_other_error_is_raised() -> None:
+    def full(*_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory")
+
+    def broken(*_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("a size does not fit")
+
+    published = Published(None, None)
+    published.pairwise, published._distances = {"lpips": (full, 31)}, {"lpips": {}}
+    (image,) = pictures(1, 64)
+    published.see("a", image, image, image)
+    (row,) = published.beside([Row("a", {"psnr": 1.0})])
+    assert math.isnan(row.values["lpips"]) and "measure smaller pictures" in row.missing["lpips"]
+    published.pairwise = {"lpips": (broken, 31)}
+    with pytest.raises(RuntimeError, match="does not fit"):
+        published.see("b", image, image, image)
+
+
 def test_they_stand_beside_the_other_figures(weights: Path) -> None:
     published = Published(weights, weights)
     first, second = pictures(2, 64)
