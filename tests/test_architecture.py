@@ -113,6 +113,11 @@ RULES = (
         ("ray", "redis", "deepspeed", "cluster.cli"),
     ),
     Rule(
+        "the paper's tables need neither the command line nor what starts",
+        ("cluster.paper.*",),
+        ("ray", "redis", "deepspeed", "cluster.cli"),
+    ),
+    Rule(
         "nothing but the command line needs the command line",
         ("cluster.config.*", "cluster.report.*", "cluster.run.*"),
         ("cluster.cli",),
