@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import math
 import time
 from collections import defaultdict
@@ -16,8 +14,8 @@ import numpy as np
 
 from cluster.annotate import figures
 from cluster.files import write_text
-from cluster.report.report import TEMPLATE
-from cluster.report.strips import Strip, draw_strips
+from cluster.report.parts import TEMPLATE, facts_table, picture, plot, section, table
+from cluster.report.strips import Strip, strips_png
 from restoration.images import read_pixels, to_float, to_uint8
 from reward_service.annotation.cleaning import Cleaned, Rated
 from reward_service.annotation.manifest import INPUT, OUTPUT, TRUTH, Manifest
@@ -55,30 +53,30 @@ def render(folder: Path, manifest: Manifest, cleaned: Cleaned, rules: Rules) -> 
     if agreed is not None:
         cards.append(("scorer against people", f"{agreed[0]:.2f}", f"rank correlation of {agreed[1]} outputs"))
     sections = [
-        _section("Left out", _list([f"{who} {why}" for who, why in cleaned.left_out.items()] or ["nobody"])),
-        _section("To know", _list(cleaned.notes)) if cleaned.notes else "",
-        _section("Annotators", _annotators(cleaned), "Agreement is with the others who count."),
+        section("Left out", _list([f"{who} {why}" for who, why in cleaned.left_out.items()] or ["nobody"])),
+        section("To know", _list(cleaned.notes)) if cleaned.notes else "",
+        section("Annotators", _annotators(cleaned), "Agreement is with the others who count."),
     ]
     if cleaned.rated:
-        sections.append(_section("Ratings and qualities", _plot(_histograms(manifest, cleaned), "histograms")))
+        sections.append(section("Ratings and qualities", plot(_histograms(manifest, cleaned), "histograms")))
     if agreed is not None:
-        sections.append(_section("The scorer", _plot(_against(manifest, cleaned), "quality against score")))
+        sections.append(section("The scorer", plot(_against(manifest, cleaned), "quality against score")))
     sections += [
-        _section(
+        section(
             "Where people differ most",
-            _picture(worst_ratings(folder, manifest, cleaned)),
+            picture(worst_ratings(folder, manifest, cleaned)),
             "Input, rated picture, ground truth; each level with how many gave it.",
         )
         if cleaned.rated
         else "",
-        _section(
+        section(
             "Pairs that divide people most",
-            _picture(worst_pairs(folder, manifest, cleaned)),
+            picture(worst_pairs(folder, manifest, cleaned)),
             "Input, the two that were compared, ground truth.",
         )
         if cleaned.compared
         else "",
-        _section("How", _facts(_how(manifest, cleaned, rules))),
+        section("How", facts_table(_how(manifest, cleaned, rules).items())),
     ]
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         kind="ratings",
@@ -112,8 +110,8 @@ def scorer_agreement(manifest: Manifest, cleaned: Cleaned) -> tuple[float, int] 
 def worst_ratings(folder: Path, manifest: Manifest, cleaned: Cleaned, most: int = WORST) -> bytes:
     """The pictures whose ratings spread most, as PNG."""
     given: dict[str, list[float]] = defaultdict(list)
-    for _, picture, level in cleaned.ratings.rows():
-        given[picture].append(level)
+    for _, rated, level in cleaned.ratings.rows():
+        given[rated].append(level)
     worst = sorted(cleaned.rated, key=lambda one: (-float(np.std(given[one.picture])), one.picture))[:most]
     strips = []
     for one in worst:
@@ -123,7 +121,7 @@ def worst_ratings(folder: Path, manifest: Manifest, cleaned: Cleaned, most: int 
         names = [manifest.beside(one.picture, INPUT), one.picture, manifest.beside(one.picture, TRUTH)]
         captions = ["", f"{one.quality:.2f}", ""]
         strips.append(_strip(folder, manifest, names, ("input", "rated", "ground truth"), captions, counted))
-    return _drawn(strips)
+    return strips_png(strips, 224)
 
 
 def worst_pairs(folder: Path, manifest: Manifest, cleaned: Cleaned, most: int = WORST) -> bytes:
@@ -135,7 +133,7 @@ def worst_pairs(folder: Path, manifest: Manifest, cleaned: Cleaned, most: int = 
         captions = ["", f"{pair.first_better:.0%}", f"{1 - pair.first_better:.0%}", ""]
         labels = ("input", "better", "better", "ground truth")
         strips.append(_strip(folder, manifest, names, labels, captions, f"{pair.votes} votes"))
-    return _drawn(strips)
+    return strips_png(strips, 224)
 
 
 def _strip(
@@ -160,11 +158,10 @@ def _scored(manifest: Manifest, cleaned: Cleaned) -> list[tuple[float, Rated]]:
 def _histograms(manifest: Manifest, cleaned: Cleaned) -> bytes:
     qualities: dict[str, list[float]] = defaultdict(list)
     for one in cleaned.rated:
-        picture = manifest.pictures[one.picture]
-        iteration = picture.checkpoint if picture.checkpoint == "base" else f"iteration {picture.checkpoint}"
-        qualities[
-            iteration if picture.role == OUTPUT else {INPUT: "input", TRUTH: "ground truth"}[picture.role]
-        ].append(one.quality)
+        shown = manifest.pictures[one.picture]
+        iteration = shown.checkpoint if shown.checkpoint == "base" else f"iteration {shown.checkpoint}"
+        kind = iteration if shown.role == OUTPUT else {INPUT: "input", TRUTH: "ground truth"}[shown.role]
+        qualities[kind].append(one.quality)
     return figures.histograms(cleaned.ratings.level.tolist(), {name: qualities[name] for name in sorted(qualities)})
 
 
@@ -192,7 +189,7 @@ def _annotators(cleaned: Cleaned) -> str:
         cells += [number(bias, "{:+.2f}"), number(inconsistency), verdict]
         rows.append((html.escape(who), *cells))
     head = ("", "ratings", "comparisons", "agreement", "in pairs", "traps failed", "repeats differ by", "repeats alike")
-    return _table((*head, "bias", "inconsistency", ""), rows)
+    return table((*head, "bias", "inconsistency", ""), rows)
 
 
 def _how(manifest: Manifest, cleaned: Cleaned, rules: Rules) -> dict[str, str]:
@@ -208,39 +205,5 @@ def _how(manifest: Manifest, cleaned: Cleaned, rules: Rules) -> dict[str, str]:
     return found
 
 
-def _drawn(strips: Sequence[Strip]) -> bytes:
-    buffer = io.BytesIO()
-    draw_strips(strips, 224).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _section(title: str, content: str, note: str = "") -> str:
-    aside = f'<p class="note">{note}</p>' if note else ""
-    return f"<section><h2>{title}</h2>{aside}{content}</section>"
-
-
 def _list(lines: Sequence[str]) -> str:
     return "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    above = "".join(f"<th>{cell}</th>" for cell in head)
-    body = "".join(f"<tr><th>{first}</th>{''.join(f'<td>{cell}</td>' for cell in rest)}</tr>" for first, *rest in rows)
-    return f"<table><thead><tr>{above}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _facts(facts: Mapping[str, str]) -> str:
-    rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in facts.items())
-    return f'<table class="facts">{rows}</table>'
-
-
-def _plot(png: bytes, description: str) -> str:
-    return f'<img class="plot" alt="{description}" src="{_url(png)}">'
-
-
-def _picture(png: bytes) -> str:
-    return f'<figure><img alt="" src="{_url(png)}"></figure>'
-
-
-def _url(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -29,7 +29,7 @@ from cluster.files import write_text
 from cluster.report import figures
 from cluster.report.data import wasserstein
 from cluster.report.parts import TEMPLATE, facts_table, plot, section, slider, table
-from cluster.report.strips import Strip, draw_strips
+from cluster.report.strips import strips_png
 from restoration.datasets.matching import some
 from restoration.figures import Pixels
 from restoration.whole_files import written_whole
@@ -64,7 +64,7 @@ def write_comparison(folder: Path, comparison: Comparison, crops: Sequence[Crop]
     folder = Path(folder)
     drawn = strips(comparison, crops)
     pictures = {f"histogram_{_safe(s)}.png": histogram(comparison, s) for s in comparison.scorers}
-    pictures["strips.png"] = _strips(drawn) if drawn else None
+    pictures["strips.png"] = strips_png(drawn, STRIP_WIDTH) if drawn else None
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     texts = {
@@ -168,10 +168,6 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
     ids = some(comparison.image_ids)
     told = [(TRUTH, str(first.gt)), ("pictures", f"{len(comparison.image_ids)}: {ids}")]
     return [*data, *told, *((f"version of {name}", number) for name, number in versions().items())]
-
-
-def _strips(drawn: Sequence[Strip]) -> bytes:
-    return encoded(draw_strips(drawn, STRIP_WIDTH), "png")
 
 
 def _png(image: Pixels) -> bytes:

@@ -12,15 +12,12 @@ from typing import Any
 
 from cluster.compare.columns import Column, Place, places
 from cluster.compare.measured import Comparison, Difference
+from cluster.latex import latex
 from restoration.evaluate import MISSING
 from restoration.metrics import protocol
 
 LIBRARIES = ("restorl", "numpy", "torch", "scipy")
 CORRECTED = "p values are of single tests, not corrected for their number"
-_LATEX = {
-    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
-    **{c: f"\\{c}" for c in "&%$#_{}"},
-}
 
 
 def head(comparison: Comparison) -> list[str]:
@@ -156,11 +153,6 @@ def versions() -> dict[str, str]:
 
 def p_text(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
-
-
-def latex(text: str) -> str:
-    """Text as LaTeX prints it."""
-    return "".join(_LATEX.get(c, c) for c in text)
 
 
 def _difference(d: Difference) -> dict[str, Any]:

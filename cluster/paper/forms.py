@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from cluster.latex import latex
 from cluster.paper.arms import BASE
 from cluster.paper.filled import BEST, SECOND, Column, Figure, Filled, shown
 from cluster.paper.gains import Gain
@@ -20,7 +21,7 @@ MISSING = "–"
 PAPER, DIFFERENCE = "paper", "ours - paper"
 
 
-def markdown(filled: Filled) -> str:
+def as_markdown(filled: Filled) -> str:
     titles = [f"{column.title} {column.metric.title} {_arrow(column)}" for column in filled.columns]
     lines = [f"# Table {filled.table.number}: {_md(filled.table.title)}", ""]
     lines += [f"- {_md(text)}" for text in filled.head]
@@ -37,23 +38,23 @@ def markdown(filled: Filled) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def latex(filled: Filled) -> str:
+def as_latex(filled: Filled) -> str:
     """A table of booktabs; `\\usepackage{booktabs}` is all that it needs."""
     columns = filled.columns
     groups, rules, place = list[str](), list[str](), 2
     for title, count in filled.groups():
-        groups.append(f"\\multicolumn{{{count}}}{{c}}{{{tex(title)}}}")
+        groups.append(f"\\multicolumn{{{count}}}{{c}}{{{latex(title)}}}")
         rules.append(f"\\cmidrule(lr){{{place}-{place + count - 1}}}")
         place += count
     arrows = {True: "$\\uparrow$", False: "$\\downarrow$"}
-    metrics = [f"{tex(c.metric.title)} {arrows[c.metric.more_is_better]}" for c in columns]
+    metrics = [f"{latex(c.metric.title)} {arrows[c.metric.more_is_better]}" for c in columns]
     lines = [f"% Table {filled.table.number}: {filled.table.title}"]
     lines += [f"% {text}" for text in (*filled.head, *filled.notes)]
     lines += [
         "\\begin{table}",
         "\\centering",
         "\\footnotesize",
-        f"\\caption{{{tex(filled.table.title)}. Best bold, second underlined, -- is missing.}}",
+        f"\\caption{{{latex(filled.table.title)}. Best bold, second underlined, -- is missing.}}",
         f"\\begin{{tabular}}{{l{'r' * len(columns)}}}",
         "\\toprule",
         f" & {' & '.join(groups)} \\\\",
@@ -66,11 +67,11 @@ def latex(filled: Filled) -> str:
         if model not in (None, line.model):
             lines.append("\\addlinespace")
         model = line.model
-        lines.append(_tex_row(tex(line.title), [_marked_tex(f, c) for f, c in zip(figures, columns, strict=True)]))
+        lines.append(_tex_row(latex(line.title), [_marked_tex(f, c) for f, c in zip(figures, columns, strict=True)]))
         if any(f.paper is not None for f in figures):
             for title, of in ((PAPER, _paper), (DIFFERENCE, _difference)):
-                cells = [tex(of(f, c)) for f, c in zip(figures, columns, strict=True)]
-                lines.append(_tex_row(f"\\quad \\textit{{{tex(title)}}}", [f"\\textit{{{cell}}}" for cell in cells]))
+                cells = [latex(of(f, c)) for f, c in zip(figures, columns, strict=True)]
+                lines.append(_tex_row(f"\\quad \\textit{{{latex(title)}}}", [f"\\textit{{{cell}}}" for cell in cells]))
     lines += ["\\bottomrule", "\\end{tabular}", "\\end{table}"]
     return "\n".join(lines) + "\n"
 
@@ -129,27 +130,12 @@ def as_json(filled: Filled) -> str:
 
 
 FORMS: Mapping[str, tuple[str, Callable[[Filled], str]]] = {
-    "markdown": ("md", markdown),
-    "latex": ("tex", latex),
+    "markdown": ("md", as_markdown),
+    "latex": ("tex", as_latex),
     "csv": ("csv", as_csv),
     "json": ("json", as_json),
 }
 """Name of a form -> suffix of its file, and what makes it."""
-
-_TEX = {
-    "\\": "\\textbackslash{}",
-    "{": "\\{",
-    "}": "\\}",
-    "~": "\\textasciitilde{}",
-    "^": "\\textasciicircum{}",
-    **{sign: f"\\{sign}" for sign in "&%$#_"},
-    MISSING: "--",
-}
-
-
-def tex(text: str) -> str:
-    """What LaTeX prints as `text`."""
-    return "".join(_TEX.get(sign, sign) for sign in text)
 
 
 def _gains_md(filled: Filled) -> list[str]:
@@ -202,7 +188,7 @@ def _marked_md(figure: Figure, column: Column) -> str:
 
 
 def _marked_tex(figure: Figure, column: Column) -> str:
-    text = tex(_value(figure, column))
+    text = latex(_value(figure, column))
     behind = "" if figure.deviation is None else f" $\\pm$ {shown(figure.deviation, column.metric)}"
     mark = {BEST: "\\textbf{%s}", SECOND: "\\underline{%s}"}.get(figure.rank or 0, "%s")
     return mark % text + behind

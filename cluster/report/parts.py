@@ -22,6 +22,11 @@ def plot(png: bytes | None, description: str) -> str:
     return f'<img class="plot" alt="{html.escape(description)}" src="{data_url(png)}">' if png else ""
 
 
+def picture(png: bytes) -> str:
+    """A picture on the whole width."""
+    return f'<figure><img alt="" src="{data_url(png)}"></figure>'
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Cells are HTML already; the first of a row is its name. Nothing where there are no rows."""
     body = "".join(f"<tr><th>{first}</th>{''.join(f'<td>{cell}</td>' for cell in rest)}</tr>" for first, *rest in rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,13 @@ def draw_strips(strips: Sequence[Strip], width: int = 256) -> Image.Image:
     if not strips:
         raise ValueError("draw_strips: no strips")
     return stacked([_draw(strip, width) for strip in strips], PAPER)
+
+
+def strips_png(strips: Sequence[Strip], width: int = 256) -> bytes:
+    """`draw_strips` as the bytes of a PNG."""
+    buffer = io.BytesIO()
+    draw_strips(strips, width).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def save_strips(path: Path, strips: Sequence[Strip], width: int = 256) -> Path:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from string import Template
-from typing import Any
 
 import numpy as np
 
 from cluster.files import write_text
-from cluster.report.parts import TEMPLATE
-from cluster.report.strips import Strip, draw_strips
+from cluster.report.parts import TEMPLATE, facts_table, picture, plot, section, table
+from cluster.report.strips import Strip, strips_png
 from cluster.trust import figures
 from cluster.trust.measures import Mean, Measures
 from cluster.trust.rewards import Reward
@@ -44,13 +41,13 @@ def write_page(path: Path, title: str, judged: Judged, tried: Sequence[Specimen]
 
 def render(title: str, judged: Judged, tried: Sequence[Specimen], facts: dict[str, str]) -> str:
     """The page as text."""
-    sections = [section for reward, found, verdict in judged for section in _of_reward(reward, found, verdict)]
+    sections = [part for reward, found, verdict in judged for part in _of_reward(reward, found, verdict)]
     reward, example = judged[0][0], tried[len(tried) // 2]
     sections += [
-        _section("Pictures", _picture(restored_strips(tried, reward)), "With their scores."),
-        _section("A ladder of damage", _picture(ladder_strips(example, reward)), "One picture, with its scores."),
-        _section("Tricks", _picture(trick_strips(example, reward)), "On the base model's output, with its scores."),
-        _section("How it was tried", _facts({**facts, **_bars()})),
+        section("Pictures", picture(restored_strips(tried, reward)), "With their scores."),
+        section("A ladder of damage", picture(ladder_strips(example, reward)), "One picture, with its scores."),
+        section("Tricks", picture(trick_strips(example, reward)), "On the base model's output, with its scores."),
+        section("How it was tried", facts_table({**facts, **_bars()}.items())),
     ]
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         kind="reward check",
@@ -68,7 +65,7 @@ def restored_strips(tried: Sequence[Specimen], reward: Reward, most: int = 3) ->
         images = [one.lq, one.base, one.gt]
         labels = ("input", "base", "ground truth")
         strips.append(Strip(images, labels, _scores(reward, images, one.gt), title=one.image_id))
-    return _drawn(strips, 256)
+    return strips_png(strips, 256)
 
 
 def ladder_strips(one: Specimen, reward: Reward) -> bytes:
@@ -78,7 +75,7 @@ def ladder_strips(one: Specimen, reward: Reward) -> bytes:
     for kind in (TASK, *LADDERS):
         images = list(ladder(one, kind))
         strips.append(Strip(images, labels, _scores(reward, images, one.gt), title=kind))
-    return _drawn(strips, 160)
+    return strips_png(strips, 160)
 
 
 def trick_strips(one: Specimen, reward: Reward) -> bytes:
@@ -88,7 +85,7 @@ def trick_strips(one: Specimen, reward: Reward) -> bytes:
     for trick in TRICKS:
         images = [one.base, *tricked(one.base, trick, one.image_id)]
         strips.append(Strip(images, labels, _scores(reward, images, one.gt), title=trick))
-    return _drawn(strips, 160)
+    return strips_png(strips, 160)
 
 
 def _of_reward(reward: Reward, found: Measures, verdict: Verdict) -> list[str]:
@@ -96,20 +93,20 @@ def _of_reward(reward: Reward, found: Measures, verdict: Verdict) -> list[str]:
     known = f" {KNOWN}" if reward.referenced else ""
     version = f" Version {html.escape(reward.version)}." if reward.version else ""
     return [
-        _section(f"{name}: the verdict", _findings(verdict), html.escape(verdict.sentence) + "." + known + version),
-        _section(f"{name}: scores", _scores_table(found)),
-        _section(
+        section(f"{name}: the verdict", _findings(verdict), html.escape(verdict.sentence) + "." + known + version),
+        section(f"{name}: scores", _scores_table(found)),
+        section(
             f"{name}: ladders",
-            _plot(figures.ladders(found, not reward.referenced), "scores of ladders") + _ladder_table(found),
+            plot(figures.ladders(found, not reward.referenced), "scores of ladders") + _ladder_table(found),
         ),
-        _section(
+        section(
             f"{name}: tricks",
-            _plot(figures.tricks(found), "gains of tricks") + _trick_table(found),
+            plot(figures.tricks(found), "gains of tricks") + _trick_table(found),
             "Only pictures whose PSNR the trick lowers count. Share: those that score higher without it.",
         ),
-        _section(
+        section(
             f"{name}: groups of rollouts",
-            _plot(figures.groups(found), "score against PSNR") + _group_table(found),
+            plot(figures.groups(found), "score against PSNR") + _group_table(found),
             "Correlation of score and PSNR among the rollouts of one picture, which is what RL learns from.",
         ),
     ]
@@ -126,7 +123,7 @@ def _card(verdict: Verdict) -> str:
 
 def _findings(verdict: Verdict) -> str:
     worst = sorted(verdict.findings, key=lambda f: ("bad", "doubt", "good").index(f.standing))
-    return _table(
+    return table(
         ("", ""), [(f'<span class="{COLOURS[f.standing]}">{f.standing}</span>', html.escape(f.text)) for f in worst]
     ).replace("<table>", '<table class="facts">')
 
@@ -134,14 +131,14 @@ def _findings(verdict: Verdict) -> str:
 def _scores_table(found: Measures) -> str:
     rows = [(name, _interval(mean, "{:.3f}")) for name, mean in found.scores.items()]
     rows += [(f"{name}, share of pictures", _interval(mean, "{:.0%}")) for name, mean in found.pairs.items()]
-    return _table(("", "mean and 95% interval over pictures"), rows)
+    return table(("", "mean and 95% interval over pictures"), rows)
 
 
 def _ladder_table(found: Measures) -> str:
     rows = []
     for kind, mean in found.ladders.items():
         rows.append((kind, _interval(mean, "{:.0%}"), *(f"{value:.3f}" for value in found.steps[kind])))
-    return _table(("", "pairs in order", "ground truth", *(f"{s:g}" for s in SEVERITIES)), rows)
+    return table(("", "pairs in order", "ground truth", *(f"{s:g}" for s in SEVERITIES)), rows)
 
 
 def _trick_table(found: Measures) -> str:
@@ -150,7 +147,7 @@ def _trick_table(found: Measures) -> str:
         for trick, strengths in by_trick.items():
             cells = [f"{_interval(t.beaten, '{:.0%}')} of {t.beaten.count}" for t in strengths]
             rows.append((f"{trick}, {source}", *cells))
-    return _table(("share that scores higher without", *(f"strength {s:g}" for s in TRICK_SEVERITIES)), rows)
+    return table(("share that scores higher without", *(f"strength {s:g}" for s in TRICK_SEVERITIES)), rows)
 
 
 def _group_table(found: Measures) -> str:
@@ -159,7 +156,7 @@ def _group_table(found: Measures) -> str:
         cells = (_interval(w.spearman, "{:+.2f}"), _interval(w.pearson, "{:+.2f}"), str(w.spearman.count), str(w.flat))
         rows.append((f"decision {decision + 1}", *cells, f"{w.score_spread:.3f}", f"{w.psnr_spread:.2f} dB"))
     head = ("", "Spearman", "Pearson", "groups", "flat ones", "score's spread", "PSNR's")
-    return _table(head, rows) if rows else "<p>Nothing was rolled out.</p>"
+    return table(head, rows) if rows else "<p>Nothing was rolled out.</p>"
 
 
 def _interval(mean: Mean, form: str) -> str:
@@ -184,37 +181,3 @@ def _scores(reward: Reward, images: Sequence[np.ndarray], gt: np.ndarray) -> tup
         part = block[start : start + reward.batch]
         found += np.asarray(reward.score(part, np.repeat(gt[None], len(part), 0)), np.float64).tolist()
     return tuple(f"{score:.3f}" for score in found)
-
-
-def _drawn(strips: Sequence[Strip], width: int) -> bytes:
-    buffer = io.BytesIO()
-    draw_strips(strips, width).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _section(title: str, content: str, note: str = "") -> str:
-    aside = f'<p class="note">{note}</p>' if note else ""
-    return f"<section><h2>{title}</h2>{aside}{content}</section>"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    above = "".join(f"<th>{cell}</th>" for cell in head)
-    body = "".join(f"<tr><th>{first}</th>{''.join(f'<td>{cell}</td>' for cell in rest)}</tr>" for first, *rest in rows)
-    return f"<table><thead><tr>{above}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _facts(facts: dict[str, str]) -> str:
-    rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in facts.items())
-    return f'<table class="facts">{rows}</table>'
-
-
-def _plot(png: bytes | None, description: str) -> str:
-    return f'<img class="plot" alt="{description}" src="{_url(png)}">' if png else ""
-
-
-def _picture(png: bytes) -> str:
-    return f'<figure><img alt="" src="{_url(png)}"></figure>'
-
-
-def _url(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import pytest
 
+from cluster.latex import latex
 from cluster.paper.filled import Filled, fill
-from cluster.paper.forms import FORMS, MISSING, as_csv, as_json, latex, markdown, tex
+from cluster.paper.forms import FORMS, MISSING, as_csv, as_json, as_latex, as_markdown
 from cluster.paper.tables import TABLES
 from tests.cluster.paper.results import made
 
@@ -67,14 +68,14 @@ def parsed(text: str) -> list[str]:
 @pytest.mark.parametrize("number", TABLES)
 def test_the_latex_of_every_table_is_well_formed_with_rows_of_equal_columns(number: str) -> None:
     filled = some(number)
-    rows = parsed(latex(filled))
+    rows = parsed(as_latex(filled))
     printed = sum(any(figure.paper is not None for figure in figures) for _, figures in filled.rows)
     assert len(rows) == 2 + len(filled.rows) + 2 * printed
     assert sum("textbf" in row for row in rows) and sum("underline" in row for row in rows)
 
 
 def test_the_check_of_latex_sees_what_is_wrong() -> None:
-    good = latex(some("1"))
+    good = as_latex(some("1"))
     parsed(good)
     for wrong in (
         good.replace("\\end{table}", ""),
@@ -90,17 +91,17 @@ def test_the_check_of_latex_sees_what_is_wrong() -> None:
 
 
 def test_signs_of_latex_in_names_are_printed_and_not_obeyed() -> None:
-    assert tex("w/o w_i & 50% of #1 {a} ~^ $x$ \\") == (
+    assert latex("w/o w_i & 50% of #1 {a} ~^ $x$ \\") == (
         r"w/o w\_i \& 50\% of \#1 \{a\} \textasciitilde{}\textasciicircum{} \$x\$ \textbackslash{}"
     )
-    rows = parsed(latex(some("6")))
+    rows = parsed(as_latex(some("6")))
     assert any(row.startswith(r"with x\_t-1 &") for row in rows)
 
 
 @pytest.mark.parametrize("number", TABLES)
 def test_the_markdown_has_rows_of_equal_columns_and_the_papers_figures_below_ours(number: str) -> None:
     filled = some(number)
-    lines = [line for line in markdown(filled).splitlines() if line.startswith("|")]
+    lines = [line for line in as_markdown(filled).splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {len(filled.columns) + 2}
     ours, paper, difference = lines[2:5]
     first = filled.rows[0][1][0]
@@ -113,9 +114,9 @@ def test_the_markdown_has_rows_of_equal_columns_and_the_papers_figures_below_our
 def test_a_missing_figure_is_a_dash_an_empty_field_and_null_and_never_a_number() -> None:
     filled = some("1")
     assert filled.rows[1][1][0].value is None
-    row = next(line for line in markdown(filled).splitlines() if line.startswith("| DiffBIR+Diff.SFT"))
+    row = next(line for line in as_markdown(filled).splitlines() if line.startswith("| DiffBIR+Diff.SFT"))
     assert row.split(" | ")[1:] == [MISSING] * 7 + [f"{MISSING} |"]
-    row = next(row for row in parsed(latex(filled)) if row.startswith("DiffBIR+Diff.SFT"))
+    row = next(row for row in parsed(as_latex(filled)) if row.startswith("DiffBIR+Diff.SFT"))
     assert row.split(" & ")[1:] == ["--"] * 8
     table = list(csv.DictReader(io.StringIO(as_csv(filled))))
     assert table[1]["LOL-real PSNR"] == "" and table[1]["LOL-real PSNR paper"] == "17.3500"
@@ -140,11 +141,11 @@ def test_every_form_is_made_of_a_table_without_a_figure() -> None:
     empty = fill(TABLES["1"], [])
     for name, (suffix, form) in FORMS.items():
         assert form(empty) and suffix, name
-    parsed(latex(empty))
+    parsed(as_latex(empty))
 
 
 def test_a_title_with_signs_of_markdown_stays_one_cell() -> None:
     table = TABLES["4"]
     odd = replace(table, lines=(replace(table.lines[0], title="a|b_c*"),))
-    rows = markdown(fill(odd, [made(odd.lines[0], odd.parts[0], psnr=1.0)])).splitlines()
+    rows = as_markdown(fill(odd, [made(odd.lines[0], odd.parts[0], psnr=1.0)])).splitlines()
     assert any(row.startswith("| a\\|b\\_c\\* | 1.00 |") for row in rows)

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from cluster.paper.filled import fill
-from cluster.paper.forms import as_json, markdown
+from cluster.paper.forms import as_json, as_markdown
 from cluster.paper.gains import Images, Place, gains, place_of
 from cluster.paper.tables import TABLES
 from tests.cluster.paper.results import made
@@ -55,9 +55,9 @@ def test_a_picture_without_a_figure_is_left_out_and_other_pictures_are_told() ->
 def test_a_table_shows_gains_where_there_are_any() -> None:
     rows = [made(line, PART, psnr=20.0, ssim=0.5) for line in (BASE, OURS)]
     filled = fill(TABLE, rows, held({0: images([20.0, 21.0, 22.0])}, {0: images([21.0, 22.5, 24.0])}))
-    page = markdown(filled)
+    page = as_markdown(filled)
     assert "## Gains over the base model" in page
     assert "| DiffBIR+Ours | +1.500 [+1.000, +2.000], p=0.25 | +0.0000 [+0.0000, +0.0000], p=1 |" in page
     (gain, _) = json.loads(as_json(filled))["gains"]
     assert gain["metric"] == "psnr" and gain["difference"] == pytest.approx(1.5) and gain["n"] == 3
-    assert "## Gains" not in markdown(fill(TABLE, rows))
+    assert "## Gains" not in as_markdown(fill(TABLE, rows))
