@@ -125,7 +125,7 @@ study: setup
 	$(BIN)/python -m benchmarks.study_report --results $(RESULTS)
 
 # The paper's six tables by tiny models on stand-ins of the sets, into docs/paper_tables: that all of it runs, no more.
-# Of table 1 the cell DiffBIR x LOL-real by the demo's model; SFT=configs/paper/demo/sft.yaml tunes it to the set before.
+# Of table 1 the cell DiffBIR x LOL-real by the demo's model; SFT=configs/sft_demo.yaml tunes it to the set before.
 .PHONY: paper paper-cell
 CELL := runs/paper_cell
 paper: setup

@@ -79,8 +79,11 @@ def _item(value: Any, depth: int) -> Iterator[str]:
         return
     first = True
     for line in _lines(value, depth + 1):
-        # A comment above the first key stands above the item: what follows the dash must not be one.
-        if first and not line.lstrip().startswith("#"):
+        # A comment above the first key stands above the item: what follows the dash must not be one. It is as deep as
+        # the dash, as a deeper one would still belong to a block of text before it.
+        if first and line.lstrip().startswith("#"):
+            line = INDENT * depth + line.lstrip()
+        elif first:
             line, first = f"{INDENT * depth}- {line[len(INDENT) * (depth + 1) :]}", False
         yield line
 

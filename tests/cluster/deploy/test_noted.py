@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cluster.deploy.noted import Noted, bare, text_of
@@ -31,6 +31,7 @@ TREES = st.recursive(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(TREES, min_size=1, max_size=2))
+@example([[Noted("a\n", "one line"), [Noted(None, "above an item in an item, behind a block")]]])
 def test_yaml_reads_back_what_was_written_whatever_stands_in_it(trees: list[Any]) -> None:
     assert list(yaml.safe_load_all(text_of(trees, "a head"))) == [bare(tree) for tree in trees]
 
@@ -43,7 +44,7 @@ def test_a_note_stands_above_its_key_or_item_and_text_of_several_lines_is_a_bloc
         "# second",
         "a:",
         "  # of the item",
-        "    # of b",
+        "  # of b",
         "  - b: 1",
         "    c: |",
         "      x",
