@@ -55,10 +55,10 @@ test-learner: types
 
 test-services: setup
 	$(BIN)/python -m pytest --durations=5 tests/reward_service
-	$(BIN)/python -m pytest --durations=5 tests/system/test_models.py
 
 test-runs: setup
 	$(BIN)/python -m pytest --durations=5 tests/system --ignore=tests/system/test_models.py
+	$(BIN)/python -m pytest --durations=5 tests/system/test_models.py
 
 # What takes too long for every change: tests marked `slow`, in the processes of `make test`, at most half an hour. One part
 # after the other: some hold figures of a service that nothing else may slow. Pytest's status 5 says that a part has none.
