@@ -86,10 +86,12 @@ slow-services:
 slow-runs:
 	$(SLOW) tests/system --ignore=tests/system/test_models.py || test $$? = 5
 
-# A run on a cluster that changes all the time: for who changes how actors, replicas or nodes come and go.
+# A run on a cluster that changes all the time: for who changes how actors, replicas or nodes come and go. A table of the
+# paper on a cluster that stands already.
 .PHONY: test-cluster
 test-cluster: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster --durations=15 tests/system
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster --durations=15 tests/cluster/cli/test_paper.py
 
 # The main job on real photographs; ends by printing where its report is. RUN=folder, SEED=n, ARGS='iterations=12 ...'.
 SEED ?= 0

@@ -168,7 +168,7 @@ def test_a_table_killed_in_between_goes_on_and_repeats_no_finished_cell(data: Pa
     assert "n=2 of 100 published" in page
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_on_a_cluster_that_runs_already_the_whole_system_trains_and_measures(data: Path, tmp_path: Path) -> None:
     out, models = tmp_path / "out", write_model(tmp_path / "models" / "diffbir").parent
     small = (*SCALES["tiny"].words, *SMALL, "ranks.num_cpus=0.2", "actors.num_cpus=0.2", "reward.num_cpus=0.2")
