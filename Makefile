@@ -86,8 +86,8 @@ slow-services:
 slow-runs:
 	$(SLOW) tests/system --ignore=tests/system/test_models.py || test $$? = 5
 
-# A run on a cluster that changes all the time: for who changes how actors, replicas or nodes come and go. A table of the
-# paper on a cluster that stands already.
+# Whole clusters, minutes each, not in CI: a run on one that changes all the time, for who changes how actors, replicas or
+# nodes come and go; what `restorl deploy` writes; a table of the paper on a cluster that stands already.
 .PHONY: test-cluster
 test-cluster: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster --durations=15 tests/system

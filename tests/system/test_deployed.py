@@ -41,7 +41,7 @@ from cluster.processes import MARK, end, marked
 from tests.cluster.deploy.cases import cluster_of, of_kind, ray_start
 from tests.system.conftest import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 NOBODY = 65534
 ITERATIONS = 6
 POD_ATTEMPTS, STARTED = 5, "Ray runtime started."
