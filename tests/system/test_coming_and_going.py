@@ -65,7 +65,7 @@ def until(reached: Callable[[], object], what: str, timeout_s: float) -> float:
     return time.monotonic() - began
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_actors_follow_their_nodes_and_nothing_waits_for_one_that_has_none(cluster: Cluster, tmp_path: Path) -> None:
     ended: list[tuple[str, Any]] = []
     enough = tmp_path / "enough"  # ends the calls of actors

@@ -52,12 +52,12 @@ def test_a_run_survives_kills_in_every_phase(workplace: Path, tmp_path: Path, ki
     complete(tmp_path / "run", 6)
 
 
-def test_twelve_actors_that_die_all_the_time_cost_a_run_nothing(workplace: Path, tmp_path: Path) -> None:
+def test_six_actors_that_die_all_the_time_cost_a_run_nothing(workplace: Path, tmp_path: Path) -> None:
     kills = [
         f"{phase}:actor" for phase in ("start", "rollout", "step", "publication", "checkpoint", "evaluation", "end")
     ]
     kills += ["rollout:actor", "rollout:actor", "evaluation:actor", "step:rank", "evaluation:store"]
-    words = ["--stand-ins", "actors.count=12", "actors.num_cpus=0.05", "iterations=8", "source.max_staleness=3"]
+    words = ["--stand-ins", "actors.count=6", "actors.num_cpus=0.1", "iterations=8", "source.max_staleness=3"]
     words += ["source.groups_per_step=8"]
     told = sabotaged(workplace, tmp_path / "run", *kills, *words, "evaluation.strips=0")
     assert told.count("SABOTAGE") == len(kills) and "to be found" not in told, told
