@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 
 PATIENCE_S = 60.0
 
@@ -17,11 +18,9 @@ def end_with_starter(fd: int = 0, patience_s: float = PATIENCE_S) -> None:
     """From here on this process gets SIGTERM when the pipe `fd` closes, and is gone after `patience_s` more."""
 
     def watch() -> None:
-        try:
+        with suppress(OSError):  # no pipe any more: its other end can't be there either
             while os.read(fd, 1):
-                pass
-        except OSError:
-            pass  # no pipe any more: its other end can't be there either
+                continue
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(patience_s)
         os._exit(128 + signal.SIGTERM)
